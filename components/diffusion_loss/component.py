@@ -1,0 +1,36 @@
+"""KFP dialect of the stage `diffusion_loss`."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def diffusion_loss(
+    params: dict,
+    seed: int,
+    shards: dsl.Input[dsl.Dataset],
+    backbones: dsl.Input[dsl.Model],
+    encoder: dsl.Input[dsl.Model],
+    scores: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Measure, label-free, on held-out images: reference against tuned."""
+    import json
+    from pathlib import Path
+
+    from un2clip.scores import load_scores
+    from un2clip.stages import run_stage
+
+    run_stage(
+        "diffusion_loss",
+        params,
+        seed=seed,
+        shards=shards.path,
+        backbones=backbones.path,
+        encoder=encoder.path,
+        scores=scores.path,
+    )
+    for result in map(load_scores, sorted(Path(scores.path).glob("*.json"))):
+        metrics.log_metric(f"{result.benchmark} {result.role}", result.score)
+    Path(metrics.path).write_text(json.dumps(metrics.metadata))  # without a file the task never hits the cache

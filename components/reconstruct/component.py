@@ -1,0 +1,28 @@
+"""KFP dialect of the stage `reconstruct`."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def reconstruct(
+    params: dict,
+    seed: int,
+    shards: dsl.Input[dsl.Dataset],
+    backbones: dsl.Input[dsl.Model],
+    encoder: dsl.Input[dsl.Model],
+    reconstructions: dsl.Output[dsl.Artifact],
+):
+    """Draw the original and what the generator makes of each encoder's embedding."""
+    from un2clip.stages import run_stage
+
+    run_stage(
+        "reconstruct",
+        params,
+        seed=seed,
+        shards=shards.path,
+        backbones=backbones.path,
+        encoder=encoder.path,
+        reconstructions=reconstructions.path,
+    )

@@ -1,0 +1,92 @@
+"""Run the compiled pipeline on this machine: no cluster, no Docker, the same YAML and the same stages.
+
+    python -m pipelines.run_local [--params OVERLAY.yaml]
+
+Each run has its own folder below local_outputs/; `outputs.json` in it maps each benchmark and role to its
+scores file, and names the report. Resources, secrets and caching mean nothing here, and a stage that fails
+is not tried again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kfp import components, local
+
+from pipelines.un2clip import PACKAGE, ROOT, arguments, read_params
+from un2clip.config import UserError
+from un2clip.scores import load_scores
+
+
+def run(folder: Path, overlay: Path | None = None) -> dict[str, Any]:
+    """Run pipelines/un2clip.yaml with its artifacts below `folder`.
+
+    Args:
+        folder: a folder of this run alone.
+        overlay: params file laid over params.yaml; without one the numbers compiled into the YAML count.
+
+    Returns:
+        What `find_outputs` says.
+
+    Raises:
+        UserError: the overlay is unfit, or a stage failed; its own message is in the log above.
+    """
+    changed = arguments(read_params(overlay)) if overlay else {}
+    pipeline = components.load_component_from_file(str(PACKAGE))
+    graph = pipeline.component_spec.implementation.graph
+    for component in [graph.root, *graph.components.values()]:
+        for task in component.dag.tasks.values():
+            task.ClearField("retry_policy")
+    os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one a task: its image and resources mean nothing here
+        try:
+            pipeline(**changed)
+        except RuntimeError as error:
+            raise UserError(f"{error} Its artifacts so far: {folder}") from None
+    outputs = find_outputs(folder)
+    (folder / "outputs.json").write_text(json.dumps(outputs, indent=1) + "\n")
+    return outputs
+
+
+def find_outputs(folder: Path) -> dict[str, Any]:
+    """Where a run's results lie: {"report": page, "decision": file, "scores": {benchmark: {role: file}}}."""
+    scores: dict[str, dict[str, str]] = {}
+    for path in sorted(folder.rglob("scores/*.json")):
+        result = load_scores(path)
+        scores.setdefault(result.benchmark, {})[result.role] = str(path)
+    return {
+        "report": str(next(folder.rglob("report/index.html"))),
+        "decision": str(next(folder.rglob("decision/decision.json"))),
+        "scores": scores,
+    }
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.run_local", description="Run the pipeline on this machine."
+    )
+    parser.add_argument("--params", type=Path, metavar="FILE", help="overlay on params.yaml")
+    parser.add_argument(
+        "--root", type=Path, default=ROOT / "local_outputs", help="parent of the runs (default: %(default)s)"
+    )
+    options = parser.parse_args(words)
+    try:
+        outputs = run(options.root / time.strftime("%Y-%m-%d-%H-%M-%S"), options.params)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    rows = [f"report    {outputs['report']}", f"decision  {outputs['decision']}"]
+    for benchmark, files in outputs["scores"].items():
+        rows += [f"scores    {benchmark:<16} {role:<10} {file}" for role, file in files.items()]
+    sys.stdout.write("\n".join(rows) + "\n")  # kfp's loop leaves print() indenting
+
+
+if __name__ == "__main__":
+    main()

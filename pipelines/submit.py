@@ -1,0 +1,98 @@
+"""What bin/kfp runs: the stock command line of kfp, which also understands `kfp run submit FILE [key=value ...]`.
+
+The stock one takes the file through -f, demands -e, calls `submit` a deprecated `create`, hands `seed=3` over
+as a number even where a text is declared, and without an endpoint knocks at localhost many times.
+"""
+
+import json
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+EXPERIMENT = "un2clip"
+COMMANDS = {(group, verb) for group in ("run", "runs") for verb in ("submit", "create")}
+
+
+def rewrite(words: list[str]) -> list[str]:
+    """Turn `run submit FILE [key=value ...]` into `run create -e un2clip -f FILE [key=value ...]`.
+
+    Options stay as they are, whatever their place. Words without a FILE, or with another command, pass unchanged.
+    """
+    at = next((i for i, pair in enumerate(pairwise(words)) if pair in COMMANDS), None)
+    if at is None:
+        return words
+    import click
+    from kfp.cli.run import create
+
+    _require_endpoint(words[:at])
+    before, after = words[:at], words[at + 2 :]
+    context = click.Context(create, info_name="kfp run submit")
+    options, _, _ = create.make_parser(context).parse_args(list(after))
+    files = [word for word in options["args"] if "=" not in word]
+    if not files:
+        return words
+    if len(files) > 1:
+        sys.exit(f"kfp: one pipeline file and key=value arguments are allowed, got {', '.join(files)}")
+    package = files[0]
+    if not Path(package).is_file():
+        sys.exit(f"kfp: no such pipeline file: {package}; run from the repository's root, or compile it first")
+    after.remove(package)
+    if "experiment_name" not in options and "KFP_RUN_CREATE_EXPERIMENT_NAME" not in os.environ:
+        after = ["-e", EXPERIMENT, *after]
+    declared = _parameters(Path(package))
+    typed = (_typed(word, declared) if word in options["args"] else word for word in after)
+    return [*before, "run", "create", "-f", package, *typed]
+
+
+def _require_endpoint(options: list[str]) -> None:
+    """Exit unless the client can find a server: named, around us, or through a kube config."""
+    configs = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
+    if not (
+        any(word.partition("=")[0] == "--endpoint" for word in options)
+        or any(os.environ.get(name) for name in ("KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST"))
+        or any(Path(config).expanduser().is_file() for config in configs)
+    ):
+        sys.exit(
+            "kfp: no Kubeflow Pipelines endpoint; set KFP_ENDPOINT, for example KFP_ENDPOINT=http://localhost:8080"
+        )
+
+
+def _parameters(package: Path) -> dict[str, str]:
+    """The pipeline's parameters and their types, from the first document of the compiled YAML."""
+    import yaml
+
+    try:
+        spec = next(yaml.safe_load_all(package.read_text()))
+        parameters = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    except (yaml.YAMLError, UnicodeDecodeError, StopIteration, KeyError, TypeError):
+        sys.exit(f"kfp: {package} is not a compiled pipeline; make one with `python -m pipelines.un2clip`")
+    return {name: parameter["parameterType"] for name, parameter in parameters.items()}
+
+
+def _typed(word: str, declared: dict[str, str]) -> str:
+    """Quote the value of a text parameter, which the stock command line would read as JSON: 8, true, null."""
+    key, _, value = word.partition("=")
+    if key not in declared:
+        sys.exit(f"kfp: unknown parameter {key}; the pipeline takes {', '.join(sorted(declared))}")
+    return f"{key}={json.dumps(value)}" if declared[key] == "STRING" and not value.startswith('"') else word
+
+
+def main() -> None:
+    """Run the stock command line with the rewritten words."""
+    try:
+        from kfp.cli.__main__ import main as kfp
+    except ImportError:
+        sys.exit(f"kfp: {sys.executable} has no kfp; run `make setup`, or put a python3 that has it on PATH")
+    import click
+
+    try:
+        sys.argv = ["kfp", *rewrite(sys.argv[1:])]
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    kfp()
+
+
+if __name__ == "__main__":
+    main()

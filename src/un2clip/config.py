@@ -1,0 +1,132 @@
+"""Numbers: read params.yaml into frozen dataclasses, strictly.
+
+No dataclass here has a default, because a default would be a second place where a number lives. A key
+that is unknown, missing or of the wrong type stops the program with one line that names it in full
+(`finetune.lr`) and says what is allowed.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Something the user can mend. The command line prints its message alone, without a traceback."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; run from the repository's root or pass --params=FILE") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
+    return content
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Lay an overlay over the parameters. An overlay may change a key and never add one."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        if key not in base:
+            raise UserError(f"unknown parameter {prefix}{key}; known here: {', '.join(sorted(map(str, base)))}")
+        if isinstance(value, Mapping) and isinstance(base[key], Mapping):
+            merged[key] = merge(base[key], value, f"{prefix}{key}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Write an overlay as `-S key=value` words for `dvc exp run`."""
+    words: list[str] = []
+    for key, value in overlay.items():
+        if isinstance(value, Mapping):
+            words += flags(value, f"{prefix}{key}.")
+        else:
+            words += ["-S", f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}"]
+    return words
+
+
+def build(cls: type[T], values: Any, name: str) -> T:
+    """Build the dataclass `cls` from a mapping; `name` is the section's name, for messages.
+
+    Raises:
+        UserError: a key is unknown, missing or mistyped, or the class's own `__post_init__` refuses it.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name} must be a mapping, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise UserError(f"unknown parameter {name}.{key}; known here: {', '.join(names)}")
+    for key in names:
+        if key not in values:
+            raise UserError(f"missing parameter {name}.{key}: {_describe(hints[key])}")
+    converted = {key: convert(hints[key], values[key], f"{name}.{key}") for key in names}
+    try:
+        return cls(**converted)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{name}.{error}") from None
+
+
+def convert(hint: Any, value: Any, name: str) -> Any:
+    """Convert one YAML value to the declared type, or raise a UserError that names the parameter.
+
+    KFP hands every number over as a float and `dvc exp run -S` writes 1e-06 without a dot, which YAML
+    reads as text; so an integral float counts as an int and a numeric text as a float, nothing else.
+    """
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, name)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return convert(next(arg for arg in args if arg is not type(None)), value, name)
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    elif origin is dict and isinstance(value, Mapping):
+        return {str(key): convert(args[1], item, f"{name}.{key}") for key, item in value.items()}
+    elif hint is bool and isinstance(value, bool):
+        return value
+    elif hint is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+        return int(value)
+    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif hint is str and isinstance(value, str):
+        return value
+    raise UserError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if arg is type(None) else _describe(arg) for arg in args)
+    if origin is tuple:
+        return f"a list, each {_describe(args[0])}"
+    if origin is dict:
+        return f"a mapping, each {_describe(args[1])}"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping of " + ", ".join(field.name for field in dataclasses.fields(hint))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))

@@ -1,0 +1,239 @@
+"""Checked image-text shards: tars in webdataset form, the index that describes them, and how both are read.
+
+A shard holds `key.png` (or jpg, webp), `key.txt` and perhaps `key.json` for each sample. Equal samples give
+equal bytes: no time, no owner, fixed order. webdataset, `tar` and clip-benchmark read them as they are.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from un2clip.config import UserError
+from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
+
+INDEX = "index.json"
+_END = tarfile.NUL * 2 * tarfile.BLOCKSIZE
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image and its caption, decoded (RGB)."""
+
+    key: str
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """One sample as it is written: the image's file as bytes, and its extension (png, jpg or webp)."""
+
+    key: str
+    image: bytes
+    extension: str
+    caption: str
+    metadata: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar of a split, as the index lists it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What `ingest` wrote, and what it did not.
+
+    Attributes:
+        splits: train and heldout -> their shards in order.
+        rejected: reason -> number of samples, the most frequent first.
+        captions: statistics of the captions kept.
+        damaged_tars: source tar -> why it could not be read to its end.
+    """
+
+    splits: dict[str, tuple[Shard, ...]]
+    rejected: dict[str, int]
+    captions: dict[str, Any]
+    damaged_tars: dict[str, str]
+
+    def count(self, split: str) -> int:
+        """Samples kept in `split`."""
+        return sum(shard.samples for shard in self.splits[split])
+
+    @property
+    def kept(self) -> int:
+        return sum(map(self.count, self.splits))
+
+    @property
+    def read(self) -> int:
+        """Input samples: kept + rejected."""
+        return self.kept + sum(self.rejected.values())
+
+    def save(self, shards: Path) -> None:
+        """Write `index.json` into the folder: the totals first, for a reader."""
+        totals = {"read": self.read, "kept": self.kept, "rejected_total": self.read - self.kept}
+        counts = {"samples": {split: self.count(split) for split in self.splits}}
+        (shards / INDEX).write_text(json.dumps(totals | counts | dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read_index(shards: Path) -> Index:
+    """Read the index of the folder that `ingest` wrote.
+
+    Raises:
+        UserError: there is none, it is broken, or a shard it lists is absent or of another size.
+    """
+    path = shards / INDEX
+    try:
+        content = json.loads(path.read_text())
+        content["splits"] = {
+            split: tuple(Shard(**shard) for shard in listed) for split, listed in content["splits"].items()
+        }
+        index = Index(**{field.name: content[field.name] for field in dataclasses.fields(Index)})
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read {path} ({what}); run `un2clip ingest` to make it") from None
+    for split, listed in index.splits.items():
+        for shard in listed:
+            tar = shards / split / shard.name
+            if not tar.is_file() or tar.stat().st_size != shard.bytes:
+                raise UserError(f"{tar} is absent or not the {shard.bytes} bytes of {path}; run `un2clip ingest` again")
+    return index
+
+
+def digest(shards: Path) -> str:
+    """One sha256 of the whole data set, from the hashes of its shards in the index."""
+    lines = [
+        f"{split}/{shard.name} {shard.sha256}\n"
+        for split, listed in sorted(read_index(shards).splits.items())
+        for shard in listed
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def samples(folder: Path, tar: str = "*.tar") -> Iterator[Sample]:
+    """Samples of one split's folder (`shards/train`), tars in order of name, one sample in memory at a time.
+
+    Args:
+        folder: looked at when `samples` is called, not when the first sample is asked for.
+        tar: name of one shard, or a pattern of names.
+
+    Raises:
+        UserError: the folder has no such tar, or a tar is damaged or holds what `ingest` would reject.
+    """
+    tars = sorted(folder.glob(tar))
+    if not tars:
+        what = f"has no {tar}" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}; run the stage that makes it (`un2clip ingest` makes shards/train)")
+    return _samples(tars)
+
+
+def _samples(tars: Iterable[Path]) -> Iterator[Sample]:
+    for tar in tars:
+        try:
+            for group in groups(tar, max_bytes=tar.stat().st_size):
+                try:
+                    sample = _decode(group)
+                except (Rejected, OSError, ValueError, SyntaxError) as error:
+                    raise UserError(f"{tar}: sample {group.key}: {error}; pass it through `un2clip ingest`") from None
+                yield sample
+        except DamagedTar as error:
+            raise UserError(f"{tar}: {error}; make it again, or pass it through `un2clip ingest`") from None
+
+
+def _decode(group: Group) -> Sample:
+    if group.fault is not None:
+        raise group.fault
+    if len(group.image_extensions) != 1 or "txt" not in group.members:
+        raise Rejected("one image and one txt needed", f"got {', '.join(group.members)}")
+    with Image.open(io.BytesIO(group.members[group.image_extensions[0]])) as image:
+        return Sample(key=group.key, image=image.convert("RGB"), caption=group.members["txt"].decode())
+
+
+def write_shards(folder: Path, encoded: Iterable[EncodedSample], samples_per_shard: int) -> tuple[Shard, ...]:
+    """Write all samples to `folder/00000.tar`, ... in their order; see ShardWriter."""
+    with ShardWriter(folder, samples_per_shard) as writer:
+        for sample in encoded:
+            writer.add(sample)
+        return writer.close()
+
+
+class ShardWriter:
+    """Writes samples as they come, and cuts them into shards of equal size (give or take one) at the end.
+
+    How many shards there are is known only when the last sample has come. So samples go to one nameless
+    file on the same disk, already in the form of tar members, and `close` copies its stretches: memory is
+    8 bytes a sample, and the disk needs the data twice for a moment.
+
+    Raises:
+        UserError: the folder already holds tars, which a reader would take for this data.
+    """
+
+    def __init__(self, folder: Path, samples_per_shard: int) -> None:
+        assert samples_per_shard > 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.glob("*.tar")):
+            raise UserError(f"{folder} already holds tars; delete it or name another folder")
+        self._folder = folder
+        self._samples_per_shard = samples_per_shard
+        self._sizes = array("Q")
+        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._spool.close()
+
+    def add(self, sample: EncodedSample) -> None:
+        """Append one sample. Keys must differ; the last part of a key has no dot."""
+        assert "." not in sample.key.rpartition("/")[2], f"a key ends at its first dot: {sample.key}"
+        members = {sample.extension: sample.image, "txt": sample.caption.encode()}
+        if sample.metadata is not None:
+            members["json"] = json.dumps(sample.metadata, sort_keys=True).encode()
+        blocks = [_member(f"{sample.key}.{extension}", members[extension]) for extension in sorted(members)]
+        self._sizes.append(self._spool.write(b"".join(blocks)))
+
+    def close(self) -> tuple[Shard, ...]:
+        """Write the shards; no shard for no samples."""
+        self._spool.seek(0)
+        count = -(-len(self._sizes) // self._samples_per_shard)
+        bounds = [i * len(self._sizes) // count for i in range(count + 1)] if count else []
+        return tuple(
+            self._write_shard(f"{i:05d}.tar", self._sizes[first:last])
+            for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))
+        )
+
+    def _write_shard(self, name: str, sizes: array) -> Shard:  # type: ignore[type-arg]
+        sha256 = hashlib.sha256()
+        left = sum(sizes)
+        with (self._folder / name).open("wb") as tar:
+            while left:
+                chunk = self._spool.read(min(left, _COPY_BYTES))
+                left -= tar.write(chunk)
+                sha256.update(chunk)
+            tar.write(_END)
+            sha256.update(_END)
+            return Shard(name=name, samples=len(sizes), bytes=tar.tell(), sha256=sha256.hexdigest())
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """A tar member: header (TarInfo's own defaults: time 0, owner 0, mode 644), content, zeros to a full block."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info.tobuf() + content + tarfile.NUL * (-len(content) % tarfile.BLOCKSIZE)

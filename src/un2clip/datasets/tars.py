@@ -1,0 +1,146 @@
+"""Read image-text tars that may be hostile or damaged, one input sample at a time, never to disk.
+
+One input sample is a run of adjacent members with one key, as webdataset groups them: the path up to the
+first dot of its last part is the key, what follows that dot the extension. A member without an extension is
+an input sample of its own (a rejected one), a folder is none. So every member that carries anything belongs
+to exactly one sample, and kept + rejected can be held against what was read.
+
+The standard library reads the tars because webdataset's reader cannot say what this stage must report: it
+passes over links and nameless members in silence and takes a tar that was cut off for one that ended.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+#: Extensions an image may have, in lower case.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_BLOCK_BYTES = 1 << 20
+#: What `tarfile` raises on broken headers. RecursionError: a chain of extended headers a thousand long.
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
+
+
+class Rejected(Exception):
+    """Why a sample is not kept: a reason to count by, and a detail of this one sample."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class DamagedTar(Exception):
+    """A tar cannot be read, or not to its end; everything readable has been yielded before."""
+
+
+@dataclass
+class Group:
+    """One input sample as it stands in its tar.
+
+    Attributes:
+        key: path up to the first dot of the last part.
+        members: extension in lower case -> content; empty where the content is not wanted.
+        fault: why the sample cannot be kept, if its members' headers already say so.
+        tar_bytes: bytes of the tar read for it, for progress.
+    """
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    fault: Rejected | None = None
+    tar_bytes: int = 0
+
+    @property
+    def image_extensions(self) -> list[str]:
+        return [extension for extension in self.members if extension in IMAGE_EXTENSIONS]
+
+
+def groups(path: Path, max_bytes: int) -> Iterator[Group]:
+    """The input samples of one uncompressed tar, in its order; one sample in memory at a time.
+
+    Args:
+        path: the tar.
+        max_bytes: a member larger than this is not read, and its sample has a fault.
+
+    Raises:
+        DamagedTar: after the last readable sample, if the tar is cut off or is no tar.
+    """
+    group: Group | None = None
+    damage = ""
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member, size in _headers(tar):
+                key, extension = _split(member.name)
+                fault = _fault(member, max_bytes)
+                if not extension:
+                    yield Group(key, {}, fault or Rejected("no extension", member.name), size)
+                    continue
+                # A repeated extension opens a new sample: the same key twice in a row is two samples.
+                if group is None or key != group.key or extension in group.members:
+                    if group is not None:
+                        yield group
+                    group = Group(key)
+                group.fault = group.fault or fault
+                group.members[extension] = b""
+                group.tar_bytes += size
+                if fault is None and extension in (*IMAGE_EXTENSIONS, "txt", "json"):
+                    group.members[extension] = _content(tar, member, group)
+            _check_end(file, tar.offset)
+    except _DAMAGE as error:
+        damage = f"{type(error).__name__}: {error}"
+    if group is not None:
+        yield group
+    if damage:
+        raise DamagedTar(damage)
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Every member but folders, and how far the tar has been read since the last one, in bytes."""
+    before = 0
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # every header seen: too many in a large tar
+        if member.size < 0:
+            raise tarfile.ReadError(f"negative size of {member.name!r}")  # or tarfile would walk in a circle
+        if not member.isdir():
+            yield member, tar.offset - before
+            before = tar.offset
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and extension, `a/b.seg.PNG` -> `a/b`, `seg.png`; without an extension the key is the whole name."""
+    path = PurePosixPath(name)  # drops a leading "./"
+    stem, _, extension = path.name.partition(".")
+    return (str(path.parent / stem), extension.lower()) if stem and extension else (name, "")
+
+
+def _fault(member: tarfile.TarInfo, max_bytes: int) -> Rejected | None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or not member.name.isprintable():
+        return Rejected("unsafe name", member.name)
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        target = f" -> {member.linkname}" if member.linkname else ""
+        return Rejected("link or special file", f"{member.name}{target} (tar type {member.type!r})")
+    if member.size > max_bytes:
+        return Rejected("too many bytes", f"{member.name} has {member.size} bytes, at most {max_bytes} are read")
+    return None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, group: Group) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None, "a regular member has content"
+    try:
+        return stream.read()
+    except _DAMAGE:
+        group.fault = Rejected("cut off", f"the tar ends within {member.name}")
+        raise
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """After its last member a tar has zeros and nothing else; `tarfile` takes anything for the end."""
+    file.seek(offset)
+    if (block := file.read(tarfile.BLOCKSIZE)) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"{'broken header' if block else 'no end mark'} at byte {offset}")
+    while block := file.read(_BLOCK_BYTES):
+        if block.strip(tarfile.NUL):
+            raise tarfile.ReadError(f"more data after the end mark at byte {offset}, which is not read")

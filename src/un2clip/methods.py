@@ -1,0 +1,67 @@
+"""The method table: a method says what trains and what holds the encoder; a number never stands here.
+
+    L = rec_phi(x | enc_theta(x)) + lambda ||enc_theta(x) - enc_theta0(x)||^2
+
+un2clip (arXiv 2505.24517, eq. 3) trains theta through a frozen phi without the second term. DIVA and
+UniLIP are rows with another condition and decoder.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from un2clip.config import UserError
+
+Part = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row.
+
+    Attributes:
+        trains: which parts move; every other part stays bitwise as it was.
+        anchored: whether lambda (finetune.anchor_weight) pulls the embedding back to the reference's.
+        noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
+            for each sample as in the generator's own training (arXiv 2204.06125).
+        says: one line for people.
+    """
+
+    trains: tuple[Part, ...]
+    anchored: bool
+    noise_level: Literal["configured", "uniform"]
+    says: str
+
+
+METHODS: dict[str, Method] = {
+    "un2clip": Method(
+        trains=("encoder",),
+        anchored=False,
+        noise_level="configured",
+        says="the paper's method: the encoder trains through the frozen generator",
+    ),
+    "un2clip-anchored": Method(
+        trains=("encoder",),
+        anchored=True,
+        noise_level="configured",
+        says="ours: the same, and the embedding is held near the reference's",
+    ),
+    "update-generator": Method(
+        trains=("encoder", "decoder"),
+        anchored=False,
+        noise_level="configured",
+        says="the paper's ablation: the generator trains too",
+    ),
+    "align": Method(
+        trains=("decoder",),
+        anchored=False,
+        noise_level="uniform",
+        says="trains an unCLIP for a frozen encoder; `backbones` uses it",
+    ),
+}
+
+
+def get_method(name: str) -> Method:
+    """The row called `name`, or a UserError that lists the table."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,84 @@
+"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchor.
+
+Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from un2clip.decoder import Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of one evaluation of the loss.
+
+    Attributes:
+        timesteps: (B,) int64 in 0..T-1.
+        noise: (B, C, h, w) standard normal, added to the latents.
+        noise_level: (B,) int64, level of the embedding's noise augmentation.
+        embedding_noise: (B, D) standard normal, added to the embedding.
+        keep: (B,) bool; False drops the whole condition, as in classifier-free guidance (arXiv 2207.12598).
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    noise_level: Tensor
+    embedding_noise: Tensor
+    keep: Tensor
+
+
+def draw(
+    generator: Generator,
+    latents: Tensor,
+    rng: torch.Generator,
+    *,
+    timesteps: tuple[int, int],
+    noise_level: int | None,
+    condition_dropout: float,
+) -> Draws:
+    """Draw for a batch of latents.
+
+    Args:
+        timesteps: lowest and highest timestep, both included, drawn uniformly.
+        noise_level: one level for all, or None: uniform over all levels, one for each sample.
+        condition_dropout: probability that a sample's condition is dropped.
+    """
+    n = len(latents)
+    low, high = timesteps
+    level = (
+        torch.randint(generator.num_noise_levels, (n,), generator=rng)
+        if noise_level is None
+        else torch.full((n,), noise_level, dtype=torch.int64)
+    )
+    return Draws(
+        timesteps=torch.randint(low, high + 1, (n,), generator=rng),
+        noise=torch.randn(latents.shape, generator=rng),
+        noise_level=level,
+        embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
+        keep=torch.rand(n, generator=rng) >= condition_dropout,
+    )
+
+
+def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, draws: Draws) -> Tensor:
+    """Mean squared error of the generator's prediction against its own target, one number a sample (B,).
+
+    E_t,noise ||G(z_t, t, e) - target||^2 with e the embedding: arXiv 2505.24517, eq. 3; the target is the
+    noise or v, whichever the generator was trained for.
+
+    Args:
+        latents: (B, C, h, w), scaled.
+        image_embeds: (B, D), not L2-normalised; gradients flow into it through the frozen generator.
+    """
+    noisy_latents = generator.add_noise(latents, draws.noise, draws.timesteps)
+    labels = generator.class_labels(image_embeds, draws.noise_level, draws.embedding_noise)
+    prediction = generator(noisy_latents, draws.timesteps, labels * draws.keep[:, None])
+    target = generator.target(latents, draws.noise, draws.timesteps)
+    return (prediction - target).square().mean(dim=(1, 2, 3))
+
+
+def anchor_distance(generator: Generator, image_embeds: Tensor, reference_embeds: Tensor) -> Tensor:
+    """Mean squared distance to the reference's embedding, in the normaliser's units, one number a sample (B,)."""
+    return ((image_embeds - reference_embeds) / generator.std).square().mean(dim=1)

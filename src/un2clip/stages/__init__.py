@@ -1,0 +1,56 @@
+"""The stages of the pipeline, and the one way to run them.
+
+A stage is `stage(params, *, names...) -> None`. Its keyword names are its inputs and outputs: paths, or a
+word such as a seed or a method. It reads no environment, no params.yaml and no global, and writes only
+below its outputs; the same inputs give the same bytes on CPU. The shell, DVC and Kubeflow all come
+through `run_stage` and differ only in who supplies the names.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from un2clip import tracking
+from un2clip.config import UserError, build, convert
+
+#: In the order of the graph (dvc.yaml).
+STAGES = (
+    "shapes", "ingest", "backbones", "finetune", "diffusion_loss", "evaluate", "reconstruct", "compare", "promote",
+)  # fmt: skip
+
+
+def get_stage(name: str) -> Callable[..., None]:
+    """The stage function called `name`, imported on demand so that `--help` stays quick."""
+    if name not in STAGES:
+        raise UserError(f"unknown stage {name!r}; known: {', '.join(STAGES)}")
+    stage: Callable[..., None] = getattr(importlib.import_module(f"un2clip.stages.{name}"), name)
+    return stage
+
+
+def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
+    """Run one stage: its section read strictly, its names converted, a run in MLflow around it.
+
+    Args:
+        name: a stage of STAGES.
+        params: the stage's own section of params.yaml, as plain data.
+        names: the stage's inputs and outputs by name; paths may be text.
+    """
+    stage = get_stage(name)
+    hints = get_type_hints(stage)
+    wanted = [key for key in inspect.signature(stage).parameters if key != "params"]
+    if set(names) != set(wanted):
+        raise UserError(f"stage {name} takes {', '.join(wanted)}; got {', '.join(names) or 'nothing'}")
+    section = build(hints["params"], params, name)
+    arguments = {key: _argument(hints[key], names[key], key) for key in wanted}
+    with tracking.stage_run(name, params=params, names=arguments):
+        stage(section, **arguments)
+
+
+def _argument(hint: Any, value: Any, name: str) -> Any:
+    if hint is Path:
+        return Path(value)
+    if hint == list[Path]:
+        return [Path(item) for item in ([value] if isinstance(value, str | Path) else value)]
+    return convert(hint, value, name)

@@ -1,0 +1,132 @@
+"""Stage `diffusion_loss`: the label-free diagnostic. How well can the generator denoise held-out images, given each embedding?
+
+Both encoders meet the same images, noises and timesteps, so the difference is paired. The timesteps are
+stratified: each image meets one from every bin of equal width, drawn uniformly within the bin.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from open_clip.model import CLIP
+from torch import Tensor
+from tqdm import tqdm
+
+from un2clip.checkpoint import encoder_sha256, load_clip
+from un2clip.datasets import loader
+from un2clip.datasets.shards import digest
+from un2clip.decoder import Generator, load_generator
+from un2clip.evidence import read_lineage
+from un2clip.objective import Draws, diffusion_loss as loss_of
+from un2clip.scores import Item, Scores
+
+matplotlib.use("Agg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionLoss:
+    """The section `diffusion_loss` of params.yaml."""
+
+    images: int
+    bins: int
+    noise_level: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("images", "bins", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def diffusion_loss(params: DiffusionLoss, *, seed: int, shards: Path, backbones: Path, encoder: Path, scores: Path) -> None:
+    """Write reference.json and tuned.json (one item an image and bin) and diffusion_loss.png.
+
+    Args:
+        seed: of the table of noises and timesteps, the same for both encoders.
+        shards: its heldout/ is measured, at most `images` of it.
+        backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own.
+        encoder: the tuned checkpoint.
+        scores: folder of the two scores files and the plot.
+    """
+    generator = load_generator(backbones / "unclip")
+    reference, tuned = load_clip(backbones / "clip"), load_clip(encoder)
+    total = min(params.images, loader.count(shards, "heldout", at_least=1))
+    rng = torch.Generator().manual_seed(seed)
+    items: dict[str, list[Item]] = {"reference": [], "tuned": []}
+    batches = loader.epoch(
+        shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), params.batch_size, seed=None
+    )
+    with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
+        for batch in batches:
+            n = min(len(batch.keys), total - progress.n)
+            if n == 0:
+                break
+            latents = generator.encode(batch.images[:n])
+            pairs = {role: _embed(clip.model, batch.pixel_values[:n]) for role, clip in (("reference", reference), ("tuned", tuned))}
+            for i in range(params.bins):
+                name, draws = _draws(generator, latents, rng, i, params)
+                for role, image_embeds in pairs.items():
+                    with torch.no_grad():
+                        values = loss_of(generator, latents, image_embeds, draws).tolist()
+                    items[role] += [
+                        Item(id=f"{key}@{name}", type=name, value=value)
+                        for key, value in zip(batch.keys[:n], values, strict=True)
+                    ]
+            progress.update(n)
+    made = (("reference", "reference", backbones / "clip"), ("tuned", read_lineage(encoder)["method"], encoder))
+    both = {
+        role: Scores(
+            benchmark="diffusion_loss",
+            role=role,
+            method=method,
+            unit="mse",
+            data_sha256=digest(shards),
+            encoder_sha256=encoder_sha256(folder),
+            items=tuple(items[role]),
+        )
+        for role, method, folder in made
+    }
+    for role, result in both.items():
+        result.save(scores / f"{role}.json")
+    _plot(both, scores / "diffusion_loss.png")
+    print(f"diffusion_loss: reference {both['reference'].score:.5f}, tuned {both['tuned'].score:.5f} of {total} images")
+
+
+def _draws(generator: Generator, latents: Tensor, rng: torch.Generator, i: int, params: DiffusionLoss) -> tuple[str, Draws]:
+    """One timestep from bin i for each image, and its noises. The bin's name says its range."""
+    n = len(latents)
+    low = i * generator.num_timesteps // params.bins
+    high = (i + 1) * generator.num_timesteps // params.bins
+    return f"t {low}-{high - 1}", Draws(
+        timesteps=torch.randint(low, high, (n,), generator=rng),
+        noise=torch.randn(latents.shape, generator=rng),
+        noise_level=torch.full((n,), params.noise_level, dtype=torch.int64),
+        embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
+        keep=torch.ones(n, dtype=torch.bool),
+    )
+
+
+@torch.no_grad()
+def _embed(model: CLIP, pixel_values: Tensor) -> Tensor:
+    return model.encode_image(pixel_values)
+
+
+def _plot(both: dict[str, Scores], path: Path) -> None:
+    """Loss by timestep bin of both encoders, and their difference, which is far smaller than either."""
+    from matplotlib.figure import Figure
+
+    before, after = both["reference"].per_type(), both["tuned"].per_type()
+    names = [name.removeprefix("t ") for name in before]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(names, [score for score, _ in before.values()], marker="o", label="reference")
+    left.plot(names, [score for score, _ in after.values()], marker="x", label="tuned")
+    left.set(title="diffusion loss", xlabel="timestep", yscale="log")
+    left.legend()
+    right.bar(names, [1000 * (after[name][0] - before[name][0]) for name in before])
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set(title="tuned - reference, in thousandths (below 0: better)", xlabel="timestep")
+    for axes in (left, right):
+        axes.tick_params(axis="x", rotation=60)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,151 @@
+"""Stage `shapes`: render the laptop world, in the layouts of the real data sets.
+
+- `images/{train,heldout}/*.tar`: image-text tars in webdataset form, as CC3M is distributed.
+- `benchmarks/mmvp_vlm`: MMVP_VLM's Questions.csv and image tree; two images of a pair differ in one attribute
+  (and in what no caption tells: background, light, jitter).
+- `benchmarks/zeroshot`: objects x colours in clip-benchmark's webdataset layout.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from un2clip.datasets import shapes as world
+from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
+from un2clip.datasets.shards import EncodedSample, write_shards
+
+#: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "Orientation": ("orientation",),
+    "Presence": ("feature",),
+    "State": ("state",),
+    "Quantity": ("count",),
+    "Spatial": ("position", "relation"),
+    "Color": ("colour",),
+    "Structural Character": ("texture",),
+    "Text": ("glyph",),
+    "Camera Perspective": ("distance",),
+}
+RENDERED_AT_ONCE = 512
+TEMPLATES = ("a photo of a {c}.", "a {c}", "one {c}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The section `shapes` of params.yaml, which says what each number means."""
+
+    image_px: int
+    train_scenes: int
+    heldout_scenes: int
+    pairs_per_type: int
+    images_per_class: int
+    scenes_per_tar: int
+    plain: float
+    captions: Captions
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.image_px <= 256:
+            raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
+        for name in ("train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class", "scenes_per_tar"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.plain < 1:
+            raise ValueError(f"plain must be a probability below 1, got {self.plain}")
+
+
+def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path) -> None:
+    """Render the world. Held-out scenes and benchmarks share no scene with training.
+
+    Args:
+        seed: the same seed gives the same bytes.
+        images: folder that gets train/*.tar and heldout/*.tar.
+        benchmarks: folder that gets mmvp_vlm/ and zeroshot/.
+    """
+    seeds = np.random.SeedSequence(seed).spawn(4)
+    train, heldout, pairs, classes = (np.random.default_rng(each) for each in seeds)
+    for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
+        scenes = world.draw(rng, n, plain=params.plain, heldout=split == "heldout")
+        write_shards(images / split, _encoded(rng, scenes, split, params), params.scenes_per_tar)
+    _write_pairs(pairs, params, benchmarks / "mmvp_vlm")
+    _write_classes(classes, params, benchmarks / "zeroshot")
+
+
+def _encoded(rng: np.random.Generator, scenes: Ints, split: str, params: Shapes) -> Iterator[EncodedSample]:
+    texts = world.captions(rng, scenes, params.captions)
+    progress = tqdm(total=len(scenes), unit="scene", desc=f"render {split}", mininterval=1)
+    for start in range(0, len(scenes), RENDERED_AT_ONCE):
+        chunk = scenes[start : start + RENDERED_AT_ONCE]
+        for i, pixels in enumerate(world.render(rng, chunk, params.image_px), start):
+            metadata = {name: ATTRIBUTES[name][scenes[i, column]] for name, column in COLUMN.items()}
+            yield EncodedSample(
+                key=f"{split}{i:06d}", image=_png(pixels), extension="png", caption=texts[i], metadata=metadata
+            )
+            progress.update()
+    progress.close()
+
+
+def draw_pairs(rng: np.random.Generator, attribute: str, n: int, plain: float) -> tuple[Ints, Ints]:
+    """Draw n pairs of held-out scenes that differ in `attribute` and, besides, in the background alone."""
+    column, background = COLUMN[attribute], COLUMN["background"]
+    lefts, rights = (np.zeros((0, len(ATTRIBUTES)), np.int64) for _ in range(2))
+    while len(lefts) < n:
+        left = world.draw(rng, 64 * n, plain=plain, heldout=True)
+        right = left.copy()
+        right[:, column] = rng.integers(len(ATTRIBUTES[attribute]), size=len(right))
+        right[:, background] = rng.integers(len(ATTRIBUTES["background"]), size=len(right))
+        right = world.canonical(right)
+        differing = left != right
+        differing[:, background] = False
+        good = differing[:, column] & (differing.sum(1) == 1) & world.is_heldout(right)
+        if ATTRIBUTES[attribute][0] == "none":  # both must have one, so that both statements name it
+            good &= (left[:, column] > 0) & (right[:, column] > 0)
+        lefts, rights = np.concatenate([lefts, left[good]]), np.concatenate([rights, right[good]])
+    return lefts[:n], rights[:n]
+
+
+def _write_pairs(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    question = 1
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Question ID", "Type", "Statement"])
+        for pattern, attributes in PATTERNS.items():
+            (folder / "MLLM_VLM Images" / pattern).mkdir(parents=True, exist_ok=True)
+            for i, attribute in enumerate(attributes):
+                share = len(range(i, params.pairs_per_type, len(attributes)))
+                pairs = np.stack(draw_pairs(rng, attribute, share, params.plain), axis=1).reshape(2 * share, -1)
+                named = {COLUMN["object"], COLUMN["colour"], COLUMN[attribute]}
+                for scene, pixels in zip(pairs, world.render(rng, pairs, params.image_px), strict=True):
+                    rows.writerow([question, pattern, world.describe(scene, named)])
+                    path = folder / "MLLM_VLM Images" / pattern / f"{question}.jpg"
+                    Image.fromarray(pixels).save(path, quality=95, subsampling=0)
+                    question += 1
+
+
+def _write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    objects, colours = ATTRIBUTES["object"], ATTRIBUTES["colour"]
+    names = [f"{colour} {name}" for name in objects for colour in colours]
+    scenes = world.draw(rng, params.images_per_class * len(names) * 4, plain=params.plain, heldout=True)
+    labels = scenes[:, COLUMN["object"]] * len(colours) + scenes[:, COLUMN["colour"]]
+    chosen = np.concatenate([np.flatnonzero(labels == label)[: params.images_per_class] for label in range(len(names))])
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    with wds.TarWriter(str(folder / "test" / "0.tar"), mtime=0) as tar:
+        for i, pixels in enumerate(world.render(rng, scenes[chosen], params.image_px)):
+            tar.write({"__key__": f"{i:06d}", "png": _png(pixels), "cls": str(labels[chosen[i]]).encode()})
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,163 @@
+"""The report: its numbers by hand, its page self-contained and harmless, its refusals."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from un2clip.config import UserError
+from un2clip.scores import Item, Scores
+from un2clip.stages.compare import Compare, compare
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script>'
+SHA = {"reference": "a" * 64, "tuned": "b" * 64}
+
+
+def save(folder, benchmark, role, values, *, unit="%", types=("shape", HOSTILE), data="d", sha=None):
+    """Write scores whose items take the types in turn."""
+    items = tuple(Item(id=str(i), type=types[i % len(types)], value=value) for i, value in enumerate(values))
+    Scores(benchmark=benchmark, role=role, method="un2clip" if role == "tuned" else "reference", unit=unit,
+           data_sha256=data * 64, encoder_sha256=sha or SHA[role], items=items,
+    ).save(folder / benchmark / f"{role}.json")  # fmt: skip
+
+
+@pytest.fixture
+def world(tmp_path):
+    """An encoder with its lineage, scores on two benchmarks, pictures."""
+    encoder, scores, pictures = (tmp_path / name for name in ("encoder", "scores", "reconstructions"))
+    encoder.mkdir()
+    lineage = {"method": "un2clip", "seed": 3, "params": {"phase": {"lr": 1e-5}}, "parents": {"shards": "c" * 64},
+               "encoder_sha256": SHA["tuned"], "text_sha256": "t" * 64}  # fmt: skip
+    (encoder / "lineage.json").write_text(json.dumps(lineage))
+    history = [{"step": step, "loss": 1 / (step + 1), "cosine": 1.0, "anchor": 0.1} for step in range(5)]
+    (encoder / "history.json").write_text(json.dumps(history))
+    # type "shape" (even items): 10 of 20 -> 20 of 20; the other type stays at 10 of 20
+    before = [1.0] * 20 + [0.0] * 20
+    save(scores, "mmvp_vlm", "reference", before)
+    save(scores, "mmvp_vlm", "tuned", [1.0 if i % 2 == 0 else value for i, value in enumerate(before)])
+    losses = [0.30 + 0.01 * (i % 3) for i in range(12)]
+    save(scores, "diffusion_loss", "reference", losses, unit="mse", types=("heldout",))
+    save(scores, "diffusion_loss", "tuned", [loss - 0.02 for loss in losses], unit="mse", types=("heldout",))
+    (scores / "diffusion_loss" / "diffusion_loss.png").write_bytes(PNG)
+    pictures.mkdir()
+    (pictures / "grid.png").write_bytes(PNG)
+    return tmp_path
+
+
+def run(world, report="report", scores=None, seed=10):
+    """Run the stage and return (JSON, page)."""
+    compare(
+        Compare(confidence=0.95, resamples=2000), seed=seed, scores=scores or [world / "scores"],
+        encoder=world / "encoder", reconstructions=world / "reconstructions", report=world / report,
+    )  # fmt: skip
+    return json.loads((world / report / "report.json").read_text()), (world / report / "index.html").read_text()
+
+
+def test_numbers_by_hand(world, capsys):
+    """Half of 40 becomes 30 of 40: +25 points in all, +50 in one type, 0 in the other; the loss falls by 0.02."""
+    content, page = run(world)
+    loss, detail = content["benchmarks"]
+    assert [each["benchmark"] for each in (loss, detail)] == ["diffusion_loss", "mmvp_vlm"]
+    whole = detail["whole"]
+    assert (whole["reference"], whole["tuned"], whole["one_item"], whole["reading"]) == (50.0, 75.0, 2.5, "better")
+    gain = whole["difference"]
+    assert (gain["mean"], gain["n"], gain["changed"]) == (25.0, 40, 10)
+    assert 5 < gain["low"] < 25 < gain["high"] < 45
+    shape, other = detail["types"]
+    assert (shape["type"], shape["tuned"], shape["reading"]) == ("shape", 100, "better")
+    assert shape["difference"]["mean"] == 50
+    assert (other["difference"]["low"], other["difference"]["high"], other["reading"]) == (0, 0, "noise")
+    assert loss["whole"]["difference"]["mean"] == pytest.approx(-0.02) and loss["whole"]["reading"] == "better"
+    assert loss["types"] == [] and loss["whole"]["one_item"] is None
+    assert (content["seed"], content["confidence"], content["resamples"]) == (10, 0.95, 2000)
+    printed = capsys.readouterr().out
+    for text in ("mmvp_vlm (%)", "50.0", "75.0", "+25.0", "▲ better", "≈ noise", "−0.02000"):
+        assert text in printed
+    assert "▲ +25.0" in page and "phase.lr" in page and "c" * 64 in page
+
+
+def test_a_loss_that_rises_is_worse(world):
+    """Lower is better for mse, and only there."""
+    losses = [0.3] * 12
+    save(world / "scores", "diffusion_loss", "reference", losses, unit="mse")
+    save(world / "scores", "diffusion_loss", "tuned", [loss + 0.02 for loss in losses], unit="mse")
+    content, _ = run(world)
+    assert content["benchmarks"][0]["whole"]["reading"] == "worse"
+
+
+def test_same_inputs_same_bytes(world):
+    """No time, no random order: the page too. A list of folders in any order is the same as their parent."""
+    run(world, "one")
+    run(world, "two")
+    run(world, "three", scores=[world / "scores" / "mmvp_vlm", world / "scores" / "diffusion_loss"])
+    for name in ("index.html", "report.json"):
+        assert len({(world / report / name).read_bytes() for report in ("one", "two", "three")}) == 1
+
+
+def test_the_page_is_self_contained_and_escapes(world):
+    """Pictures are inside (plot, grid, training curves), nothing is fetched, a hostile name stays text."""
+    _, page = run(world)
+    sources = re.findall(r'(?:src|href|srcset|action)\s*=\s*"([^"]*)"', page)
+    assert [source.partition(",")[0] for source in sources] == [
+        "data:image/png;base64", "data:image/png;base64", "data:image/svg+xml;base64"
+    ]  # fmt: skip
+    assert base64.b64decode(sources[0].partition(",")[2]) == PNG
+    assert "<script" not in page and "&lt;script" in page
+    assert not re.search(r"url\(|@import|<link|<iframe", page)
+
+
+def test_an_encoder_without_history_or_pictures_has_a_report(world):
+    """What is not there is left out."""
+    (world / "encoder" / "history.json").unlink()
+    (world / "reconstructions" / "grid.png").unlink()
+    (world / "scores" / "diffusion_loss" / "diffusion_loss.png").unlink()
+    assert "data:image" not in run(world)[1]
+
+
+def test_many_types_are_folded_and_not_printed(world, capsys):
+    """Twenty classes would bury the table in the shell; the page has them all."""
+    types = tuple(f"class {i}" for i in range(20))
+    for role in ("reference", "tuned"):
+        save(world / "scores", "zeroshot", role, [1.0] * 40, types=types)
+    page = run(world)[1]
+    printed = capsys.readouterr().out
+    assert "zeroshot (%)" in printed and "class 7" not in printed
+    assert "All 20 types" in page and "class 7" in page
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "says"),
+    [
+        ("tuned", {"sha": "0" * 64}, "scored with encoder 000000000000, but this one is bbbbbbbbbbbb"),
+        ("tuned", {"data": "0"}, "cannot be compared: data_sha256 differs"),
+        ("reference", {"values": [1.0] * 39}, r"cannot be compared: n differs \(39 and 40\)"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(world, role, changes, says):
+    """Stale scores are never compared; the message names the benchmark."""
+    save(world / "scores", "mmvp_vlm", role, **({"values": [1.0] * 40} | changes))
+    with pytest.raises(UserError, match=f"mmvp_vlm.*{says}"):
+        run(world)
+
+
+def test_missing_inputs_are_named(world):
+    """One role alone, or no lineage, is one line that says what to run."""
+    (world / "scores" / "mmvp_vlm" / "tuned.json").unlink()
+    with pytest.raises(UserError, match="mmvp_vlm has no scores of the tuned encoder"):
+        run(world)
+    (world / "encoder" / "lineage.json").write_text('{"method": "un2clip"}')
+    with pytest.raises(UserError, match="has no seed, params, parents"):
+        run(world)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"confidence": 95.0}, "confidence must be"), ({"resamples": 1}, "resamples must be")]
+)
+def test_parameters_have_ranges(changes, says):
+    """95 is not a confidence of 95 %."""
+    with pytest.raises(ValueError, match=says):
+        Compare(**({"confidence": 0.95, "resamples": 1000} | changes))

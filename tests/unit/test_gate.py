@@ -1,0 +1,130 @@
+"""The gate's truth table. Champion and challenger are read from different files."""
+
+import ast
+import math
+from pathlib import Path
+
+import pytest
+
+from un2clip import gate
+from un2clip.gate import Rule, decide
+from un2clip.scores import Item, Scores, load_scores
+
+RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
+HOW = {"confidence": 0.95, "resamples": 2000, "seed": 0}
+
+
+def outcomes(right: int, n: int = 400) -> list[float]:
+    """`right` of n are 1."""
+    return [1.0] * right + [0.0] * (n - right)
+
+
+def stored(folder: Path, benchmark: str, values, *, unit="%", data="d", first_id=0) -> Scores:
+    """Scores that went through a file of their own."""
+    items = tuple(Item(id=str(first_id + i), type="all", value=value) for i, value in enumerate(values))
+    scores = Scores(benchmark=benchmark, role="tuned", method="un2clip", unit=unit, data_sha256=data * 64,
+                    encoder_sha256="e" * 64, items=items)  # fmt: skip
+    path = folder / benchmark / "tuned.json"
+    scores.save(path)
+    return load_scores(path)
+
+
+def decided(tmp_path, champion: dict, challenger: dict, rules=RULES):
+    """Decide between two folders of scores."""
+    read = [
+        {benchmark: stored(tmp_path / who, benchmark, **(values if isinstance(values, dict) else {"values": values}))
+         for benchmark, values in scores.items()}
+        for who, scores in (("champion", champion), ("challenger", challenger))
+    ]  # fmt: skip
+    return decide(*read, rules, **HOW)
+
+
+@pytest.mark.parametrize(
+    ("detail", "zeroshot", "passes"),
+    [
+        # champion: 100 of 400 and 300 of 400; changes are all in one direction
+        (130, 300, [True, True]),  # detail better, zero-shot the same
+        (130, 320, [True, True]),  # both better
+        (130, 298, [True, True]),  # two items lost are 0.5 points, interval to about -1.25
+        (130, 297, [True, True]),
+        (130, 280, [True, False]),  # 5 points lost
+        (130, 293, [True, False]),  # 1.75 points lost: within 2, but not surely
+        (100, 300, [False, True]),  # nothing changed: no gain
+        (103, 300, [False, True]),  # three items more: not sure
+        (70, 300, [False, True]),  # detail worse
+        (70, 200, [False, False]),
+    ],
+)
+def test_truth_table(tmp_path, detail, zeroshot, passes):
+    """Each rule holds the worse bound of its own interval; one failure refuses the whole."""
+    decision = decided(
+        tmp_path,
+        {"mmvp_vlm": outcomes(100), "zeroshot": outcomes(300)},
+        {"mmvp_vlm": outcomes(detail), "zeroshot": outcomes(zeroshot)},
+    )
+    assert [finding.passed for finding in decision.findings] == passes
+    assert decision.passed is all(passes)
+    gain = decision.findings[0].gain
+    assert gain.mean == pytest.approx((detail - 100) / 4) and gain.low <= gain.mean <= gain.high
+    assert (decision.findings[0].champion, decision.findings[0].challenger) == (25.0, detail / 4)
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "says"),
+    [
+        (None, {"values": outcomes(130)}, "no scores of the champion"),
+        ({"values": outcomes(100)}, None, "no scores of the challenger"),
+        (None, None, "no scores of the champion and challenger"),
+        ({"values": outcomes(100)}, {"values": [math.nan, *outcomes(130)[1:]]}, "not finite"),
+        ({"values": [math.nan, *outcomes(100)[1:]]}, {"values": outcomes(130)}, "not finite"),
+        ({"values": outcomes(100)}, {"values": outcomes(130), "data": "0"}, "data_sha256 differs"),
+        ({"values": outcomes(100)}, {"values": outcomes(130, 399)}, "n differs (400 and 399)"),
+        ({"values": outcomes(100)}, {"values": outcomes(130), "first_id": 1}, "items differ"),
+        ({"values": outcomes(100)}, {"values": outcomes(130), "unit": "mse"}, "unit differs"),
+        ({"values": []}, {"values": []}, "there are no items"),
+    ],
+    ids=["no champion", "no challenger", "neither", "nan", "nan before", "data", "n", "ids", "unit", "empty"],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, champion, challenger, says):
+    """A rule that cannot be judged fails, with its reason in a sentence, and the other rule is judged still."""
+    both = [{"zeroshot": outcomes(300)} | ({"mmvp_vlm": each} if each else {}) for each in (champion, challenger)]
+    decision = decided(tmp_path, *both)
+    refused, judged = decision.findings
+    assert not decision.passed and not refused.passed and judged.passed
+    assert says in refused.sentence and refused.sentence.startswith("mmvp_vlm cannot be judged")
+    assert refused.gain is None
+
+
+@pytest.mark.parametrize(("change", "passes"), [(-0.01, True), (0.01, False), (0.0, False)])
+def test_a_loss_that_falls_is_a_gain(tmp_path, change, passes):
+    """For a mean squared error lower is better; a gain above 0 means that the interval excludes 0."""
+    losses = [0.2 + 0.001 * i for i in range(50)]
+    decision = decided(
+        tmp_path,
+        {"diffusion_loss": {"values": losses, "unit": "mse"}},
+        {"diffusion_loss": {"values": [loss + change for loss in losses], "unit": "mse"}},
+        [Rule(benchmark="diffusion_loss", gain_above=0.0)],
+    )
+    assert decision.passed is passes
+    assert decision.findings[0].gain.mean == pytest.approx(-change)
+
+
+def test_without_a_rule_nothing_passes(tmp_path):
+    """An empty list of rules is no permission."""
+    assert not decided(tmp_path, {"zeroshot": outcomes(1)}, {"zeroshot": outcomes(400)}, []).passed
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+def test_a_rule_needs_a_number(bound):
+    """NaN would refuse everything and minus infinity permit it: neither is a rule."""
+    with pytest.raises(ValueError, match="gain_above must be a finite number"):
+        Rule(benchmark="zeroshot", gain_above=bound)
+
+
+def test_the_gate_is_pure():
+    """It imports nothing that reads, writes, or knows the time."""
+    tree = ast.parse(Path(gate.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    allowed = {"math", "collections.abc", "dataclasses", "un2clip.scores", "un2clip.statistics"}
+    assert imported <= allowed

@@ -1,0 +1,249 @@
+"""Promotion against a real MLflow store: who becomes champion, and how the encoder comes back out."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from un2clip import tracking
+from un2clip.checkpoint import encoder_sha256
+from un2clip.config import UserError
+from un2clip.gate import Rule
+from un2clip.registry import EVIDENCE, FILES, Registry, export
+from un2clip.scores import Item, Scores
+from un2clip.stages.promote import Promote, promote
+
+RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+MEAN = [0.5, 0.5, 0.5]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A folder whose mlflow.db is made once (2 s)."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def registry(store, monkeypatch, request):
+    """An empty registered model of the test's own, where stages look for it."""
+    for variable in ("MLFLOW_TRACKING_URI", "UN2CLIP_TRACKING"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(store)
+    return Registry(request.node.name.partition("[")[0])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A real open_clip model, as tiny as it gets."""
+    torch.manual_seed(0)
+    return {name: value.contiguous() for name, value in open_clip.CLIP(**MODEL).state_dict().items()}
+
+
+class Candidate:
+    """One tuned encoder on disk with its scores and report: `detail` of 400 pairs right, the reference has 100."""
+
+    def __init__(self, folder, weights, name, *, detail, zeroshot=300, data="d"):
+        self.encoder, self.scores, self.report = (folder / name / part for part in ("encoder", "scores", "report"))
+        self.encoder.mkdir(parents=True)
+        self.report.mkdir()
+        first = next(iter(weights))
+        save_file(weights | {first: weights[first] + detail}, self.encoder / FILES[0])
+        (self.encoder / FILES[1]).write_text(
+            json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": MEAN}})
+        )
+        self.sha256 = encoder_sha256(self.encoder)
+        lineage = {"method": "un2clip", "seed": 3, "params": {}, "parents": {"shards": "c" * 64},
+                   "encoder_sha256": self.sha256, "text_sha256": "t" * 64}  # fmt: skip
+        (self.encoder / "lineage.json").write_text(json.dumps(lineage))
+        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}
+        (self.report / "report.json").write_text(json.dumps(made))
+        (self.report / "index.html").write_text("<p>")
+        self._save("reference", "mmvp_vlm", 100, data)
+        self._save("tuned", "mmvp_vlm", detail, data)
+        self._save("reference", "zeroshot", 300, data)
+        self._save("tuned", "zeroshot", zeroshot, data)
+
+    def _save(self, role, benchmark, right, data):
+        items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(400))
+        Scores(benchmark=benchmark, role=role, method=role, unit="%", data_sha256=data * 64, items=items,
+               encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
+        ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
+
+    def promote(self, registry, *, champion="auto", rules=RULES):
+        """Run the stage inside a tracked run and return decision.json."""
+        params = Promote(registered_model=registry.name, champion=champion, rules=rules)
+        names = {"scores": [self.scores], "encoder": self.encoder, "report": self.report,
+                 "decision": self.report.parent / "decision"}  # fmt: skip
+        with tracking.stage_run("promote", params={}, names=names):
+            promote(params, **names)
+        return json.loads((names["decision"] / "decision.json").read_text())
+
+
+@pytest.fixture
+def candidate(tmp_path, weights):
+    """Make candidates in this test's folder."""
+    return lambda name, **changes: Candidate(tmp_path, weights, name, **changes)
+
+
+def test_the_champion_is_who_has_to_be_beaten(registry, candidate):
+    """The gate asks the champion's scores as registered, not the reference beside the challenger."""
+    first, weaker, stronger = (candidate(f"c{n}", detail=n) for n in (160, 130, 200))
+
+    decision = first.promote(registry)
+    assert decision["passed"] and decision["champion"]["version"] is None
+    assert registry.aliases() == {"challenger": "1", "champion": "1"}
+
+    decision = weaker.promote(registry)  # better than the reference (100), worse than the champion (160)
+    assert not decision["passed"] and decision["champion"]["version"] == "1"
+    assert decision["rules"][0]["champion"] == 40.0 and decision["rules"][0]["challenger"] == 32.5
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
+    assert registry.version("2").tags["gate"] == "refused"
+
+    assert stronger.promote(registry)["passed"]
+    assert registry.aliases() == {"challenger": "3", "champion": "3"}
+
+
+def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
+    """The gate passes, and only the challenger's alias moves; the version carries what a person needs."""
+    made = candidate("a", detail=160)
+    decision = made.promote(registry, champion="manual")
+    assert decision["passed"] and registry.aliases() == {"challenger": "1"}
+    assert "for a person to decide" in decision["outcome"] and decision["outcome"] in capsys.readouterr().out
+    tags = registry.version("1").tags
+    assert tags.items() >= {
+        "method": "un2clip", "seed": "3", "gate": "passed", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64,
+        "data_sha256.zeroshot": "d" * 64, "score.mmvp_vlm": "40 % (reference 25)",
+    }.items()  # fmt: skip
+
+
+def test_the_same_encoder_is_registered_once(registry, candidate):
+    """Promoting again refreshes the evidence and the verdict, and makes no second version."""
+    made = candidate("a", detail=160)
+    made.promote(registry)
+    decision = made.promote(registry)
+    assert decision["passed"] and decision["challenger"]["version"] == "1"
+    assert "held this encoder already" in decision["outcome"] and "champion already" in decision["outcome"]
+    assert registry.aliases() == {"challenger": "1", "champion": "1"}
+    assert len(registry.client.search_model_versions(f"name = '{registry.name}'")) == 1
+    strict = (Rule(benchmark="mmvp_vlm", gain_above=50.0),)
+    assert not made.promote(registry, rules=strict)["passed"]
+    assert registry.version("1").tags["gate"] == "refused"
+
+
+def test_scores_on_other_data_are_refused(registry, candidate):
+    """The champion was measured on other pairs: no comparison, no new champion, but a registered challenger."""
+    candidate("a", detail=160).promote(registry)
+    decision = candidate("b", detail=300, data="0").promote(registry)
+    assert not decision["passed"] and "data_sha256 differs" in decision["rules"][0]["sentence"]
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
+
+
+def test_a_champion_without_evidence_is_not_beaten(registry, candidate, tmp_path):
+    """Somebody registered a folder by hand and made it champion: nothing is known about it."""
+    by_hand = tmp_path / "by_hand"
+    by_hand.mkdir()
+    (by_hand / "weights").write_bytes(b"")
+    with tracking.stage_run("promote", params={}, names={}):
+        registry.register(by_hand, {}, tracking.active_run())
+    registry.point("champion", "1")
+    decision = candidate("a", detail=300).promote(registry)
+    assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
+    assert registry.aliases()["champion"] == "1"
+
+
+def test_evidence_of_another_encoder_is_no_evidence(registry, candidate):
+    """The champion's tag leads to the run of a weaker encoder: its scores are not taken for the champion's."""
+    candidate("a", detail=160).promote(registry)
+    candidate("b", detail=110).promote(registry)
+    registry.tag("1", {EVIDENCE: registry.version("2").tags[EVIDENCE]})
+    decision = candidate("c", detail=150).promote(registry)
+    assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
+
+
+def test_export_gives_the_encoder_back(registry, candidate, tmp_path):
+    """Exactly the two files, the same bytes, and open_clip loads them; a folder in use stays as it is."""
+    made = candidate("a", detail=160)
+    made.promote(registry)
+    to = tmp_path / "new" / "folder"
+    export(alias="champion", to=to, registered_model=registry.name)
+    assert sorted(path.name for path in to.iterdir()) == sorted(FILES)
+    for name in FILES:
+        assert (to / name).read_bytes() == (made.encoder / name).read_bytes() and not (to / name).is_symlink()
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{to}")
+    expected = load_file(made.encoder / FILES[0])
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert transform.transforms[-1].mean == tuple(MEAN) or list(transform.transforms[-1].mean) == MEAN
+    with pytest.raises(UserError, match="is in use and nothing is overwritten"):
+        export(alias="champion", to=to, registered_model=registry.name)
+
+
+def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):
+    """An unknown alias, or an unknown model, is one line."""
+    with pytest.raises(UserError, match="no alias 'champion'; it has: none yet"):
+        export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
+    candidate("a", detail=160).promote(registry)
+    with pytest.raises(UserError, match=r"no alias 'best'; it has: challenger \(version 1\), champion \(version 1\)"):
+        export(alias="best", to=tmp_path / "out", registered_model=registry.name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_refuses_other_weights(registry, candidate, tmp_path):
+    """A version whose weights are not those that were judged is not handed out."""
+    candidate("a", detail=160).promote(registry)
+    registry.tag("1", {"encoder_sha256": "0" * 64})
+    with pytest.raises(UserError, match="not what was registered.*nothing was written"):
+        export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tracking_there_is_a_decision_and_no_version(registry, candidate, monkeypatch):
+    """UN2CLIP_TRACKING=off: judged against the reference, written down, said so."""
+    monkeypatch.setenv("UN2CLIP_TRACKING", "off")
+    decision = candidate("a", detail=160).promote(registry)
+    assert decision["passed"] and decision["outcome"] == "Nothing was registered: tracking is off."
+    assert decision["challenger"]["version"] is None and registry.aliases() == {}
+
+
+def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
+    """Other weights than the lineage's, a report or scores of another encoder: nothing is decided."""
+    made, other = candidate("a", detail=160), candidate("b", detail=130)
+    report, scores, model = made.report, made.scores, (made.encoder / FILES[0]).read_bytes()
+    made.report = other.report
+    with pytest.raises(UserError, match="is about encoder .*run `compare` again"):
+        made.promote(registry)
+    made.report, made.scores = report, other.scores
+    with pytest.raises(UserError, match="was scored with encoder"):
+        made.promote(registry)
+    made.scores = scores
+    lineage = json.loads((made.encoder / "lineage.json").read_text())
+    (made.encoder / "lineage.json").write_text(json.dumps(lineage | {"complete": False}))
+    with pytest.raises(UserError, match="a training that failed"):
+        made.promote(registry)
+    (made.encoder / "lineage.json").write_text(json.dumps(lineage))
+    (made.encoder / FILES[0]).write_bytes((other.encoder / FILES[0]).read_bytes())
+    with pytest.raises(UserError, match="its lineage.json says"):
+        made.promote(registry)
+    (made.encoder / FILES[0]).write_bytes(model)
+    assert made.promote(registry)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rules": ()}, "rules must name at least one benchmark"),
+        ({"rules": (RULES[0], RULES[0])}, "each once, got mmvp_vlm, mmvp_vlm"),
+        ({"registered_model": "a' or name != '"}, "registered_model must be letters"),
+        ({"registered_model": "a/b"}, "registered_model must be letters"),
+    ],
+)
+def test_parameters_have_ranges(changes, says):
+    """No rule would mean that anything passes or nothing; a name must not reach into a search."""
+    with pytest.raises(ValueError, match=says):
+        Promote(**({"registered_model": "un2clip", "champion": "auto", "rules": RULES} | changes))

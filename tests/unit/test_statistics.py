@@ -1,0 +1,140 @@
+"""The paired bootstrap against scipy, exact enumeration and normal theory."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from un2clip.scores import Item
+from un2clip.statistics import Difference, paired_difference
+
+
+def items(values) -> list[Item]:
+    return [Item(id=str(index), type="all", value=float(value)) for index, value in enumerate(values)]
+
+
+def difference(before, after, *, scale=1.0, confidence=0.95, resamples=10000, seed=0) -> Difference:
+    return paired_difference(
+        items(before), items(after), scale=scale, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+@pytest.mark.parametrize("kind", ["outcomes", "losses"])
+def test_agrees_with_scipys_percentile_bootstrap(kind):
+    """Mean and interval are those of scipy.stats.bootstrap (percentile) on the differences."""
+    rng = np.random.default_rng(3)
+    before, after = rng.random((2, 300))
+    if kind == "outcomes":
+        before, after = np.round(before), np.round(np.clip(after + 0.1, 0, 1))
+    found = difference(before, after)
+    expected = scipy.stats.bootstrap(
+        (after - before,), np.mean, n_resamples=10000, method="percentile", rng=1, vectorized=True
+    ).confidence_interval
+    assert found.mean == pytest.approx(np.mean(after - before))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+    assert (found.n, found.changed) == (300, np.count_nonzero(after != before))
+
+
+def test_agrees_with_every_possible_resample():
+    """With six items all 6^6 resamples can be listed; their quantiles are the interval."""
+    after = np.array([0.5, 0.9, 1.7, 2.2, 4.1, 8.0])
+    exact = [np.mean(drawn) for drawn in itertools.product(after, repeat=6)]
+    found = difference(np.zeros(6), after, confidence=0.9, resamples=200_000)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(exact, [0.05, 0.95])), abs=0.03)
+
+
+def test_agrees_with_normal_theory():
+    """For many items the interval is mean +- 1.96 standard errors, in the scale asked for."""
+    values = np.random.default_rng(5).normal(0.3, 2.0, 4000)
+    found = difference(np.zeros(4000), values, scale=100.0)
+    half = 100 * 1.959964 * values.std() / math.sqrt(4000)
+    assert found.mean == pytest.approx(100 * values.mean())
+    assert found.low == pytest.approx(100 * values.mean() - half, abs=0.05 * half)
+    assert found.high == pytest.approx(100 * values.mean() + half, abs=0.05 * half)
+
+
+def test_covers_the_truth_as_often_as_it_says():
+    """Of 400 samples whose true difference is 0.2, about 90 % of the 90 % intervals hold it."""
+    rng = np.random.default_rng(7)
+    found = [difference(np.zeros(80), rng.choice([-1, 0, 1], 80, p=[0.1, 0.6, 0.3]), confidence=0.9, resamples=400)
+             for _ in range(400)]  # fmt: skip
+    assert sum(each.low <= 0.2 <= each.high for each in found) / 400 == pytest.approx(0.9, abs=0.05)
+
+
+def test_parts_of_a_sample_are_drawn_together():
+    """An image at eight noise levels is one sample: the interval is that of the images' mean differences.
+
+    Each image has a difference of its own that all its parts share, so drawing parts one by one would give an
+    interval narrower by a factor of about sqrt(8).
+    """
+    rng = np.random.default_rng(11)
+    shared = rng.normal(0.0, 1.0, 200)
+    parts = shared[:, None] + rng.normal(0.0, 0.1, (200, 8))
+    before = [Item(id=f"a@b{i}@t {part}", type=str(part), value=0.0) for i in range(200) for part in range(8)]
+    after = [Item(id=item.id, type=item.type, value=value) for item, value in zip(before, parts.flat, strict=True)]
+    found = paired_difference(before, after, scale=1.0, confidence=0.95, resamples=10000, seed=0)
+    images = difference(np.zeros(200), parts.mean(axis=1))
+    assert (found.mean, found.low, found.high) == pytest.approx((images.mean, images.low, images.high), abs=0.01)
+    assert (found.n, found.changed) == (200, 200)
+
+
+def test_samples_of_unequal_size():
+    """A sample with more items weighs more: mean and interval of the ratio, against scipy on whole samples."""
+    sums, sizes = np.random.default_rng(2).normal(1, 1, 60), np.tile([1, 2, 3], 20)
+    before = [Item(id=f"{i}@{part}", type="all", value=0.0) for i in range(60) for part in range(sizes[i])]
+    after = [Item(id=item.id, type="all", value=sums[int(item.sample)] / sizes[int(item.sample)]) for item in before]
+    found = paired_difference(before, after, scale=1.0, confidence=0.9, resamples=10000, seed=0)
+    expected = scipy.stats.bootstrap(
+        (sums, sizes), lambda s, m, axis: s.sum(axis) / m.sum(axis), paired=True, confidence_level=0.9,
+        n_resamples=10000, method="percentile", rng=1,
+    ).confidence_interval  # fmt: skip
+    assert found.mean == pytest.approx(sums.sum() / sizes.sum())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_equal_differences_give_that_number_and_no_nan():
+    """Zero variance: the interval is the one number; equal encoders give exactly 0."""
+    found = difference(np.zeros(50), np.full(50, 0.25))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    same = difference(np.ones(50), np.ones(50))
+    assert (same.mean, same.low, same.high, same.changed) == (0.0, 0.0, 0.0, 0)
+    assert same.is_noise and not found.is_noise
+
+
+@pytest.mark.parametrize(("changed", "noise"), [(1, True), (5, True), (6, False), (7, False)])
+def test_a_handful_of_changed_items_is_noise(changed, noise):
+    """The sign test by hand: 5 heads in a row have p = 0.0625, 6 have 0.03125."""
+    assert difference(np.zeros(changed), np.ones(changed)).is_noise is noise
+
+
+def test_the_seed_decides():
+    """Same seed, same bounds; another seed, other bounds; the mean never changes."""
+    before, after = np.random.default_rng(0).random((2, 100))
+    first, again, other = (difference(before, after, seed=seed, resamples=200) for seed in (1, 1, 2))
+    assert first == again
+    assert first.low != other.low and first.mean == other.mean
+
+
+def test_negated_reads_the_other_way_round():
+    """before - after has the mirrored interval."""
+    found = Difference(mean=1.0, low=-0.5, high=2.0, n=3, changed=2).negated()
+    assert (found.mean, found.low, found.high) == (-1.0, -2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], []),
+        (items([1, 0]), items([1])),
+        (items([1, 0]), items([1, 0])[::-1]),
+        (items([1.0, 0.5]), items([1.0, math.nan])),
+        (items([1.0, math.inf]), items([1.0, 0.0])),
+    ],
+    ids=["none", "fewer", "other order", "nan", "inf"],
+)
+def test_refuses_what_is_not_a_pair(before, after):
+    """No items, different items or a value that is not finite is a ValueError."""
+    with pytest.raises(ValueError):
+        paired_difference(before, after, scale=1.0, confidence=0.95, resamples=100, seed=0)

@@ -1,0 +1,210 @@
+"""`kfp run submit pipelines/un2clip.yaml`, and the stock words, against the real requests of the pipelines API."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "pipelines/un2clip.yaml"
+RUN = {"run_id": "run-1", "display_name": "un2clip", "state": "PENDING", "created_at": "2026-01-02T03:04:05Z"}
+
+
+class Request(NamedTuple):
+    """One request that the server got."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
+    authorization: str | None
+
+
+class Server(ThreadingHTTPServer):
+    """Answers as the API server does for one experiment and one run, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[Request] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def bodies(self, end: str) -> list[dict[str, Any]]:
+        return [each.body for each in self.requests if each.method == "POST" and each.path.endswith(end)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: remember it, answer what the client needs to go on."""
+
+    def answer(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        path = urlsplit(self.path).path
+        self.server.requests.append(Request(self.command, path, body, self.headers.get("Authorization")))  # type: ignore[attr-defined]
+        known = {
+            ("GET", "/apis/v2beta1/healthz"): {"multi_user": False},
+            ("GET", "/apis/v2beta1/experiments"): {},
+            ("POST", "/apis/v2beta1/experiments"): {"experiment_id": "exp-1", **body},
+            ("POST", "/apis/v2beta1/runs"): {**RUN, "experiment_id": "exp-1"},
+            ("GET", "/apis/v2beta1/runs/run-1"): {**RUN, "experiment_id": "exp-1"},
+        }
+        reply = known.get((self.command, path))
+        self.send_response(404 if reply is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply or {}).encode())
+
+    do_GET = do_POST = answer
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def call(words: list[str], home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command from the root, with a home of its own, so that no one's kube config or endpoint is found."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("KFP_", "KF_", "KUBE"))  # as on a machine that never saw a cluster
+    }
+    clean |= {"HOME": str(home), "PATH": f"{ROOT / 'bin'}{os.pathsep}{clean['PATH']}"} | environment
+    return subprocess.run(words, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120, check=False)
+
+
+def stock() -> str:
+    """The stock command line, which pip installs beside the interpreter."""
+    return str(Path(sys.executable).with_name("kfp"))
+
+
+def check_run(server: Server, parameters: dict[str, Any]) -> None:
+    """One run was created in the experiment, of both documents of the compiled YAML, with these parameters."""
+    (run,) = server.bodies("/runs")
+    spec, platform = yaml.safe_load_all((ROOT / PACKAGE).read_text())
+    assert run["experiment_id"] == "exp-1"
+    assert run["pipeline_spec"]["pipeline_spec"] == spec
+    assert run["pipeline_spec"]["platform_spec"] == platform
+    assert run["runtime_config"]["parameters"] == parameters
+
+
+def test_exactly_the_promised_words(server: Server, tmp_path: Path) -> None:
+    """`kfp run submit pipelines/un2clip.yaml seed=3` makes the experiment un2clip and a run in it."""
+    done = call(["kfp", "run", "submit", PACKAGE, "seed=3"], tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    assert [each["display_name"] for each in server.bodies("/experiments")] == ["un2clip"]
+    check_run(server, {"seed": 3})
+    assert "deprecated" not in done.stderr
+
+
+def test_without_arguments(server: Server, tmp_path: Path) -> None:
+    """The bare words, with the other variable that kfp itself knows, submit the compiled defaults."""
+    done = call(["kfp", "run", "submit", PACKAGE], tmp_path, KF_PIPELINES_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    check_run(server, {})
+
+
+def test_stock_words(server: Server, tmp_path: Path) -> None:
+    """The documented stock form works with the stock command line: same experiment, same run."""
+    words = [stock(), "run", "create", "-e", "un2clip", "-f", PACKAGE, "seed=3"]
+    done = call(words, tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    assert [each["display_name"] for each in server.bodies("/experiments")] == ["un2clip"]
+    check_run(server, {"seed": 3})
+
+
+def test_stock_words_pass_through_ours(server: Server, tmp_path: Path) -> None:
+    """The stock form works through bin/kfp as well."""
+    words = ["kfp", "run", "create", "-e", "mine", "-f", PACKAGE, "seed=3"]
+    done = call(words, tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    assert [each["display_name"] for each in server.bodies("/experiments")] == ["mine"]
+    check_run(server, {"seed": 3})
+
+
+def test_options_keep_working(server: Server, tmp_path: Path) -> None:
+    """The user's own options count, before the words and after them, beside values of every type."""
+    arguments = ["accelerator_limit=8", "method=un2clip", 'node_selector={"pool": "a"}', 'benchmarks=["zeroshot"]']
+    words = ["kfp", "--endpoint", server.url, "--output", "json", "run", "submit", "-e", "mine", "-r", "try", PACKAGE]
+    done = call([*words, *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [each["display_name"] for each in server.bodies("/experiments")] == ["mine"]
+    assert server.bodies("/runs")[0]["display_name"] == "try"
+    check_run(
+        server,
+        {
+            "accelerator_limit": "8",  # declared as a text, and the server refuses a number
+            "method": "un2clip",
+            "node_selector": {"pool": "a"},
+            "benchmarks": ["zeroshot"],
+        },
+    )
+
+
+def test_token_is_sent_and_not_shown(server: Server, tmp_path: Path) -> None:
+    """A token from KFP_EXISTING_TOKEN goes with every request and appears in no output."""
+    secret = "s3cret-token"
+    done = call(["kfp", "run", "submit", PACKAGE], tmp_path, KFP_ENDPOINT=server.url, KFP_EXISTING_TOKEN=secret)
+    assert done.returncode == 0, done.stderr
+    assert {each.authorization for each in server.requests} == {f"Bearer {secret}"}
+    assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        ([PACKAGE], {}, "no Kubeflow Pipelines endpoint; set KFP_ENDPOINT"),
+        (
+            ["pipelines/nothing.yaml"],
+            {"KFP_ENDPOINT": "http://127.0.0.1:9"},
+            "no such pipeline file: pipelines/nothing",
+        ),
+        (["params.yaml"], {"KFP_ENDPOINT": "http://127.0.0.1:9"}, "params.yaml is not a compiled pipeline"),
+        ([PACKAGE, "dvc.yaml"], {"KFP_ENDPOINT": "http://127.0.0.1:9"}, "one pipeline file"),
+        ([PACKAGE, "sead=3"], {"KFP_ENDPOINT": "http://127.0.0.1:9"}, "unknown parameter sead; the pipeline takes"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], environment: dict[str, str], message: str, tmp_path: Path) -> None:
+    """A mistake ends at once, with one line that names it, before anything is asked of a server."""
+    done = call(["kfp", "run", "submit", *words], tmp_path, **environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
+
+
+def test_other_commands_pass_through(tmp_path: Path) -> None:
+    """A command without a server gives what the stock one gives."""
+    for words in (["--version"], ["dsl", "compile", "--help"]):
+        ours, theirs = call(["kfp", *words], tmp_path), call([stock(), *words], tmp_path)
+        assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+
+
+def test_python_from_path(server: Server, tmp_path: Path) -> None:
+    """In a checkout without .venv the python3 on PATH runs it; one without kfp is told what to do."""
+    checkout, programs = tmp_path / "checkout", tmp_path / "programs"
+    for folder in ("bin", "pipelines"):
+        shutil.copytree(ROOT / folder, checkout / folder)
+    programs.mkdir()
+    (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (programs / "python3").chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    words = [str(checkout / "bin" / "kfp"), "run", "submit", PACKAGE]
+    assert call(words, tmp_path, KFP_ENDPOINT=server.url, PATH=path).returncode == 0
+    check_run(server, {})
+
+    (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    bare = call(words, tmp_path, KFP_ENDPOINT=server.url, PATH=path)
+    assert bare.returncode == 1 and "has no kfp; run `make setup`" in bare.stderr
