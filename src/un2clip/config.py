@@ -6,6 +6,7 @@ that is unknown, missing or of the wrong type stops the program with one line th
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -105,16 +106,22 @@ def convert(hint: Any, value: Any, name: str) -> Any:
         return {str(key): convert(args[1], item, f"{name}.{key}") for key, item in value.items()}
     elif hint is bool and isinstance(value, bool):
         return value
-    elif hint is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+    elif hint is int and not isinstance(value, bool) and (isinstance(value, int) or _is_integral(value)):
         return int(value)
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif hint is str and isinstance(value, str):
         return value
     raise UserError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _is_integral(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _describe(hint: Any) -> str:

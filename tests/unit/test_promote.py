@@ -1,6 +1,7 @@
 """Promotion against a real MLflow store: who becomes champion, and how the encoder comes back out."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from un2clip import tracking
 from un2clip.checkpoint import encoder_sha256
-from un2clip.config import UserError
+from un2clip.config import UserError, build, read_yaml
 from un2clip.gate import Rule
 from un2clip.registry import EVIDENCE, FILES, Registry, export
 from un2clip.scores import Item, Scores
@@ -116,6 +117,8 @@ def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     decision = made.promote(registry, champion="manual")
     assert decision["passed"] and registry.aliases() == {"challenger": "1"}
     assert "for a person to decide" in decision["outcome"] and decision["outcome"] in capsys.readouterr().out
+    description = registry.client.get_model_version(registry.name, "1").description
+    assert "against the reference encoder" in description and "mmvp_vlm gained 15 points" in description
     tags = registry.version("1").tags
     assert tags.items() >= {
         "method": "un2clip", "seed": "3", "gate": "passed", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64,
@@ -194,11 +197,25 @@ def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
+    """A version that somebody registered by hand, without weights; and a name that is none."""
+    (tmp_path / "by_hand").mkdir()
+    (tmp_path / "by_hand" / "notes.txt").write_text("later")
+    with tracking.stage_run("promote", params={}, names={}):
+        registry.register(tmp_path / "by_hand", {}, tracking.active_run())
+    registry.point("champion", "1")
+    with pytest.raises(UserError, match=r"version 1 of .* has no open_clip_model.safetensors and no open_clip_config"):
+        export("champion", tmp_path / "out", registry.name)
+    with pytest.raises(UserError, match="registered_model must be letters"):
+        export("champion", tmp_path / "out", "a/b")
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_refuses_other_weights(registry, candidate, tmp_path):
     """A version whose weights are not those that were judged is not handed out."""
     candidate("a", detail=160).promote(registry)
     registry.tag("1", {"encoder_sha256": "0" * 64})
-    with pytest.raises(UserError, match="not what was registered.*nothing was written"):
+    with pytest.raises(UserError, match=r"not what was registered.*nothing was written"):
         export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +233,7 @@ def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
     made, other = candidate("a", detail=160), candidate("b", detail=130)
     report, scores, model = made.report, made.scores, (made.encoder / FILES[0]).read_bytes()
     made.report = other.report
-    with pytest.raises(UserError, match="is about encoder .*run `compare` again"):
+    with pytest.raises(UserError, match=r"is about encoder .*run `compare` again"):
         made.promote(registry)
     made.report, made.scores = report, other.scores
     with pytest.raises(UserError, match="was scored with encoder"):
@@ -228,10 +245,22 @@ def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
         made.promote(registry)
     (made.encoder / "lineage.json").write_text(json.dumps(lineage))
     (made.encoder / FILES[0]).write_bytes((other.encoder / FILES[0]).read_bytes())
-    with pytest.raises(UserError, match="its lineage.json says"):
+    with pytest.raises(UserError, match=r"its lineage\.json says"):
+        made.promote(registry)
+    (made.encoder / FILES[0]).unlink()
+    with pytest.raises(UserError, match=r"has no open_clip_model\.safetensors; run"):
         made.promote(registry)
     (made.encoder / FILES[0]).write_bytes(model)
     assert made.promote(registry)["passed"]
+
+
+def test_the_repositorys_own_rules_are_valid():
+    """params.yaml as it is checked in, and a rule with a typing error in it."""
+    section = read_yaml(Path(__file__).parents[2] / "params.yaml")["promote"]
+    assert {rule.benchmark for rule in build(Promote, section, "promote").rules} == {"mmvp_vlm", "zeroshot"}
+    section["rules"][1]["gain_over"] = section["rules"][1].pop("gain_above")
+    with pytest.raises(UserError, match=r"unknown parameter promote.rules\[1\].gain_over"):
+        build(Promote, section, "promote")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ HAND = [("1", "colour", 1.0), ("2", "colour", 0.0), ("3", "count", 1.0), ("4", "
 
 
 def make(rows=HAND, **changes) -> Scores:
-    fields = dict(benchmark="mmvp_vlm", role="tuned", method="un2clip", unit="%", data_sha256="d" * 64,
-                  encoder_sha256="e" * 64, items=tuple(Item(id=i, type=t, value=v) for i, t, v in rows))  # fmt: skip
+    fields = {"benchmark": "mmvp_vlm", "role": "tuned", "method": "un2clip", "unit": "%", "data_sha256": "d" * 64,
+              "encoder_sha256": "e" * 64, "items": tuple(Item(id=i, type=t, value=v) for i, t, v in rows)}  # fmt: skip
     return Scores(**(fields | changes))
 
 

@@ -36,6 +36,8 @@ POINTING = ("triangle", "arrow", "moon")
 
 RGB = np.array([[220, 40, 40], [40, 180, 60], [50, 80, 230], [240, 220, 50], [160, 60, 200], [250, 140, 30]], np.float32)
 BACKGROUND = np.array([[15, 15, 20], [110, 110, 115], [235, 235, 235], [120, 80, 50]], np.float32)
+#: Width of a hollow object's outline, in radii: less than half of its thinnest part.
+RIM = np.array([0.40, 0.40, 0.20, 0.24, 0.18, 0.18], np.float32)
 FONT = {"T": "11101001001001", "L": "10010010010111", "O": "11110110110111", "X": "10110101010101"}
 
 
@@ -131,7 +133,7 @@ def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.
         offset = centre[scene] + (k - (count[scene, None] - 1) / 2).astype(np.float32) * step[scene]
         u, v = _local(x, y, offset, radius[scene], attribute["orientation"][scene])
         distance = _signed_distance(u, v, attribute["object"][scene])
-        rim = 0.42 * (attribute["state"][scene] == 1)[:, None, None]
+        rim = (RIM[attribute["object"]] * (attribute["state"] == 1))[scene, None, None]
         hollow = np.where(rim > 0, np.maximum(distance, -(distance + rim)), distance)
         stripes = (attribute["texture"][scene] == 1)[:, None, None] & (np.sin(u * 7 + v * 7) > 0)
         paint = colour[scene, None, None] * np.where(stripes, 0.45, 1.0)[..., None]
@@ -170,13 +172,13 @@ def _signed_distance(u: Floats, v: Floats, kind: Ints) -> Floats:
             case "square":
                 d = np.maximum(np.abs(a), b) - 0.85
             case "cross":
-                d = np.minimum(np.maximum(np.abs(a) - 1, b - 0.33), np.maximum(np.abs(a) - 0.33, b - 1))
+                d = np.minimum(np.maximum(np.abs(a) - 1, b - 0.42), np.maximum(np.abs(a) - 0.42, b - 1))
             case "triangle":
                 d = np.maximum(-a - 0.75, (a - 1) * 0.457 + b * 0.889)
             case "arrow":
-                d = np.minimum(np.maximum(np.maximum(-a - 1, a - 0.2), b - 0.27), np.maximum(-a, (a - 1) * 0.64 + b * 0.77))
+                d = np.minimum(np.maximum(np.maximum(-a - 1, a - 0.1), b - 0.38), np.maximum(-a, (a - 1) * 0.7 + b * 0.71))
             case _:  # moon, open towards +u
-                d = np.maximum(np.hypot(a, b) - 1, 0.85 - np.hypot(a - 0.55, b))
+                d = np.maximum(np.hypot(a, b) - 1, 0.85 - np.hypot(a - 0.65, b))
         distance[chosen] = d
     return distance
 

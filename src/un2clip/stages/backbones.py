@@ -314,6 +314,8 @@ def _embed(clip: Clip, pixel_values: Tensor) -> Tensor:
 def _bpe_tokenizer(context_length: int) -> CLIPTokenizer:
     """Hugging Face's CLIPTokenizer over the vocabulary that open_clip ships."""
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    vocabulary = open_clip.SimpleTokenizer().encoder
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # as open_clip's SimpleTokenizer reads it
+    merges = [tuple(line.split()) for line in lines]
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(word, word): i for word, i in open_clip.SimpleTokenizer().encoder.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)

@@ -1,0 +1,78 @@
+"""compare: one report of what changed, reference against tuned, with the interval of every difference."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from un2clip.evidence import read_lineage, tuned_pairs
+from un2clip.report import compare_scores, print_table, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Section `compare` of params.yaml.
+
+    Attributes:
+        confidence: of every interval, between 0 and 1.
+        resamples: bootstrap resamples of the paired differences.
+    """
+
+    confidence: float
+    resamples: int
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1.0:
+            raise ValueError(f"confidence must be at least 0.5 and below 1, got {self.confidence}")
+        if self.resamples < 100:
+            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
+
+
+def compare(
+    params: Compare, *, seed: int, scores: list[Path], encoder: Path, reconstructions: Path, report: Path
+) -> None:
+    """Write report/index.html (self-contained) and report/report.json, and print the table.
+
+    Args:
+        params: how intervals are made.
+        seed: of the bootstrap.
+        scores: folders with the scores files of both encoders, and perhaps plots.
+        encoder: the tuned checkpoint: its lineage and its training history.
+        reconstructions: folder of pictures.
+        report: output folder.
+
+    Raises:
+        UserError: scores are missing, come from another encoder, or cannot be compared.
+    """
+    lineage = read_lineage(encoder)
+    comparisons = [
+        compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed)
+        for pair in tuned_pairs(scores, lineage["encoder_sha256"])
+    ]
+    report.mkdir(parents=True, exist_ok=True)
+    content = {
+        "method": lineage["method"],
+        "encoder_sha256": lineage["encoder_sha256"],
+        "confidence": params.confidence,
+        "resamples": params.resamples,
+        "seed": seed,
+        "benchmarks": [comparison.as_json() for comparison in comparisons],
+        "lineage": lineage,
+    }
+    (report / "report.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    plots = sorted(path for folder in scores for path in folder.rglob("*.png"))
+    page = render(
+        comparisons,
+        lineage=lineage,
+        confidence=params.confidence,
+        history=_history(encoder),
+        plots=plots,
+        grids=sorted(reconstructions.glob("*.png")),
+    )
+    (report / "index.html").write_text(page, encoding="utf-8")
+    print_table(comparisons, method=lineage["method"], confidence=params.confidence)
+
+
+def _history(encoder: Path) -> list[dict[str, float]]:
+    """The training history, or nothing where the encoder was made without one."""
+    path = encoder / "history.json"
+    return json.loads(path.read_text()) if path.is_file() else []

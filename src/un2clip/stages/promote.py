@@ -1,0 +1,182 @@
+"""promote: the gate's decision in writing, then the encoder as a version in the registry."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from un2clip import tracking
+from un2clip.checkpoint import encoder_sha256
+from un2clip.config import UserError
+from un2clip.evidence import read_json, read_lineage, tuned_pairs
+from un2clip.gate import Decision, Rule, decide
+from un2clip.registry import EVIDENCE, FILES, Registry, Version, check_name
+from un2clip.scores import Scores, collect_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promote:
+    """Section `promote` of params.yaml.
+
+    Attributes:
+        registered_model: name in the MLflow registry.
+        champion: manual (a person moves the alias) or auto (it moves when the gate passes).
+        rules: what the gate asks for; the intervals are made as in the report.
+    """
+
+    registered_model: str
+    champion: Literal["manual", "auto"]
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.registered_model)
+        named = [rule.benchmark for rule in self.rules]
+        if not named or len(set(named)) != len(named):
+            raise ValueError(f"rules must name at least one benchmark and each once, got {', '.join(named) or 'none'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """What the challenger has to beat: `who` in words, its version where it has one, benchmark -> scores."""
+
+    who: str
+    version: str | None
+    scores: dict[str, Scores]
+
+
+def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path, decision: Path) -> None:
+    """Write decision/decision.json and register the encoder.
+
+    Without a tracked run around it (UN2CLIP_TRACKING=off, or a plain call) the decision is written and
+    nothing is registered. The same encoder is registered once: again, it only gets the newer evidence.
+
+    Args:
+        params: name of the model, rules, who moves the champion's alias.
+        scores: folders with the scores files of both encoders.
+        encoder: the tuned checkpoint.
+        report: what `compare` wrote about it; says how intervals are made.
+        decision: output folder.
+
+    Raises:
+        UserError: the inputs do not belong together, or MLflow refuses.
+    """
+    lineage = read_lineage(encoder)
+    if not lineage.get("complete", True):
+        raise UserError(
+            f"{encoder} is what was left of a training that failed; run `un2clip finetune` to its end first"
+        )
+    if missing := [name for name in FILES if not (encoder / name).is_file()]:
+        raise UserError(f"{encoder} has no {' and no '.join(missing)}; run `un2clip finetune` first")
+    found = encoder_sha256(encoder)
+    if found != lineage["encoder_sha256"]:
+        raise UserError(f"{encoder} holds weights {found[:12]}, its lineage.json says {lineage['encoder_sha256'][:12]}")
+    made = read_json(report / "report.json", ("encoder_sha256", "confidence", "resamples", "seed"), "compare")
+    if made["encoder_sha256"] != found:
+        raise UserError(
+            f"{report} is about encoder {made['encoder_sha256'][:12]}, not {found[:12]}; run `compare` again"
+        )
+    pairs = tuned_pairs(scores, found)
+    run_id = tracking.active_run()
+    registry = Registry(params.registered_model) if run_id else None
+    with tracking.as_user_error():
+        champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
+    interval = {key: made[key] for key in ("confidence", "resamples", "seed")}
+    judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
+    content: dict[str, Any] = {
+        "passed": judged.passed,
+        "outcome": "Nothing was registered: tracking is off.",
+        "champion": {"who": champion.who, "version": champion.version},
+        "challenger": {"method": lineage["method"], "encoder_sha256": found, "version": None},
+        "rules": [dataclasses.asdict(finding) for finding in judged.findings],
+    } | interval
+    _write(decision, content)
+    if registry and run_id:
+        with tracking.as_user_error(), tempfile.TemporaryDirectory() as folder:
+            registry.keep_evidence(run_id, _gather(Path(folder), pairs, encoder, report))
+            tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id}
+            version, is_new = _register(registry, encoder, tags, run_id)
+            sentences = [f"Judged against {champion.who}:", *(finding.sentence for finding in judged.findings)]
+            registry.describe(version.number, "\n\n".join(sentences))
+            content["challenger"]["version"] = version.number
+            content["outcome"] = _point(registry, params, version, is_new, champion, judged)
+        _write(decision, content)
+    for finding in judged.findings:
+        print(finding.sentence)
+    print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {content['outcome']}")
+
+
+def _champion(registry: Registry | None, challenger: str, reference: dict[str, Scores]) -> Champion:
+    """The encoder behind the alias with the scores kept at its registration; the reference where there is none."""
+    if registry is None:
+        return Champion(who="the reference encoder (no registry: tracking is off)", version=None, scores=reference)
+    number = registry.aliases().get("champion")
+    if number is None:
+        return Champion(who="the reference encoder (there is no champion yet)", version=None, scores=reference)
+    version = registry.version(number)
+    sha256 = version.tags.get("encoder_sha256")
+    if sha256 == challenger:
+        who = f"the reference encoder (this encoder is version {number}, the champion, already)"
+        return Champion(who=who, version=number, scores=reference)
+    kept: dict[str, Scores] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if fetched := registry.fetch_scores(version, Path(folder)):
+            kept = {benchmark: roles["tuned"] for benchmark, roles in collect_scores([fetched]).items()}
+    own = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
+    return Champion(who=f"version {number}, the champion", version=number, scores=own)
+
+
+def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path) -> Path:
+    """Bring together what a later challenger, and a reader, need to know about this encoder."""
+    for pair in pairs:
+        for each in pair:
+            each.save(folder / "scores" / each.benchmark / f"{each.role}.json")
+    for path in (encoder / "lineage.json", report / "report.json", report / "index.html"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def _tags(lineage: dict[str, Any], pairs: list[tuple[Scores, Scores]], judged: Decision) -> dict[str, str]:
+    tags = {key: str(lineage[key]) for key in ("method", "seed", "encoder_sha256", "text_sha256")}
+    tags |= {f"made_from.{name}": str(sha256) for name, sha256 in lineage["parents"].items()}
+    for reference, tuned in pairs:
+        tags[f"score.{tuned.benchmark}"] = f"{tuned.score:.6g} {tuned.unit} (reference {reference.score:.6g})"
+        tags[f"data_sha256.{tuned.benchmark}"] = tuned.data_sha256
+    return tags | {"gate": "passed" if judged.passed else "refused"}
+
+
+def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> tuple[Version, bool]:
+    """The version that holds this encoder, and whether it had to be made."""
+    if version := registry.find(tags["encoder_sha256"]):
+        registry.tag(version.number, tags)
+        return version, False
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            (Path(folder) / name).symlink_to((encoder / name).resolve())
+        return registry.register(Path(folder), tags, run_id), True
+
+
+def _point(
+    registry: Registry, params: Promote, version: Version, is_new: bool, champion: Champion, judged: Decision
+) -> str:
+    """Move the aliases, and say in words what happened."""
+    registry.point("challenger", version.number)
+    name = f"{registry.name} version {version.number}"
+    done = f"{name} {'is registered as' if is_new else 'held this encoder already and is the'} challenger"
+    if champion.version == version.number:
+        return f"{done}; it is the champion already."
+    if not judged.passed:
+        return f"{done}; the gate keeps the alias champion where it is."
+    if params.champion == "manual":
+        return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
+    if registry.aliases().get("champion") != champion.version:
+        raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
+    registry.point("champion", version.number)
+    return f"{done}, and is the champion now."
+
+
+def _write(decision: Path, content: dict[str, Any]) -> None:
+    decision.mkdir(parents=True, exist_ok=True)
+    (decision / "decision.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,42 @@
+"""One tiny pipeline for all tests: the real stages on real classes at toy width, hardly trained."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["UN2CLIP_TRACKING"] = "off"  # tests that need MLflow switch it on for themselves
+
+from un2clip.config import build, merge, read_yaml
+from un2clip.stages.backbones import Backbones, backbones
+from un2clip.stages.ingest import Ingest, ingest
+from un2clip.stages.shapes import Shapes, shapes
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of a tiny run, and its numbers (params.yaml under tests/e2e/tiny.yaml)."""
+
+    folder: Path
+    params: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Path:
+        return self.folder / name
+
+    def section(self, cls: type, name: str) -> Any:
+        return build(cls, self.params[name], name)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Rendered world, shards and backbones; a test must not write into them."""
+    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))
+    made = Tiny(tmp_path_factory.mktemp("tiny"), params)
+    shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
+    ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)
+    backbones(made.section(Backbones, "backbones"), seed=1, images=made.images, backbones=made.backbones)
+    return made

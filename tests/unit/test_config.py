@@ -1,0 +1,90 @@
+import dataclasses
+from typing import Literal
+
+import pytest
+import yaml
+
+from un2clip.config import UserError, build, flags, merge, read_yaml
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    lr: float
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"lr must not be negative, got {self.lr}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    steps: int
+    kind: Literal["a", "b"]
+    on_disk: bool
+    sizes: tuple[int, ...]
+    inner: Inner
+
+
+GOOD = {"steps": 3, "kind": "a", "on_disk": True, "sizes": [1, 2], "inner": {"lr": 0.1}}
+
+
+def change(**changes: object) -> dict[str, object]:
+    return {key: value for key, value in (GOOD | changes).items() if value != "ABSENT"}
+
+
+def test_good_values_arrive_as_declared() -> None:
+    """Integral floats (KFP) become ints, and numeric text without a dot (dvc -S) becomes a float."""
+    section = build(Section, change(steps=3.0, inner={"lr": "1e-06"}), "finetune")
+    assert section == Section(steps=3, kind="a", on_disk=True, sizes=(1, 2), inner=Inner(lr=1e-6))
+    assert isinstance(section.steps, int)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (change(stepz=1), "unknown parameter finetune.stepz; known here: steps, kind, on_disk, sizes, inner"),
+        (change(steps="ABSENT"), "missing parameter finetune.steps: an integer"),
+        (change(steps=1.5), "finetune.steps must be an integer, got 1.5"),
+        (change(steps=True), "finetune.steps must be an integer, got True"),
+        (change(steps=float("nan")), "finetune.steps must be an integer, got nan"),
+        (change(steps=float("inf")), "finetune.steps must be an integer, got inf"),
+        (change(kind="c"), "finetune.kind must be one of a, b, got 'c'"),
+        (change(on_disk=1), "finetune.on_disk must be true or false, got 1"),
+        (change(sizes=[1, "x"]), "finetune.sizes[1] must be an integer, got 'x'"),
+        (change(inner={"lr": "fast"}), "finetune.inner.lr must be a number, got 'fast'"),
+        (change(inner={"lr": -1}), "finetune.inner.lr must not be negative, got -1.0"),
+        (change(inner=3), "finetune.inner must be a mapping, got 3"),
+    ],
+)
+def test_bad_values_are_named_in_full(values: dict[str, object], message: str) -> None:
+    """A mistake is one line with the parameter's full name and what is allowed."""
+    with pytest.raises(UserError) as caught:
+        build(Section, values, "finetune")
+    assert str(caught.value) == message
+
+
+def test_overlay_changes_and_never_adds() -> None:
+    """merge replaces deep values, leaves the base as it was, and refuses unknown names."""
+    base = {"a": {"b": 1, "c": 2}, "d": [1]}
+    assert merge(base, {"a": {"b": 9}, "d": [2, 3]}) == {"a": {"b": 9, "c": 2}, "d": [2, 3]}
+    assert base == {"a": {"b": 1, "c": 2}, "d": [1]}
+    with pytest.raises(UserError, match=r"unknown parameter a\.x; known here: b, c"):
+        merge(base, {"a": {"x": 1}})
+
+
+def test_flags_say_the_same_as_the_overlay() -> None:
+    """Every word pair is `-S full.name=value`, and YAML reads the value back."""
+    words = flags({"method": "un2clip", "finetune": {"training": {"lr": 1e-6, "timesteps": [0, 9]}}})
+    assert words[::2] == ["-S"] * 3
+    names, values = zip(*(word.split("=") for word in words[1::2]), strict=True)
+    assert names == ("method", "finetune.training.lr", "finetune.training.timesteps")
+    assert [yaml.safe_load(value) for value in values][::2] == ["un2clip", [0, 9]]
+    assert float(values[1]) == 1e-6
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", ""])
+def test_broken_file_is_named(tmp_path, content: str) -> None:
+    """A file that is no mapping is a UserError with its path."""
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"p\.yaml"):
+        read_yaml(tmp_path / "p.yaml")

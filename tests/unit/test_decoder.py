@@ -1,0 +1,155 @@
+import shutil
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
+from PIL import Image
+from torch.testing import assert_close
+
+from un2clip.checkpoint import load_clip
+from un2clip.config import UserError
+from un2clip.decoder import Generator, load_generator
+from un2clip.huggingface import to_hugging_face_vision
+from un2clip.stages.reconstruct import Reconstruct, sample
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny) -> StableUnCLIPImg2ImgPipeline:
+    made = StableUnCLIPImg2ImgPipeline.from_pretrained(tiny.backbones / "unclip")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def generator(tiny) -> Generator:
+    return load_generator(tiny.backbones / "unclip")
+
+
+@pytest.mark.parametrize("level", [0, 1, 500, 999])
+def test_condition_equals_the_pipelines(generator, pipeline, level: int) -> None:
+    """class_labels gives noise_image_embeddings' numbers for the same noise, bit for bit."""
+    embeds, noise = torch.randn(2, 3, generator.embed_dim)
+    with torch.no_grad():
+        theirs = pipeline.noise_image_embeddings(embeds, noise_level=level, noise=noise)
+    assert torch.equal(generator.class_labels(embeds, torch.full((3,), level), noise), theirs)
+
+
+def test_noise_level_may_differ_by_sample(generator, pipeline) -> None:
+    """A batch with levels 0, 300 and 900 equals three batches of one level each."""
+    embeds, noise = torch.randn(2, 3, generator.embed_dim)
+    ours = generator.class_labels(embeds, torch.tensor([0, 300, 900]), noise)
+    for i, level in enumerate((0, 300, 900)):
+        theirs = pipeline.noise_image_embeddings(embeds[i : i + 1], noise_level=level, noise=noise[i : i + 1])
+        assert_close(ours[i : i + 1], theirs.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noising_and_target_equal_the_scheduler_and_the_formula(generator, prediction_type: str) -> None:
+    """Both prediction types against diffusers' scheduler and against the formula written out."""
+    scheduler = DDPMScheduler.from_config(generator.scheduler.config, prediction_type=prediction_type)
+    ours = Generator(
+        unet=generator.unet,
+        vae=generator.vae,
+        scheduler=scheduler,
+        image_noising_scheduler=generator.image_noising_scheduler,
+        mean=generator.mean,
+        std=generator.std,
+        prompt_embeds=generator.prompt_embeds,
+    )
+    latents, noise = torch.randn(2, 5, 4, 8, 8)
+    timesteps = torch.tensor([0, 1, 400, 800, 999])
+    signal = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+    spread = (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    assert_close(ours.add_noise(latents, noise, timesteps), signal * latents + spread * noise)
+    formula = noise if prediction_type == "epsilon" else signal * noise - spread * latents
+    assert_close(ours.target(latents, noise, timesteps), formula)
+
+
+def test_other_prediction_types_are_refused(generator) -> None:
+    """A generator that predicts the sample itself is a UserError that lists what is allowed."""
+    with pytest.raises(UserError, match="'sample'; training needs one of epsilon, v_prediction"):
+        Generator(
+            unet=generator.unet,
+            vae=generator.vae,
+            scheduler=DDPMScheduler(prediction_type="sample"),
+            image_noising_scheduler=generator.image_noising_scheduler,
+            mean=generator.mean,
+            std=generator.std,
+            prompt_embeds=generator.prompt_embeds,
+        )
+
+
+def test_statistics_stay_frozen_through_to(generator) -> None:
+    """After .to(), no parameter of the generator wants a gradient and the normaliser has none at all."""
+    generator.to("cpu", torch.float32)
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
+    assert not {"mean", "std"} & dict(generator.named_parameters()).keys()
+
+
+def test_prediction_equals_the_pipelines_unet(generator, pipeline) -> None:
+    """Our forward is the pipeline's U-Net under the pipeline's own encoding of the empty prompt."""
+    latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    labels = torch.randn(2, 2 * generator.embed_dim)
+    with torch.no_grad():
+        prompt, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
+        theirs = pipeline.unet(latents, timesteps, prompt.expand(2, -1, -1), class_labels=labels).sample
+        assert_close(generator(latents, timesteps, labels), theirs)
+
+
+def test_sampling_equals_the_pipelines(tiny, generator, pipeline) -> None:
+    """The same embedding, latents and noise give the pipeline's picture (within rounding of the guidance)."""
+    params = Reconstruct(images=1, sampling_steps=3, guidance_scale=2.0, noise_level=0)
+    embeds = torch.randn(1, generator.embed_dim)
+    ours = sample(generator, embeds, params, seed=5)
+    rng = torch.Generator().manual_seed(5)
+    latents = torch.randn((1, 4, 8, 8), generator=rng)
+    theirs = pipeline(
+        image_embeds=embeds,
+        prompt="",
+        latents=latents,
+        generator=rng,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        output_type="pt",
+    ).images
+    assert_close(ours / 2 + 0.5, theirs, rtol=0, atol=1e-4)
+
+
+def test_pipeline_draws_from_a_picture(pipeline) -> None:
+    """diffusers itself runs the whole directory on a PIL image: feature extractor, image encoder, all."""
+    drawn = pipeline(image=Image.new("RGB", (32, 32), "red"), num_inference_steps=2).images[0]
+    assert drawn.size == (32, 32)
+
+
+def test_hugging_face_tower_gives_the_same_embedding(tiny) -> None:
+    """The converted image tower and open_clip's agree within 1e-5."""
+    clip = load_clip(tiny.backbones / "clip")
+    pixel_values = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        theirs = to_hugging_face_vision(clip)(pixel_values).image_embeds
+        assert_close(theirs, clip.model.encode_image(pixel_values), rtol=0, atol=1e-5)
+
+
+def test_width_that_does_not_fit_is_named(generator) -> None:
+    """An embedding of another width is refused with both widths in the message."""
+    with pytest.raises(UserError, match=f"768 numbers and the generator understands {generator.embed_dim}"):
+        generator.check_fits(768)
+
+
+@pytest.mark.parametrize("part", ["model_index.json", "unet", "vae", "image_normalizer", "scheduler"])
+def test_missing_part_is_named(tiny, tmp_path, part: str) -> None:
+    """A directory without one of its parts is a UserError, not a traceback."""
+    folder = tmp_path / "unclip"
+    shutil.copytree(tiny.backbones / "unclip", folder)
+    target = folder / part
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(UserError, match=r"unclip"):
+        load_generator(folder)
+
+
+def test_tokenizer_is_open_clips(tiny, pipeline) -> None:
+    """Hugging Face's tokenizer in the directory gives open_clip's token ids, up to the padding."""
+    texts = ["a red circle above a ball", "one hollow moon, far away", ""]
+    theirs = load_clip(tiny.backbones / "clip").tokenize(texts)
+    for text, row in zip(texts, theirs.tolist(), strict=True):
+        assert pipeline.tokenizer(text).input_ids == [number for number in row if number]

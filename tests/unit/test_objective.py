@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.testing import assert_close
+
+from un2clip.decoder import load_generator
+from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+
+
+@pytest.fixture()
+def generator(tiny):
+    return load_generator(tiny.backbones / "unclip")
+
+
+@pytest.fixture()
+def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, Draws]:
+    rng = torch.Generator().manual_seed(0)
+    latents, embeds = torch.randn(6, 4, 8, 8, generator=rng), torch.randn(6, generator.embed_dim, generator=rng)
+    return latents, embeds, draw(generator, latents, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+
+
+class Oracle(nn.Module):
+    """A U-Net that knows the answer."""
+
+    def __init__(self, answer: torch.Tensor, config: object) -> None:
+        super().__init__()
+        self.answer, self.config = answer, config
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return type("Output", (), {"sample": self.answer})
+
+
+def test_loss_is_zero_for_the_target(generator, drawn) -> None:
+    """A generator that returns the exact target has loss 0, one that is off by one has loss 1."""
+    latents, embeds, draws = drawn
+    target = generator.target(latents, draws.noise, draws.timesteps)
+    for answer, loss in ((target, 0.0), (target + 1, 1.0)):
+        generator.unet = Oracle(answer, generator.unet.config)
+        assert_close(diffusion_loss(generator, latents, embeds, draws), torch.full((6,), loss))
+
+
+def test_loss_equals_the_formula_written_out(generator, drawn) -> None:
+    """Per-sample loss against diffusers' scheduler and U-Net called by hand."""
+    latents, embeds, draws = drawn
+    labels = generator.class_labels(embeds, draws.noise_level, draws.embedding_noise)
+    noisy = generator.scheduler.add_noise(latents, draws.noise, draws.timesteps)
+    prompt = generator.prompt_embeds.expand(6, -1, -1)
+    with torch.no_grad():
+        prediction = generator.unet(noisy, draws.timesteps, prompt, class_labels=labels).sample
+        ours = diffusion_loss(generator, latents, embeds, draws)
+    target = generator.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
+    assert_close(ours, torch.stack([mse_loss(p, t) for p, t in zip(prediction, target, strict=True)]))
+
+
+def test_dropped_condition_is_all_zero(generator, drawn) -> None:
+    """With every condition dropped the embedding does not matter; with none dropped it does."""
+    latents, embeds, draws = drawn
+    nn.init.normal_(generator.unet.class_embedding.linear_2.weight)
+    dropped = Draws(**{**vars(draws), "keep": torch.zeros(6, dtype=torch.bool)})
+    with torch.no_grad():
+        assert torch.equal(
+            diffusion_loss(generator, latents, embeds, dropped), diffusion_loss(generator, latents, -embeds, dropped)
+        )
+        assert not torch.equal(
+            diffusion_loss(generator, latents, embeds, draws), diffusion_loss(generator, latents, -embeds, draws)
+        )
+
+
+def test_draws_cover_their_ranges(generator) -> None:
+    """Timesteps stay within their bounds and reach both; levels are uniform or constant; dropout is as asked."""
+    latents = torch.zeros(4000, 1, 1, 1)
+    rng = torch.Generator().manual_seed(0)
+    draws = draw(generator, latents, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
+    assert set(draws.timesteps.tolist()) == {3, 4, 5, 6, 7}
+    assert draws.noise_level.min() < 10 and draws.noise_level.max() > 990
+    assert draws.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert set(draw(generator, latents, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()) == {9}
+
+
+def test_anchor_is_a_distance_in_the_normalisers_units(generator) -> None:
+    """Exactly 0 for equal embeddings; moving every number by its own standard deviation gives 1."""
+    embeds = torch.randn(4, generator.embed_dim)
+    assert torch.equal(anchor_distance(generator, embeds, embeds), torch.zeros(4))
+    assert_close(anchor_distance(generator, embeds + generator.std, embeds), torch.ones(4))
