@@ -44,7 +44,8 @@ def _run(words: list[str]) -> int:
     overlay.add_argument("overlay", type=Path)
     study = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     study.add_argument("--to", type=Path, default=Path("study"))
-    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words)
 
     params = read_yaml(Path("params.yaml"))
@@ -59,7 +60,20 @@ def _run(words: list[str]) -> int:
         case "study":
             from un2clip.study import study as run_study
 
-            run_study(params, seeds=options.seeds, to=options.to)
+            if options.seeds:
+                params["study"]["seeds"] = options.seeds
+            run_study(params, options.to)
+        case "show":
+            from un2clip.show import show
+
+            reports = Path("reports")
+            show(
+                report=reports / "report",
+                decision=reports / "decision",
+                reconstructions=reports / "reconstructions",
+                scores=Path("scores"),
+                encoder=Path("models/encoder"),
+            )
     return 0
 
 

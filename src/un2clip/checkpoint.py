@@ -81,8 +81,15 @@ def sha256_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def encoder_sha256(folder: Path) -> str:
-    """Hash of the weights of a CLIP folder, both towers."""
-    return sha256_of(load_file(folder / WEIGHTS))
+    """Hash of the weights of a CLIP folder, both towers.
+
+    Raises:
+        UserError: the weights are absent or damaged.
+    """
+    try:
+        return sha256_of(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {folder / WEIGHTS}: {error}") from None
 
 
 def text_sha256(model: torch.nn.Module) -> str:

@@ -27,7 +27,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run from the repository's root or pass --params=FILE") from None
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; run from the repository's root or pass --params=FILE"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -55,7 +57,10 @@ def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             words += flags(value, f"{prefix}{key}.")
         else:
-            words += ["-S", f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}"]
+            words += [
+                "-S",
+                f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}",
+            ]
     return words
 
 

@@ -137,10 +137,14 @@ def load_generator(folder: Path) -> Generator:
         UserError: a part is missing or damaged, or the parts do not fit each other.
     """
     if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder} is not a generator in StableUnCLIPImg2ImgPipeline's layout: it has no model_index.json")
+        raise UserError(
+            f"{folder} is not a generator in StableUnCLIPImg2ImgPipeline's layout: it has no model_index.json"
+        )
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-        normalizer = StableUnCLIPImageNormalizer.from_pretrained(folder, subfolder="image_normalizer", use_safetensors=True)
+        normalizer = StableUnCLIPImageNormalizer.from_pretrained(
+            folder, subfolder="image_normalizer", use_safetensors=True
+        )
         generator = Generator(
             unet=unet,
             vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True),
@@ -165,7 +169,9 @@ def load_generator(folder: Path) -> Generator:
 def _empty_prompt(folder: Path) -> Tensor:
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).eval()
-    tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
     return text_encoder(tokens.input_ids)[0]
 
 

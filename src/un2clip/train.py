@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from open_clip.model import CLIP
@@ -40,12 +40,23 @@ class Training:
     decoder_lr: float
     weight_decay: float
     warmup_steps: int
-    decay: str
+    decay: Literal["constant", "cosine"]
     clip_grad_norm: float
     anchor_weight: float
-    timesteps: tuple[int, int]
+    timesteps: tuple[int, ...]
     noise_level: int
     condition_dropout: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "clip_grad_norm", "anchor_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if len(self.timesteps) != 2:
+            raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
 
 
 Record = dict[str, float]
@@ -73,7 +84,7 @@ def fit(
             then those of the last step that was finite.
     """
     generator.check_fits(model.visual.output_dim)
-    _check_ranges(training, generator)
+    timesteps = _check_ranges(training, generator)
     reference = copy.deepcopy(model.visual).requires_grad_(False).eval()
     groups = _parameter_groups(model, generator, method, training)
     trained = [parameter for group in groups for parameter in group["params"]]
@@ -93,7 +104,7 @@ def fit(
             generator,
             latents,
             rng,
-            timesteps=training.timesteps,
+            timesteps=timesteps,
             noise_level=noise_level,
             condition_dropout=training.condition_dropout,
         )
@@ -157,9 +168,10 @@ def _rate(step: int, training: Training) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _check_ranges(training: Training, generator: Generator) -> None:
+def _check_ranges(training: Training, generator: Generator) -> tuple[int, int]:
     low, high = training.timesteps
     if not 0 <= low <= high < generator.num_timesteps:
         raise UserError(f"timesteps must lie within 0 and {generator.num_timesteps - 1}, got {low} to {high}")
     if not 0 <= training.noise_level < generator.num_noise_levels:
         raise UserError(f"noise_level must be 0 to {generator.num_noise_levels - 1}, got {training.noise_level}")
+    return low, high

@@ -19,7 +19,7 @@ TINY = ROOT / "tests" / "e2e" / "tiny.yaml"
 def call(words: list[str], cwd: Path, store: Path) -> str:
     """Run a command with this interpreter first on PATH, and with an MLflow store of its own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{store}", "UN2CLIP_TRACKING": "on"}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout

@@ -75,7 +75,9 @@ def test_draws_cover_their_ranges(generator) -> None:
     assert set(draws.timesteps.tolist()) == {3, 4, 5, 6, 7}
     assert draws.noise_level.min() < 10 and draws.noise_level.max() > 990
     assert draws.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
-    assert set(draw(generator, latents, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()) == {9}
+    assert set(
+        draw(generator, latents, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()
+    ) == {9}
 
 
 def test_anchor_is_a_distance_in_the_normalisers_units(generator) -> None:

@@ -37,7 +37,9 @@ def test_same_seed_same_bytes() -> None:
         rng = np.random.default_rng(seed)
         scenes = world.draw(rng, 50, plain=0.5, heldout=False)
         texts = world.captions(rng, scenes, Captions(object=1, colour=0.5, detail=0.5, wrong=0.1))
-        return hashlib.sha256(scenes.tobytes() + world.render(rng, scenes, 32).tobytes() + repr(texts).encode()).hexdigest()
+        return hashlib.sha256(
+            scenes.tobytes() + world.render(rng, scenes, 32).tobytes() + repr(texts).encode()
+        ).hexdigest()
 
     assert made(3) == made(3) != made(4)
 
@@ -55,20 +57,27 @@ def test_training_and_heldout_share_no_combination() -> None:
 @pytest.mark.parametrize("name", [name for name in ATTRIBUTES if name != "relation"])
 def test_every_value_of_an_attribute_can_be_seen(name: str) -> None:
     """Two values of an attribute give two pictures, everything drawn at random being equal."""
-    pictures = [picture(object="arrow", **{name: value}) if name != "object" else picture(object=value) for value in ATTRIBUTES[name]]
+    pictures = [
+        picture(object="arrow", **{name: value}) if name != "object" else picture(object=value)
+        for value in ATTRIBUTES[name]
+    ]
     for i, left in enumerate(pictures):
         for right in pictures[i + 1 :]:
             assert np.abs(left - right).max() > 60
 
 
-@pytest.mark.parametrize(("position", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("top", 0, -1), ("bottom", 0, 1)])
+@pytest.mark.parametrize(
+    ("position", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("top", 0, -1), ("bottom", 0, 1)]
+)
 def test_position_is_where_it_says(position: str, axis: int, sign: int) -> None:
     """The object's centre of mass lies on the side that is named."""
     centre = np.argwhere(ink(picture(position=position))).mean(0)[axis] - 31.5
     assert sign * centre > 6
 
 
-@pytest.mark.parametrize(("orientation", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)])
+@pytest.mark.parametrize(
+    ("orientation", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)]
+)
 def test_a_triangle_points_where_it_says(orientation: str, axis: int, sign: int) -> None:
     """The tip is the far end of the thin side: more of the triangle lies opposite to it."""
     points = np.argwhere(ink(picture(object="triangle", orientation=orientation)))[:, axis]
@@ -83,7 +92,9 @@ def test_count_is_the_number_of_objects(count: str) -> None:
     assert (np.diff(row.astype(int)) == 1).sum() + int(row[0]) == ATTRIBUTES["count"].index(count) + 1
 
 
-@pytest.mark.parametrize(("relation", "axis", "sign"), [("above", 0, 1), ("below", 0, -1), ("left", 1, 1), ("right", 1, -1)])
+@pytest.mark.parametrize(
+    ("relation", "axis", "sign"), [("above", 0, 1), ("below", 0, -1), ("left", 1, 1), ("right", 1, -1)]
+)
 def test_the_ball_is_on_the_other_side(relation: str, axis: int, sign: int) -> None:
     """'A circle above a ball': the ball, the only cyan thing, lies below."""
     pixels = picture(relation=relation)

@@ -70,11 +70,15 @@ def read_questions(folder: Path) -> list[Question]:
     """
     trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
     if not (folder / "Questions.csv").is_file() or not trees:
-        raise UserError(f"{folder} is not MMVP_VLM: it needs Questions.csv and a folder named {' or '.join(IMAGE_FOLDERS)}")
+        raise UserError(
+            f"{folder} is not MMVP_VLM: it needs Questions.csv and a folder named {' or '.join(IMAGE_FOLDERS)}"
+        )
     with (folder / "Questions.csv").open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:
-            raise UserError(f"{folder}/Questions.csv must have the columns {', '.join(COLUMNS)}; got {reader.fieldnames}")
+            raise UserError(
+                f"{folder}/Questions.csv must have the columns {', '.join(COLUMNS)}; got {reader.fieldnames}"
+            )
         questions = [_question(trees[0], row, reader.line_num) for row in reader]
     if not questions:
         raise UserError(f"{folder}/Questions.csv has no question")
@@ -82,13 +86,17 @@ def read_questions(folder: Path) -> list[Question]:
         raise UserError(f"{folder}/Questions.csv has {len(questions)} rows; they must come in pairs")
     for left, right in zip(questions[::2], questions[1::2], strict=True):
         if left.id % 2 == 0 or right.id != left.id + 1 or left.type != right.type:
-            raise UserError(f"{folder}/Questions.csv: questions {left.id} and {right.id} are not a pair (odd, even, one type)")
+            raise UserError(
+                f"{folder}/Questions.csv: questions {left.id} and {right.id} are not a pair (odd, even, one type)"
+            )
     return questions
 
 
 def _question(tree: Path, row: dict[str, str], line: int) -> Question:
     if not (row["Question ID"] or "").isdecimal() or not row["Type"] or not row["Statement"] or None in row:
-        raise UserError(f"{tree.parent}/Questions.csv, line {line}: need a number, a type and a statement; got {list(row.values())}")
+        raise UserError(
+            f"{tree.parent}/Questions.csv, line {line}: need a number, a type and a statement; got {list(row.values())}"
+        )
     found = [tree / row["Type"] / f"{row['Question ID']}{suffix}" for suffix in (".jpg", ".JPG", ".png")]
     image = next((path for path in found if path.is_file()), None)
     if image is None:

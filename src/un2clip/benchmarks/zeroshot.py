@@ -30,10 +30,15 @@ def run(clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
     templates = _lines(folder / "zeroshot_classification_templates.txt")
     with torch.no_grad():
         classifier = open_clip.build_zero_shot_classifier(
-            clip.model, clip.tokenize, names, [lambda name, t=template: t.replace("{c}", name) for template in templates]
+            clip.model,
+            clip.tokenize,
+            names,
+            [lambda name, t=template: t.replace("{c}", name) for template in templates],
         ).float()
     items: list[Item] = []
-    for keys, pixel_values, labels in tqdm(_batches(clip, folder, batch_size), unit="batch", desc="zeroshot", mininterval=1):
+    for keys, pixel_values, labels in tqdm(
+        _batches(clip, folder, batch_size), unit="batch", desc="zeroshot", mininterval=1
+    ):
         with torch.no_grad():
             features = normalize(clip.model.encode_image(pixel_values).float(), dim=-1)
         for key, label, predicted in zip(keys, labels, (features @ classifier).argmax(1).tolist(), strict=True):

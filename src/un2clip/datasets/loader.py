@@ -51,11 +51,15 @@ def count(shards: Path, split: str, at_least: int) -> int:
     """Samples in a split, refused when there are fewer than one batch."""
     found = read_index(shards).count(split)
     if found < at_least:
-        raise UserError(f"{shards}/{split} holds {found} samples, fewer than one batch of {at_least}; lower batch_size or add images")
+        raise UserError(
+            f"{shards}/{split} holds {found} samples, fewer than one batch of {at_least}; lower batch_size or add images"
+        )
     return found
 
 
-def epoch(shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int | None) -> Iterator[Batch]:
+def epoch(
+    shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int | None
+) -> Iterator[Batch]:
     """All samples of a split once, in batches; the last one may be smaller.
 
     Args:
@@ -76,7 +80,9 @@ def epoch(shards: Path, split: str, encoder_view: View, image_view: View, batch_
         yield _stack(pending)
 
 
-def forever(shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int) -> Iterator[Batch]:
+def forever(
+    shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int
+) -> Iterator[Batch]:
     """Full batches, epoch after epoch, each in an order of its own; an epoch's incomplete batch is left out."""
     number = 0
     while True:

@@ -34,7 +34,9 @@ DETAILS = [i for name, i in COLUMN.items() if name not in ("object", "colour", "
 #: Objects whose orientation can be seen.
 POINTING = ("triangle", "arrow", "moon")
 
-RGB = np.array([[220, 40, 40], [40, 180, 60], [50, 80, 230], [240, 220, 50], [160, 60, 200], [250, 140, 30]], np.float32)
+RGB = np.array(
+    [[220, 40, 40], [40, 180, 60], [50, 80, 230], [240, 220, 50], [160, 60, 200], [250, 140, 30]], np.float32
+)
 BACKGROUND = np.array([[15, 15, 20], [110, 110, 115], [235, 235, 235], [120, 80, 50]], np.float32)
 #: Width of a hollow object's outline, in radii: less than half of its thinnest part.
 RIM = np.array([0.40, 0.40, 0.20, 0.24, 0.18, 0.18], np.float32)
@@ -176,7 +178,9 @@ def _signed_distance(u: Floats, v: Floats, kind: Ints) -> Floats:
             case "triangle":
                 d = np.maximum(-a - 0.75, (a - 1) * 0.457 + b * 0.889)
             case "arrow":
-                d = np.minimum(np.maximum(np.maximum(-a - 1, a - 0.1), b - 0.38), np.maximum(-a, (a - 1) * 0.7 + b * 0.71))
+                d = np.minimum(
+                    np.maximum(np.maximum(-a - 1, a - 0.1), b - 0.38), np.maximum(-a, (a - 1) * 0.7 + b * 0.71)
+                )
             case _:  # moon, open towards +u
                 d = np.maximum(np.hypot(a, b) - 1, 0.85 - np.hypot(a - 0.65, b))
         distance[chosen] = d
@@ -238,7 +242,9 @@ def describe(scene: Ints, named: set[int]) -> str:
     if COLUMN["feature"] in named:
         phrase += " with a dot" if word("feature") == "dotted" else " without a dot"
     if word("relation") not in ("", "none"):
-        phrase += {"above": " above a ball", "below": " below a ball"}.get(word("relation"), f" {word('relation')} of a ball")
+        phrase += {"above": " above a ball", "below": " below a ball"}.get(
+            word("relation"), f" {word('relation')} of a ball"
+        )
     if COLUMN["position"] in named:
         phrase += " in the centre" if word("position") == "centre" else f" at the {word('position')}"
     if word("glyph") not in ("", "none"):

@@ -42,10 +42,15 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
     wanted = [key for key in inspect.signature(stage).parameters if key != "params"]
     if set(names) != set(wanted):
         raise UserError(f"stage {name} takes {', '.join(wanted)}; got {', '.join(names) or 'nothing'}")
-    section = build(hints["params"], params, name)
+    section = stage_params(name, params)
     arguments = {key: _argument(hints[key], names[key], key) for key in wanted}
     with tracking.stage_run(name, params=params, names=arguments):
         stage(section, **arguments)
+
+
+def stage_params(name: str, params: Mapping[str, Any]) -> Any:
+    """The stage's own dataclass from its section of params.yaml, read strictly."""
+    return build(get_type_hints(get_stage(name))["params"], params, name)
 
 
 def _argument(hint: Any, value: Any, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Literal
 import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from open_clip.model import CLIP
 from open_clip.tokenizer import default_bpe
@@ -102,7 +103,9 @@ def backbones(params: Backbones, *, seed: int, images: Path, backbones: Path) ->
         save_clip(clip, backbones / "clip")
         vae = new_vae(params)
         train_vae(vae, pictures, params.vae)
-        new_unclip(clip, vae, params, _embed(clip, pixel_values)).save_pretrained(backbones / "unclip", safe_serialization=True)
+        new_unclip(clip, vae, params, _embed(clip, pixel_values)).save_pretrained(
+            backbones / "unclip", safe_serialization=True
+        )
         generator = load_generator(backbones / "unclip")
         latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
         train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
@@ -115,7 +118,9 @@ def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, 
     read = list(tqdm(samples(folder), unit="image", desc="read", mininterval=1))
     largest = max(params.clip.batch_size, params.vae.batch_size, params.unet.batch_size)
     if len(read) < largest:
-        raise UserError(f"{folder} holds {len(read)} samples, fewer than one batch of {largest}; lower backbones' batch sizes")
+        raise UserError(
+            f"{folder} holds {len(read)} samples, fewer than one batch of {largest}; lower backbones' batch sizes"
+        )
     pixel_values = torch.stack([clip.preprocess(sample.image) for sample in read])
     return pixel_values, torch.stack([view(sample.image) for sample in read]), clip.tokenize([s.caption for s in read])
 
@@ -154,10 +159,14 @@ def new_clip(size: ClipSize, folder: Path) -> Clip:
 def train_clip(clip: Clip, pixel_values: Tensor, texts: Tensor, size: ClipSize) -> None:
     """Contrastive training (arXiv 2103.00020, figure 3), cosine rate with warm-up; in place."""
     model = clip.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr, weight_decay=size.weight_decay, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=size.lr, weight_decay=size.weight_decay, betas=(0.9, 0.98), fused=True
+    )
     schedule = _cosine(optimizer, size.steps, size.warmup_steps)
     targets = torch.arange(size.batch_size)
-    progress = tqdm(_orders(len(texts), size.batch_size, size.steps), total=size.steps, unit="step", desc="clip", mininterval=1)
+    progress = tqdm(
+        _orders(len(texts), size.batch_size, size.steps), total=size.steps, unit="step", desc="clip", mininterval=1
+    )
     for step, index in enumerate(progress):
         image_features, text_features, logit_scale = model(pixel_values[index], texts[index])[:3]
         logits = logit_scale * image_features @ text_features.T
@@ -175,8 +184,9 @@ def train_clip(clip: Clip, pixel_values: Tensor, texts: Tensor, size: ClipSize) 
 
 
 def new_vae(params: Backbones) -> AutoencoderKL:
+    """A VAE whose residual blocks start as the identity, which a few hundred steps need (arXiv 1901.09321)."""
     channels = params.vae.block_out_channels
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
@@ -185,6 +195,11 @@ def new_vae(params: Backbones) -> AutoencoderKL:
         sample_size=params.clip.image_px,
         mid_block_add_attention=False,
     )
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            torch.nn.init.zeros_(block.conv2.weight)
+            torch.nn.init.zeros_(block.conv2.bias)
+    return vae
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize) -> None:
@@ -192,7 +207,9 @@ def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize) -> None:
     vae.train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=size.lr, fused=True)
     schedule = _cosine(optimizer, size.steps, size.steps // 20)
-    progress = tqdm(_orders(len(images), size.batch_size, size.steps), total=size.steps, unit="step", desc="vae", mininterval=1)
+    progress = tqdm(
+        _orders(len(images), size.batch_size, size.steps), total=size.steps, unit="step", desc="vae", mininterval=1
+    )
     for step, index in enumerate(progress):
         posterior = vae.encode(images[index]).latent_dist
         loss = mse_loss(vae.decode(posterior.sample()).sample, images[index]) + size.kl_weight * posterior.kl().mean()
@@ -268,7 +285,9 @@ def new_unclip(clip: Clip, vae: AutoencoderKL, params: Backbones, image_embeds: 
     )
 
 
-def train_unclip(clip: Clip, generator: Generator, pixel_values: Tensor, latents: Tensor, size: UnetSize, seed: int) -> None:
+def train_unclip(
+    clip: Clip, generator: Generator, pixel_values: Tensor, latents: Tensor, size: UnetSize, seed: int
+) -> None:
     """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
 
     def batches() -> Iterator[tuple[list[str], Tensor, Tensor]]:

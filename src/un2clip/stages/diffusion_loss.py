@@ -18,7 +18,8 @@ from un2clip.datasets import loader
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator
 from un2clip.evidence import read_lineage
-from un2clip.objective import Draws, diffusion_loss as loss_of
+from un2clip.objective import Draws
+from un2clip.objective import diffusion_loss as loss_of
 from un2clip.scores import Item, Scores
 
 matplotlib.use("Agg")
@@ -39,7 +40,9 @@ class DiffusionLoss:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def diffusion_loss(params: DiffusionLoss, *, seed: int, shards: Path, backbones: Path, encoder: Path, scores: Path) -> None:
+def diffusion_loss(
+    params: DiffusionLoss, *, seed: int, shards: Path, backbones: Path, encoder: Path, scores: Path
+) -> None:
     """Write reference.json and tuned.json (one item an image and bin) and diffusion_loss.png.
 
     Args:
@@ -63,7 +66,10 @@ def diffusion_loss(params: DiffusionLoss, *, seed: int, shards: Path, backbones:
             if n == 0:
                 break
             latents = generator.encode(batch.images[:n])
-            pairs = {role: _embed(clip.model, batch.pixel_values[:n]) for role, clip in (("reference", reference), ("tuned", tuned))}
+            pairs = {
+                role: _embed(clip.model, batch.pixel_values[:n])
+                for role, clip in (("reference", reference), ("tuned", tuned))
+            }
             for i in range(params.bins):
                 name, draws = _draws(generator, latents, rng, i, params)
                 for role, image_embeds in pairs.items():
@@ -93,7 +99,9 @@ def diffusion_loss(params: DiffusionLoss, *, seed: int, shards: Path, backbones:
     print(f"diffusion_loss: reference {both['reference'].score:.5f}, tuned {both['tuned'].score:.5f} of {total} images")
 
 
-def _draws(generator: Generator, latents: Tensor, rng: torch.Generator, i: int, params: DiffusionLoss) -> tuple[str, Draws]:
+def _draws(
+    generator: Generator, latents: Tensor, rng: torch.Generator, i: int, params: DiffusionLoss
+) -> tuple[str, Draws]:
     """One timestep from bin i for each image, and its noises. The bin's name says its range."""
     n = len(latents)
     low = i * generator.num_timesteps // params.bins

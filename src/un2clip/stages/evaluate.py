@@ -20,7 +20,9 @@ class Evaluate:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
-def evaluate(params: Evaluate, *, benchmark: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path) -> None:
+def evaluate(
+    params: Evaluate, *, benchmark: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path
+) -> None:
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
     Args:

@@ -29,7 +29,9 @@ class Reconstruct:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def reconstruct(params: Reconstruct, *, seed: int, shards: Path, backbones: Path, encoder: Path, reconstructions: Path) -> None:
+def reconstruct(
+    params: Reconstruct, *, seed: int, shards: Path, backbones: Path, encoder: Path, reconstructions: Path
+) -> None:
     """Draw held-out images from both encoders' embeddings and write grid.png.
 
     Args:
@@ -42,7 +44,9 @@ def reconstruct(params: Reconstruct, *, seed: int, shards: Path, backbones: Path
     generator = load_generator(backbones / "unclip")
     reference, tuned = load_clip(backbones / "clip"), load_clip(encoder)
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
-    batch = next(loader.epoch(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), n, seed=None))
+    batch = next(
+        loader.epoch(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), n, seed=None)
+    )
     rows = {"original": batch.images, "the VAE alone": generator.decode(generator.encode(batch.images))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
         with torch.no_grad():

@@ -1,0 +1,136 @@
+import csv
+import shutil
+
+import pytest
+import torch
+from clip_oracle import naive_mmvp, naive_zeroshot
+from PIL import Image
+
+from un2clip.benchmarks import data_sha256, get_benchmark
+from un2clip.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
+from un2clip.checkpoint import load_clip
+from un2clip.config import UserError
+
+
+def test_pairs_by_a_hand_made_table() -> None:
+    """A pair counts only if both statements pick their own image; a tie counts as image 2."""
+    table = torch.tensor(
+        [
+            [[0.9, 0.1], [0.2, 0.8]],  # both right
+            [[0.9, 0.1], [0.8, 0.2]],  # image 1 wins both texts
+            [[0.1, 0.9], [0.2, 0.8]],  # image 2 wins both texts
+            [[0.1, 0.9], [0.8, 0.2]],  # both wrong
+            [[0.5, 0.5], [0.2, 0.8]],  # a tie at the first statement: picks image 2, wrong
+            [[0.9, 0.1], [0.5, 0.5]],  # a tie at the second statement: picks image 2, right
+        ]
+    )
+    assert pair_correct(table) == [True, False, False, False, False, True]
+
+
+def test_mmvp_equals_the_protocol_read_aloud(tiny) -> None:
+    """Every pair's outcome equals a loop with one image and one text at a time and a softmax over the images."""
+    clip = load_clip(tiny.backbones / "clip")
+    folder = tiny.benchmarks / "mmvp_vlm"
+    items = get_benchmark("mmvp_vlm")(clip, folder, 10)
+    assert {item.id: item.value for item in items} == naive_mmvp(clip, folder)
+    assert [item.type for item in items[::4]] == list(
+        dict.fromkeys(row[1] for row in list(csv.reader((folder / "Questions.csv").open()))[1:])
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
+def test_batch_size_does_not_change_an_outcome(tiny, batch_size: int) -> None:
+    """Pairs are never torn apart and the last batch may be short."""
+    clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "mmvp_vlm"
+    assert get_benchmark("mmvp_vlm")(clip, folder, batch_size) == get_benchmark("mmvp_vlm")(clip, folder, 16)
+
+
+@pytest.mark.parametrize("name", IMAGE_FOLDERS)
+def test_all_spellings_of_the_image_folder(tiny, tmp_path, name: str) -> None:
+    """The three spellings in use give the same questions."""
+    shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / "m")
+    (tmp_path / "m" / IMAGE_FOLDERS[0]).rename(tmp_path / "m" / name)
+    assert len(read_questions(tmp_path / "m")) == 72
+
+
+def edit(folder, change) -> None:
+    rows = list(csv.reader((folder / "Questions.csv").open()))
+    change(rows)
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.pop(2), "must come in pairs"),
+        (lambda rows: rows[0].__setitem__(1, "Kind"), "must have the columns"),
+        (lambda rows: rows[1].__setitem__(0, "99"), "no image"),
+        (lambda rows: rows[1].__setitem__(0, "one"), "line 2: need a number"),
+        (lambda rows: rows[1].__setitem__(2, ""), "line 2: need a number"),
+        (lambda rows: rows[1].append("x"), "line 2: need a number"),
+        (lambda rows: (rows.pop(1), rows.pop(2)), "are not a pair"),
+        (lambda rows: rows.__delitem__(slice(1, None)), "has no question"),
+    ],
+)
+def test_bad_questions_are_named(tiny, tmp_path, change, message: str) -> None:
+    """Each fault of the file is a UserError that says where."""
+    shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / "m")
+    edit(tmp_path / "m", change)
+    with pytest.raises(UserError, match=message):
+        read_questions(tmp_path / "m")
+
+
+def test_unreadable_image_is_named(tiny, tmp_path) -> None:
+    """A page of HTML named .jpg is a UserError with its path."""
+    shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / "m")
+    (tmp_path / "m" / IMAGE_FOLDERS[0] / "Orientation" / "1.jpg").write_text("<html>")
+    with pytest.raises(UserError, match=r"1\.jpg is not a readable image"):
+        get_benchmark("mmvp_vlm")(load_clip(tiny.backbones / "clip"), tmp_path / "m", 8)
+
+
+def test_zeroshot_equals_a_naive_loop(tiny) -> None:
+    """Every image's outcome equals one image at a time against class means of templates made by hand."""
+    clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "zeroshot"
+    items = get_benchmark("zeroshot")(clip, folder, 8)
+    assert {item.id: item.value for item in items} == naive_zeroshot(clip, folder)
+    assert len({item.type for item in items}) == 36
+
+
+@pytest.mark.parametrize("missing", ["classnames.txt", "zeroshot_classification_templates.txt", "test"])
+def test_missing_part_of_zeroshot_is_named(tiny, tmp_path, missing: str) -> None:
+    """The layout's files are each asked for by name."""
+    shutil.copytree(tiny.benchmarks / "zeroshot", tmp_path / "z")
+    target = tmp_path / "z" / missing
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(UserError, match=missing):
+        get_benchmark("zeroshot")(load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
+
+
+def test_class_outside_the_names(tiny, tmp_path) -> None:
+    """A label that no name belongs to is refused, with the sample."""
+    shutil.copytree(tiny.benchmarks / "zeroshot", tmp_path / "z")
+    (tmp_path / "z" / "classnames.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="has class 2, but classnames.txt names 2"):
+        get_benchmark("zeroshot")(load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
+
+
+def test_unknown_benchmark_lists_those_there_are() -> None:
+    """A benchmark is a file; another name is refused with the list."""
+    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, zeroshot"):
+        get_benchmark("mmvp")
+
+
+def test_data_hash_sees_names_and_contents(tmp_path) -> None:
+    """Renaming a file, changing a pixel or adding a file changes the hash; copying the folder does not."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    first = data_sha256(folder)
+    shutil.copytree(folder, tmp_path / "b")
+    assert data_sha256(tmp_path / "b") == first
+    (tmp_path / "b/1.png").rename(tmp_path / "b/2.png")
+    Image.new("RGB", (4, 4), "white").save(folder / "1.png")
+    assert len({first, data_sha256(tmp_path / "b"), data_sha256(folder)}) == 3
+    with pytest.raises(UserError, match="no benchmark data"):
+        data_sha256(tmp_path / "none")

@@ -1,0 +1,194 @@
+"""Stages on the tiny pipeline: what they write, what they refuse, and that the same inputs give the same bytes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from un2clip.checkpoint import encoder_sha256, load_clip, text_sha256
+from un2clip.config import UserError
+from un2clip.datasets import loader
+from un2clip.scores import load_scores
+from un2clip.stages import run_stage
+from un2clip.stages.backbones import Backbones, backbones
+from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
+from un2clip.stages.evaluate import Evaluate, evaluate
+from un2clip.stages.finetune import Finetune, finetune
+from un2clip.stages.reconstruct import Reconstruct, reconstruct
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: object) -> Path:
+    section = dict(tiny.params["finetune"])
+    section["training"] = section["training"] | {k: v for k, v in changes.items() if k in section["training"]}
+    section |= {key: value for key, value in changes.items() if key in section}
+    run_stage("finetune", section, method=method, seed=3, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny, tmp_path_factory) -> Path:
+    return tune(tiny, tmp_path_factory.mktemp("encoder") / "encoder", encoder_lr=1e-3)
+
+
+def test_backbones_are_a_function_of_the_seed(tiny, tmp_path) -> None:
+    """The stage run again gives the same bytes in every file, whatever the global random state."""
+    torch.manual_seed(999)
+    backbones(tiny.section(Backbones, "backbones"), seed=1, images=tiny.images, backbones=tmp_path / "again")
+    assert files(tmp_path / "again") == files(tiny.backbones)
+
+
+def test_finetune_writes_a_drop_in_encoder(tiny, encoder: Path) -> None:
+    """open_clip loads the folder, the image tower changed, the text tower is byte-identical, no pickle anywhere."""
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{encoder}")
+    reference = load_clip(tiny.backbones / "clip").model
+    assert text_sha256(model) == text_sha256(reference)
+    assert not torch.equal(model.visual.proj, reference.visual.proj)
+    assert set(files(encoder)) == {
+        "open_clip_model.safetensors",
+        "open_clip_config.json",
+        "lineage.json",
+        "history.json",
+    }
+    lineage = json.loads((encoder / "lineage.json").read_text())
+    assert lineage["complete"] and lineage["steps_done"] == 3
+    assert lineage["encoder_sha256"] == encoder_sha256(encoder) != lineage["parents"]["clip"]
+
+
+def test_finetune_is_a_function_of_its_inputs(tiny, encoder: Path, tmp_path) -> None:
+    """The same seed gives the same bytes."""
+    assert files(tune(tiny, tmp_path / "again", encoder_lr=1e-3)) == files(encoder)
+
+
+def test_update_generator_keeps_the_generator_it_trained(tiny, tmp_path) -> None:
+    """Its directory loads as a generator and its U-Net is not the one it came from."""
+    from un2clip.decoder import load_generator
+
+    made = tune(tiny, tmp_path / "encoder", method="update-generator", decoder_lr=1e-3)
+    ours, theirs = load_generator(made / "generator").unet, load_generator(tiny.backbones / "unclip").unet
+    assert not torch.equal(ours.conv_out.weight, theirs.conv_out.weight)
+
+
+def test_non_finite_loss_loses_nothing(tiny, tmp_path) -> None:
+    """A rate that explodes is a UserError that names the step, and the last good weights are on the disk."""
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ \(samples train.*last good one, are in"):
+        tune(tiny, tmp_path / "e", method="un2clip", encoder_lr=1e30, warmup_steps=0, steps=30)
+    assert all(torch.isfinite(p).all() for p in load_clip(tmp_path / "e").model.parameters())
+    assert json.loads((tmp_path / "e" / "lineage.json").read_text())["complete"] is False
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("un3clip", {}, "unknown method 'un3clip'; known: un2clip, un2clip-anchored, update-generator, align"),
+        ("un2clip", {"batch_size": 5000}, "holds 192 samples, fewer than one batch of 5000"),
+        ("un2clip", {"batch_size": 0}, "finetune.batch_size must be at least 1, got 0"),
+        ("un2clip", {"steps": 0}, r"finetune.training.steps must be at least 1, got 0"),
+        ("un2clip", {"decay": "linear"}, "finetune.training.decay must be one of constant, cosine, got 'linear'"),
+    ],
+)
+def test_finetune_refuses(tiny, tmp_path, method: str, changes: dict[str, object], message: str) -> None:
+    """A mistake is one line before any training, and nothing is written."""
+    with pytest.raises(UserError, match=message):
+        tune(tiny, tmp_path / "e", method=method, **changes)
+    assert not (tmp_path / "e").exists()
+
+
+def test_missing_inputs_are_named(tiny, tmp_path) -> None:
+    """Shards or backbones that are not there are a UserError with their path."""
+    with pytest.raises(UserError, match=r"index\.json"):
+        finetune(tiny.section(Finetune, "finetune"), method="un2clip", seed=0, shards=tmp_path / "none", backbones=tiny.backbones, encoder=tmp_path / "e")  # fmt: skip
+    with pytest.raises(UserError, match="is not a CLIP checkpoint"):
+        finetune(tiny.section(Finetune, "finetune"), method="un2clip", seed=0, shards=tiny.shards, backbones=tmp_path, encoder=tmp_path / "e")  # fmt: skip
+
+
+def test_damaged_checkpoint_is_named(tiny, tmp_path) -> None:
+    """Half a safetensors file is a UserError, not a traceback."""
+    shutil.copytree(tiny.backbones / "clip", tmp_path / "clip")
+    weights = tmp_path / "clip/open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for load in (load_clip, encoder_sha256):
+        with pytest.raises(UserError, match=r"clip"):
+            load(tmp_path / "clip")
+
+
+def diagnose(tiny, encoder: Path, to: Path) -> tuple[object, object]:
+    section = tiny.section(DiffusionLoss, "diffusion_loss")
+    diffusion_loss(section, seed=0, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, scores=to)
+    return load_scores(to / "reference.json"), load_scores(to / "tuned.json")
+
+
+def test_the_same_encoder_twice_has_the_same_diffusion_loss(tiny, encoder: Path, tmp_path) -> None:
+    """Both encoders meet one table of noises and timesteps: an untouched encoder gives exactly equal items."""
+    untouched = tmp_path / "untouched"
+    shutil.copytree(tiny.backbones / "clip", untouched)
+    shutil.copy(encoder / "lineage.json", untouched)
+    reference, tuned = diagnose(tiny, untouched, tmp_path / "same")
+    assert reference.items == tuned.items and len(reference.items) == 24 * 4
+    reference, tuned = diagnose(tiny, encoder, tmp_path / "other")
+    assert reference.items != tuned.items
+    assert [item.id for item in reference.items] == [item.id for item in tuned.items]
+    assert (tmp_path / "other/diffusion_loss.png").is_file()
+
+
+def test_diffusion_loss_bins_hold_their_timesteps(tiny, encoder: Path, tmp_path) -> None:
+    """Every image meets one timestep of every bin."""
+    reference, _ = diagnose(tiny, encoder, tmp_path / "d")
+    assert {name: n for name, (_, n) in reference.per_type().items()} == {
+        f"t {low}-{low + 249}": 24 for low in (0, 250, 500, 750)
+    }
+
+
+def test_evaluate_scores_both_encoders_on_one_data_set(tiny, encoder: Path, tmp_path) -> None:
+    """Two files, one data hash, each with its own encoder's hash."""
+    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", benchmarks=tiny.benchmarks, backbones=tiny.backbones, encoder=encoder, scores=tmp_path)  # fmt: skip
+    reference, tuned = load_scores(tmp_path / "reference.json"), load_scores(tmp_path / "tuned.json")
+    assert reference.data_sha256 == tuned.data_sha256 and reference.n == tuned.n == 36
+    assert (reference.method, tuned.method) == ("reference", "un2clip-anchored")
+    assert reference.encoder_sha256 == encoder_sha256(tiny.backbones / "clip")
+    assert tuned.encoder_sha256 == encoder_sha256(encoder)
+
+
+def test_reconstruct_draws_a_grid(tiny, encoder: Path, tmp_path) -> None:
+    """A picture that is not empty, the same for the same seed and another for another."""
+    pictures = []
+    for seed in (0, 0, 1):
+        reconstruct(tiny.section(Reconstruct, "reconstruct"), seed=seed, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, reconstructions=tmp_path)  # fmt: skip
+        pictures.append(np.asarray(Image.open(tmp_path / "grid.png")))
+    assert pictures[0].std() > 5
+    assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+
+
+def views(tiny):
+    clip = load_clip(tiny.backbones / "clip")
+    return tiny.shards, "train", clip.preprocess, loader.generator_view(32)
+
+
+def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own(tiny) -> None:
+    """Three epochs: the same set of keys, none twice, in different orders; without a seed, the shards' order."""
+    epochs = [[key for batch in loader.epoch(*views(tiny), 50, seed) for key in batch.keys] for seed in (None, 0, 1)]
+    assert all(sorted(keys) == sorted(epochs[0]) and len(set(keys)) == 192 for keys in epochs)
+    assert epochs[0] == sorted(epochs[0]) and epochs[0] != epochs[1] != epochs[2]
+
+
+def test_endless_batches_are_full(tiny) -> None:
+    """192 images in batches of 50: three full ones an epoch, the fourth begins the next epoch."""
+    batches = loader.forever(*views(tiny), 50, 0)
+    taken = [next(batches) for _ in range(4)]
+    assert {len(batch.keys) for batch in taken} == {50}
+    assert len({key for batch in taken[:3] for key in batch.keys}) == 150
+
+
+def test_the_generators_view_equals_open_clips_geometry() -> None:
+    """Shortest side, centre crop, [-1, 1]: open_clip's own transform with mean and std 0.5 gives the same picture."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8))
+    theirs = open_clip.image_transform(32, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic")
+    torch.testing.assert_close(loader.generator_view(32)(image), theirs(image), rtol=0, atol=1e-6)

@@ -1,0 +1,157 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from un2clip.checkpoint import load_clip, sha256_of, text_sha256
+from un2clip.config import UserError, build
+from un2clip.decoder import Generator, load_generator
+from un2clip.methods import METHODS
+from un2clip.train import Training, fit
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def batches(generator: Generator, n: int = 8):
+    rng = torch.Generator().manual_seed(0)
+    while True:
+        latents = torch.randn(n, 4, 8, 8, generator=rng)
+        yield [f"sample{i}" for i in range(n)], torch.randn(n, 3, 32, 32, generator=rng), latents
+
+
+def run(tiny, method: str, **changes: object):
+    """Train three steps; return the CLIP, the generator and the history."""
+    clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    training = dataclasses.replace(build(Training, tiny.params["finetune"]["training"], "finetune"), **changes)
+    history = fit(
+        clip.model,
+        generator,
+        METHODS[method],
+        training,
+        batches(generator),
+        torch.Generator().manual_seed(0),
+        lambda step, record: None,
+    )
+    return clip, generator, history
+
+
+#: What each row of the table moves, written out by hand: encoder, generator.
+MOVES = {
+    "un2clip": (True, False),
+    "un2clip-anchored": (True, False),
+    "update-generator": (True, True),
+    "align": (False, True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_moves_and_what_does_not(tiny, method: str) -> None:
+    """Every weight of a trained part moves; every other part is bitwise as it was, the text tower always."""
+    before, frozen = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    clip, generator, _ = run(tiny, method, encoder_lr=1e-3, decoder_lr=1e-3)
+    pairs = {
+        "encoder": (state(before.model.visual), state(clip.model.visual), MOVES[method][0]),
+        "unet": (state(frozen.unet), state(generator.unet), MOVES[method][1]),
+    }
+    for part, (old, new, moves) in pairs.items():
+        moved = {name for name in old if not torch.equal(old[name], new[name])}
+        # one token attends to nothing else: what the mid block's attention asks with has no gradient
+        still = {name for name in old if name not in moved}
+        assert (not moved) if not moves else (moved and len(still) <= len(old) * 0.1), (part, sorted(still))
+    assert sha256_of(frozen.vae.state_dict()) == sha256_of(generator.vae.state_dict())
+    assert torch.equal(frozen.mean, generator.mean) and torch.equal(frozen.std, generator.std)
+    assert text_sha256(before.model) == text_sha256(clip.model)
+
+
+def test_every_encoder_weight_moves(tiny) -> None:
+    """un2clip leaves no tensor of the image tower where it was (keys' biases cancel in the softmax)."""
+    old = state(load_clip(tiny.backbones / "clip").model.visual)
+    clip, _, _ = run(tiny, "un2clip", encoder_lr=1e-3)
+    assert [name for name, value in clip.model.visual.state_dict().items() if torch.equal(old[name], value)] == []
+
+
+def test_anchor_is_exactly_zero_at_step_zero_and_grows(tiny) -> None:
+    """At step 0 the encoder is its reference: distance 0, cosine 1, and the loss is the diffusion loss."""
+    _, _, history = run(tiny, "un2clip-anchored", encoder_lr=1e-3, anchor_weight=5.0)
+    assert history[0]["anchor"] == 0.0 and history[0]["loss"] == history[0]["diffusion_loss"]
+    assert history[0]["cosine"] == pytest.approx(1, abs=1e-6)
+    last = history[-1]
+    assert last["anchor"] > 0 and last["loss"] == pytest.approx(last["diffusion_loss"] + 5 * last["anchor"], rel=1e-6)
+
+
+def test_anchor_holds(tiny) -> None:
+    """The same training with a strong anchor ends nearer to the reference than without."""
+    ends = {
+        method: run(tiny, method, steps=12, encoder_lr=1e-3, anchor_weight=10.0)[2][-1]["anchor"]
+        for method in ("un2clip", "un2clip-anchored")
+    }
+    assert ends["un2clip-anchored"] < ends["un2clip"] / 2
+
+
+def test_first_step_is_adamws(tiny) -> None:
+    """One step by the loop equals one step of torch.optim.AdamW on a loss computed by hand."""
+    from un2clip.objective import diffusion_loss, draw
+
+    changes = {"steps": 1, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
+    clip, _, history = run(tiny, "un2clip", **changes)
+    mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    visual = mine.model.visual.requires_grad_(True).train()
+    _, pixel_values, latents = next(batches(generator))
+    rng = torch.Generator().manual_seed(0)
+    draws = draw(generator, latents, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    loss = diffusion_loss(generator, latents, visual(pixel_values), draws).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
+    decayed = [p for p in visual.parameters() if p.ndim >= 2]
+    others = [p for p in visual.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1e-3).step()
+    assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    for name, value in visual.state_dict().items():
+        torch.testing.assert_close(clip.model.visual.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_same_seed_same_weights(tiny) -> None:
+    """Two runs end with the same bytes."""
+    first, second = (run(tiny, "un2clip")[0] for _ in range(2))
+    assert sha256_of(first.model.state_dict()) == sha256_of(second.model.state_dict())
+
+
+def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(tiny) -> None:
+    """A NaN in the second batch stops at step 1 with the samples' names; the weights are those after step 0."""
+    good, _, _ = run(tiny, "un2clip", steps=1)
+    clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    training = build(Training, tiny.params["finetune"]["training"], "finetune")
+
+    def poisoned():
+        for i, (keys, pixel_values, latents) in enumerate(batches(generator)):
+            yield keys, pixel_values, latents if i == 0 else latents * math.nan
+
+    with pytest.raises(UserError, match=r"loss is nan at step 1 \(samples sample0, sample1"):
+        fit(
+            clip.model,
+            generator,
+            METHODS["un2clip"],
+            training,
+            poisoned(),
+            torch.Generator().manual_seed(0),
+            lambda *_: None,
+        )
+    assert sha256_of(clip.model.state_dict()) == sha256_of(good.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timesteps": (0, 1000)}, "timesteps must lie within 0 and 999, got 0 to 1000"),
+        ({"timesteps": (9, 3)}, "timesteps must lie within 0 and 999, got 9 to 3"),
+        ({"noise_level": 1000}, "noise_level must be 0 to 999, got 1000"),
+    ],
+)
+def test_settings_outside_the_generators_range(tiny, changes: dict[str, object], message: str) -> None:
+    """What the generator can't do is refused before the first step."""
+    with pytest.raises(UserError, match=message):
+        run(tiny, "un2clip", **changes)
