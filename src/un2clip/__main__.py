@@ -29,9 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    command = words[0] if words else "--help"
-    if command in STAGES:
-        return _stage(command, words[1:])
+    if words and words[0] in STAGES:
+        return _stage(words[0], words[1:])
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
@@ -46,7 +45,7 @@ def _run(words: list[str]) -> int:
     study.add_argument("--to", type=Path, default=Path("study"))
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
-    options = parser.parse_args(words)
+    options = parser.parse_args(words or ["--help"])
 
     params = read_yaml(Path("params.yaml"))
     match options.command:

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from un2clip.config import UserError
 
+# Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
+torch.backends.mha.set_fastpath_enabled(False)
+
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 

@@ -4,10 +4,11 @@ It is read from the directory layout of diffusers' StableUnCLIPImg2ImgPipeline a
 does, but with gradients, with a noise level for each sample, and with the embedding given.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor, nn
@@ -176,6 +177,8 @@ def _empty_prompt(folder: Path) -> Tensor:
 
 
 def save_generator(generator: Generator, like: Path, folder: Path) -> None:
-    """Write a trained generator: the directory `like` again, with this U-Net and these statistics."""
-    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(like, unet=generator.unet)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    """Write a trained generator: the directory `like` (which may be `folder` itself), with this U-Net."""
+    if folder != like:
+        shutil.copytree(like, folder, dirs_exist_ok=True)
+    generator.unet.register_to_config(_name_or_path="")  # diffusers would write where it was loaded from
+    generator.unet.save_pretrained(folder / "unet", safe_serialization=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from un2clip.config import UserError
-from un2clip.scores import ROLES, Scores, collect_scores, mismatch
+from un2clip.scores import ROLES, Role, Scores, collect_scores, mismatch
 
 LINEAGE = ("method", "seed", "params", "parents", "encoder_sha256", "text_sha256")
 
@@ -30,6 +30,11 @@ def read_json(path: Path, keys: tuple[str, ...], made_by: str) -> dict[str, Any]
 def read_lineage(encoder: Path) -> dict[str, Any]:
     """Read the lineage of a tuned checkpoint: method, seed, params, parents and hashes."""
     return read_json(encoder / "lineage.json", LINEAGE, "finetune")
+
+
+def contenders(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
+    """Role, method and checkpoint folder of the two encoders that every score compares."""
+    return [("reference", "reference", backbones / "clip"), ("tuned", read_lineage(encoder)["method"], encoder)]
 
 
 def tuned_pairs(folders: list[Path], encoder_sha256: str) -> list[tuple[Scores, Scores]]:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from un2clip.config import UserError
 
 SCALE = {"%": 100.0, "mse": 1.0}
-ROLES = ("reference", "tuned")
+Role = Literal["reference", "tuned"]
+ROLES: tuple[Role, ...] = ("reference", "tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Scores:
     """
 
     benchmark: str
-    role: Literal["reference", "tuned"]
+    role: Role
     method: str
     unit: Literal["%", "mse"]
     data_sha256: str

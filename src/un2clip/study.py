@@ -4,17 +4,16 @@ What is done is kept and not done again, so a study that was stopped goes on whe
 """
 
 import json
-import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from un2clip.config import build
-from un2clip.report import Comparison, compare_scores
+from un2clip.config import UserError, build
+from un2clip.report import LONGEST, Comparison, Row, compare_scores
 from un2clip.scores import collect_scores
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
@@ -46,6 +45,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
     """
     section = build(Study, params["study"], "study")
     compare = build(Compare, params["compare"], "compare")
+    _same_numbers(params, to / "params.json")
     results: list[tuple[int, str, dict[str, Comparison]]] = []
     for seed in section.seeds:
         world = to / f"seed{seed}"
@@ -76,6 +76,15 @@ def study(params: Mapping[str, Any], to: Path) -> None:
             )  # fmt: skip
             _write(to, results)
     print((to / "study.md").read_text())
+
+
+def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
+    """Refuse to continue a study that was begun with other numbers; its seeds and methods may grow."""
+    numbers = json.dumps({name: value for name, value in params.items() if name != "study"}, sort_keys=True, indent=1)
+    if kept.is_file() and kept.read_text() != numbers:
+        raise UserError(f"{kept.parent} holds a study made with other numbers; give --to another folder, or delete it")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(numbers)
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
@@ -115,57 +124,57 @@ def _write(to: Path, results: list[tuple[int, str, dict[str, Comparison]]]) -> N
 
 
 def table(results: list[tuple[int, str, dict[str, Comparison]]]) -> str:
-    """Markdown: one table a benchmark and its types; a row a method, a column a seed, then mean and deviation of the seeds.
+    """Markdown: for each benchmark a row a method and a column a seed; then its types, as means over the seeds.
 
-    A cell is `reference → tuned (difference, interval)`; the spread is the sample standard deviation of the differences.
+    A cell is `reference → tuned (difference, interval)`. The spread is the sample standard deviation of the
+    seeds' differences.
     """
     methods = list(dict.fromkeys(method for _, method, _ in results))
     seeds = list(dict.fromkeys(seed for seed, _, _ in results))
     found = {(seed, method): compared for seed, method, compared in results}
     lines: list[str] = []
-    for benchmark in results[0][2]:
-        unit = results[0][2][benchmark].unit
-        scale, digits = (1000.0, 3) if unit == "mse" else (1.0, 1)
-        name = "thousandths of a squared error, less is better" if unit == "mse" else "%"
-        lines += [f"\n### {benchmark} ({name}), n = {results[0][2][benchmark].whole.difference.n} a seed\n"]
-        lines += ["| method | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean difference | deviation |"]
-        lines += ["|---|" + "---|" * (len(seeds) + 2)]
+    for benchmark, first in results[0][2].items():
+        show = _Numbers(first.unit)
+        lines += [f"\n### {benchmark} ({show.name}), n = {first.whole.difference.n} a seed\n"]
+        lines += _row("method", *(f"seed {seed}" for seed in seeds), "mean difference", "deviation")
+        lines += ["|---" * (len(seeds) + 3) + "|"]
         for method in methods:
-            cells, differences = [], []
-            for seed in seeds:
-                if (compared := found.get((seed, method))) is None:
-                    cells.append("")
-                    continue
-                row = compared[benchmark].whole
-                d = row.difference
-                differences.append(scale * d.mean)
-                cells.append(
-                    f"{scale * row.reference:.{digits}f} → {scale * row.tuned:.{digits}f} "
-                    f"({scale * d.mean:+.{digits}f}, {scale * d.low:+.{digits}f} to {scale * d.high:+.{digits}f})"
-                )
-            deviation = statistics.stdev(differences) if len(differences) > 1 else math.nan
-            lines.append(
-                f"| {method} | {' | '.join(cells)} | {statistics.mean(differences):+.{digits}f} | {deviation:.{digits}f} |"
-            )
-        types = [row.type for row in results[0][2][benchmark].types]
-        if 1 < len(types) <= 12:
-            lines += ["\nBy type, reference → tuned, mean over seeds:\n", "| method | " + " | ".join(types) + " |"]
-            lines += ["|---|" + "---|" * len(types)]
+            rows = [found[seed, method][benchmark].whole if (seed, method) in found else None for seed in seeds]
+            means = [row.difference.mean for row in rows if row]
+            spread = show(statistics.stdev(means)) if len(means) > 1 else "-"
+            lines += _row(method, *map(show.cell, rows), show(statistics.mean(means), "+"), spread)
+        types = [row.type for row in first.types]
+        if 1 < len(types) <= LONGEST:
+            lines += ["\nBy type, reference → tuned, means over the seeds:\n", *_row("method", *types)]
+            lines += ["|---" * (len(types) + 1) + "|"]
             for method in methods:
-                rows = [
-                    [
-                        row
-                        for (_, m), c in found.items()
-                        if m == method
-                        for row in c[benchmark].types
-                        if row.type == kind
-                    ]
-                    for kind in types
-                ]
-                cells = [
-                    f"{scale * statistics.mean(r.reference for r in each):.{digits}f} → "
-                    f"{scale * statistics.mean(r.tuned for r in each):.{digits}f}"
-                    for each in rows
-                ]
-                lines.append(f"| {method} | {' | '.join(cells)} |")
+                compared = [each[benchmark].types for (_, name), each in found.items() if name == method]
+                columns = list(zip(*compared, strict=True))
+                lines += _row(method, *(show.arrow(column) for column in columns))
     return "\n".join(lines).strip() + "\n"
+
+
+def _row(*cells: str) -> list[str]:
+    return [f"| {' | '.join(cells)} |"]
+
+
+class _Numbers:
+    """A benchmark's numbers as text: percent with one decimal, a loss in thousandths with three."""
+
+    def __init__(self, unit: str) -> None:
+        self.name = "thousandths of a squared error, less is better" if unit == "mse" else "%"
+        self._scale, self._digits = (1000.0, 3) if unit == "mse" else (1.0, 1)
+
+    def __call__(self, value: float, sign: str = "") -> str:
+        return f"{self._scale * value:{sign}.{self._digits}f}"
+
+    def cell(self, row: Row | None) -> str:
+        if row is None:
+            return ""
+        d = row.difference
+        interval = f"{self(d.mean, '+')}, {self(d.low, '+')} to {self(d.high, '+')}"
+        return f"{self(row.reference)} → {self(row.tuned)} ({interval})"
+
+    def arrow(self, rows: Sequence[Row]) -> str:
+        before, after = (statistics.mean(getattr(row, name) for row in rows) for name in ("reference", "tuned"))
+        return f"{self(before)} → {self(after)}"

@@ -104,10 +104,11 @@ def test_finetune_refuses(tiny, tmp_path, method: str, changes: dict[str, object
 
 def test_missing_inputs_are_named(tiny, tmp_path) -> None:
     """Shards or backbones that are not there are a UserError with their path."""
+    section, names = tiny.section(Finetune, "finetune"), {"method": "un2clip", "seed": 0, "encoder": tmp_path / "e"}
     with pytest.raises(UserError, match=r"index\.json"):
-        finetune(tiny.section(Finetune, "finetune"), method="un2clip", seed=0, shards=tmp_path / "none", backbones=tiny.backbones, encoder=tmp_path / "e")  # fmt: skip
+        finetune(section, shards=tmp_path / "none", backbones=tiny.backbones, **names)
     with pytest.raises(UserError, match="is not a CLIP checkpoint"):
-        finetune(tiny.section(Finetune, "finetune"), method="un2clip", seed=0, shards=tiny.shards, backbones=tmp_path, encoder=tmp_path / "e")  # fmt: skip
+        finetune(section, shards=tiny.shards, backbones=tmp_path, **names)
 
 
 def test_damaged_checkpoint_is_named(tiny, tmp_path) -> None:
@@ -149,7 +150,8 @@ def test_diffusion_loss_bins_hold_their_timesteps(tiny, encoder: Path, tmp_path)
 
 def test_evaluate_scores_both_encoders_on_one_data_set(tiny, encoder: Path, tmp_path) -> None:
     """Two files, one data hash, each with its own encoder's hash."""
-    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", benchmarks=tiny.benchmarks, backbones=tiny.backbones, encoder=encoder, scores=tmp_path)  # fmt: skip
+    names = {"benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path}
+    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", **names)
     reference, tuned = load_scores(tmp_path / "reference.json"), load_scores(tmp_path / "tuned.json")
     assert reference.data_sha256 == tuned.data_sha256 and reference.n == tuned.n == 36
     assert (reference.method, tuned.method) == ("reference", "un2clip-anchored")
@@ -161,7 +163,8 @@ def test_reconstruct_draws_a_grid(tiny, encoder: Path, tmp_path) -> None:
     """A picture that is not empty, the same for the same seed and another for another."""
     pictures = []
     for seed in (0, 0, 1):
-        reconstruct(tiny.section(Reconstruct, "reconstruct"), seed=seed, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, reconstructions=tmp_path)  # fmt: skip
+        names = {"shards": tiny.shards, "backbones": tiny.backbones, "encoder": encoder}
+        reconstruct(tiny.section(Reconstruct, "reconstruct"), seed=seed, **names, reconstructions=tmp_path)
         pictures.append(np.asarray(Image.open(tmp_path / "grid.png")))
     assert pictures[0].std() > 5
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])

@@ -1,4 +1,4 @@
-"""Benchmarks: one file each. `run(clip, folder, batch_size)` scores any open_clip model and returns every item's outcome.
+"""Benchmarks: one file each. `run(clip, folder, batch_size)` scores any open_clip model, item by item.
 
 A benchmark knows nothing of methods. Adding a file here and its name to params.yaml adds a benchmark.
 """

@@ -35,7 +35,7 @@ class Batch:
 
 
 def generator_view(image_px: int) -> View:
-    """PIL image -> (3, image_px, image_px) float32 in [-1, 1]: shortest side, centre crop, as the encoder's own view."""
+    """PIL image -> (3, image_px, image_px) float32 in [-1, 1]: cropped as the encoder's own view is."""
     return v2.Compose(
         [
             v2.Resize(image_px, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -52,7 +52,8 @@ def count(shards: Path, split: str, at_least: int) -> int:
     found = read_index(shards).count(split)
     if found < at_least:
         raise UserError(
-            f"{shards}/{split} holds {found} samples, fewer than one batch of {at_least}; lower batch_size or add images"
+            f"{shards}/{split} holds {found} samples, fewer than one batch of {at_least}; "
+            "lower batch_size or add images"
         )
     return found
 

@@ -7,12 +7,13 @@ its counterpart here. The same seed gives the same bytes. This is never reported
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 #: Values of each attribute; a scene holds one index an attribute. "none" means that it is not there.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -109,7 +110,7 @@ def is_heldout(scenes: Ints) -> NDArray[np.bool_]:
 
 
 def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.uint8]:
-    """Render scenes to (n, image_px, image_px, 3) uint8. What a caption never tells (jitter, light) is drawn from `rng`."""
+    """Render scenes to (n, image_px, image_px, 3) uint8; what no caption tells (jitter, light) comes from `rng`."""
     n = len(scenes)
     attribute = {name: scenes[:, i] for name, i in COLUMN.items()}
     grid = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px * 2 - 1  # pixel centres in [-1, 1]

@@ -219,7 +219,7 @@ class ShardWriter:
             for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))
         )
 
-    def _write_shard(self, name: str, sizes: array) -> Shard:  # type: ignore[type-arg]
+    def _write_shard(self, name: str, sizes: array) -> Shard:
         sha256 = hashlib.sha256()
         left = sum(sizes)
         with (self._folder / name).open("wb") as tar:

@@ -126,7 +126,7 @@ def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, 
 
 
 def new_clip(size: ClipSize, folder: Path) -> Clip:
-    """A CLIP of this size with random weights. open_clip itself builds it, from the configuration that is saved with it."""
+    """A CLIP of this size with random weights, built by open_clip from the configuration that is saved with it."""
     model_cfg = {
         "embed_dim": size.embed_dim,
         "vision_cfg": {
@@ -203,7 +203,7 @@ def new_vae(params: Backbones) -> AutoencoderKL:
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize) -> None:
-    """Reconstruction and a small KL term (arXiv 2112.10752, appendix G); then the scale that gives latents unit variance."""
+    """Reconstruction and a small KL term (arXiv 2112.10752, appendix G), then the scale for unit variance; in place."""
     vae.train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=size.lr, fused=True)
     schedule = _cosine(optimizer, size.steps, size.steps // 20)

@@ -1,5 +1,6 @@
-"""Stage `diffusion_loss`: the label-free diagnostic. How well can the generator denoise held-out images, given each embedding?
+"""Stage `diffusion_loss`: the label-free diagnostic.
 
+How well can the generator denoise held-out images, given each encoder's embedding of them?
 Both encoders meet the same images, noises and timesteps, so the difference is paired. The timesteps are
 stratified: each image meets one from every bin of equal width, drawn uniformly within the bin.
 """
@@ -17,10 +18,10 @@ from un2clip.checkpoint import encoder_sha256, load_clip
 from un2clip.datasets import loader
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator
-from un2clip.evidence import read_lineage
+from un2clip.evidence import contenders
 from un2clip.objective import Draws
 from un2clip.objective import diffusion_loss as loss_of
-from un2clip.scores import Item, Scores
+from un2clip.scores import Item, Role, Scores
 
 matplotlib.use("Agg")
 
@@ -62,7 +63,7 @@ def diffusion_loss(
     )
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
         for batch in batches:
-            n = min(len(batch.keys), total - progress.n)
+            n = min(len(batch.keys), total - int(progress.n))
             if n == 0:
                 break
             latents = generator.encode(batch.images[:n])
@@ -80,7 +81,6 @@ def diffusion_loss(
                         for key, value in zip(batch.keys[:n], values, strict=True)
                     ]
             progress.update(n)
-    made = (("reference", "reference", backbones / "clip"), ("tuned", read_lineage(encoder)["method"], encoder))
     both = {
         role: Scores(
             benchmark="diffusion_loss",
@@ -91,7 +91,7 @@ def diffusion_loss(
             encoder_sha256=encoder_sha256(folder),
             items=tuple(items[role]),
         )
-        for role, method, folder in made
+        for role, method, folder in contenders(backbones, encoder)
     }
     for role, result in both.items():
         result.save(scores / f"{role}.json")
@@ -120,7 +120,7 @@ def _embed(model: CLIP, pixel_values: Tensor) -> Tensor:
     return model.encode_image(pixel_values)
 
 
-def _plot(both: dict[str, Scores], path: Path) -> None:
+def _plot(both: dict[Role, Scores], path: Path) -> None:
     """Loss by timestep bin of both encoders, and their difference, which is far smaller than either."""
     from matplotlib.figure import Figure
 

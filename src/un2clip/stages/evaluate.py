@@ -5,7 +5,7 @@ from pathlib import Path
 
 from un2clip.benchmarks import data_sha256, get_benchmark
 from un2clip.checkpoint import encoder_sha256, load_clip
-from un2clip.evidence import read_lineage
+from un2clip.evidence import contenders
 from un2clip.scores import Scores
 
 
@@ -35,10 +35,7 @@ def evaluate(
     run = get_benchmark(benchmark)
     data = benchmarks / benchmark
     sha256 = data_sha256(data)
-    for role, method, folder in (
-        ("reference", "reference", backbones / "clip"),
-        ("tuned", read_lineage(encoder)["method"], encoder),
-    ):
+    for role, method, folder in contenders(backbones, encoder):
         result = Scores(
             benchmark=benchmark,
             role=role,

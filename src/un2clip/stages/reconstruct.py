@@ -1,4 +1,7 @@
-"""Stage `reconstruct`: pictures. The original, and what the generator draws from each encoder's embedding with the same noise."""
+"""Stage `reconstruct`: pictures.
+
+The original, and what the generator draws from each encoder's embedding, starting from the same noise.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

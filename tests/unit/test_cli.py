@@ -1,0 +1,74 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from un2clip.__main__ import main
+from un2clip.methods import METHODS
+from un2clip.stages import STAGES, run_stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(capsys, *words: str) -> tuple[int, str]:
+    status = main(list(words))
+    return status, capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ingest", "--images=none", "--shards=x", "--params=none.yaml"], "cannot read none.yaml: No such file"),
+        (["shapes", "--seed=ten", "--images=x", "--benchmarks=y"], "--seed must be an integer, got 'ten'"),
+        (["export", "--to=x", "--alias=champion", "--model=a/b"], "a/b"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, words: list[str], message: str) -> None:
+    """No traceback for a user's mistake."""
+    status, error = said(capsys, *words)
+    assert status == 2 and message in error and error.count("\n") == 1
+
+
+def test_no_traceback_reaches_the_shell(tmp_path) -> None:
+    """The real process: an overlay with an unknown key ends with status 2 and one line on stderr."""
+    (tmp_path / "o.yaml").write_text("ingest: {short_side: 3}\n")
+    words = [sys.executable, "-m", "un2clip", "ingest", "--images=a", "--shards=b", f"--overlay={tmp_path / 'o.yaml'}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("un2clip: unknown parameter ingest.short_side; known here: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_lists_every_stage(capsys) -> None:
+    """`un2clip` alone shows the list."""
+    with pytest.raises(SystemExit):
+        main([])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_its_own_help(capsys, name: str) -> None:
+    """`un2clip STAGE --help` lists its names."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert "--params" in capsys.readouterr().out
+
+
+def test_run_stage_wants_exactly_the_stages_names() -> None:
+    """A missing or foreign name is refused with the list of those there are."""
+    with pytest.raises(ValueError, match="stage ingest takes images, shards; got images"):
+        run_stage("ingest", {}, images="x")
+    with pytest.raises(ValueError, match="unknown stage 'train'; known: shapes"):
+        run_stage("train", {})
+
+
+def test_method_table_says_what_each_row_is() -> None:
+    """Every row has a sentence and trains something."""
+    assert all(row.says and row.trains for row in METHODS.values())
