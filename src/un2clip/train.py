@@ -10,12 +10,16 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from un2clip.config import UserError
 from un2clip.decoder import Generator
 from un2clip.methods import Method
 from un2clip.objective import anchor_distance, diffusion_loss, draw
+
+Decay = Literal["constant", "cosine"]
+Record = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Training:
     decoder_lr: float
     weight_decay: float
     warmup_steps: int
-    decay: Literal["constant", "cosine"]
+    decay: Decay
     clip_grad_norm: float
     anchor_weight: float
     timesteps: tuple[int, ...]
@@ -57,9 +61,6 @@ class Training:
             raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
-
-
-Record = dict[str, float]
 
 
 def fit(
@@ -89,7 +90,7 @@ def fit(
     groups = _parameter_groups(model, generator, method, training)
     trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, training))
+    schedule = rate_schedule(optimizer, training.steps, training.warmup_steps, training.decay)
     noise_level = None if method.noise_level == "uniform" else training.noise_level
 
     history: list[Record] = []
@@ -159,13 +160,17 @@ def _parameter_groups(model: CLIP, generator: Generator, method: Method, trainin
     return groups
 
 
-def _rate(step: int, training: Training) -> float:
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    if training.decay == "constant":
-        return 1.0
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
+def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
+    """The rate rises linearly over the warm-up, then stays, or falls to zero as half a cosine."""
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if decay == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+    return LambdaLR(optimizer, rate)
 
 
 def _check_ranges(training: Training, generator: Generator) -> tuple[int, int]:

@@ -155,3 +155,25 @@ def test_settings_outside_the_generators_range(tiny, changes: dict[str, object],
     """What the generator can't do is refused before the first step."""
     with pytest.raises(UserError, match=message):
         run(tiny, "un2clip", **changes)
+
+
+def test_a_trained_generator_listens(tiny) -> None:
+    """After `align` on two kinds of pictures, the loss with the other kind's embedding is larger than with the own."""
+    from un2clip.objective import diffusion_loss, draw
+
+    clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    kinds = torch.tensor([1.0, -1.0]).repeat(8)
+    pixel_values = kinds[:, None, None, None].expand(-1, 3, 32, 32)
+    latents = kinds[:, None, None, None].expand(-1, 4, 8, 8)
+    keys = [str(i) for i in range(16)]
+    numbers = tiny.params["finetune"]["training"] | {"steps": 60, "decoder_lr": 1e-2}
+    training = build(Training, numbers, "finetune")
+    same = iter(lambda: (keys, pixel_values, latents), None)
+    rng = torch.Generator().manual_seed(0)
+    fit(clip.model, generator, METHODS["align"], training, same, rng, lambda *_: None)
+    draws = draw(generator, latents, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
+    with torch.no_grad():
+        embeds = clip.model.encode_image(pixel_values)
+        matched = diffusion_loss(generator, latents, embeds, draws).mean()
+        shuffled = diffusion_loss(generator, latents, embeds.roll(1, 0), draws).mean()
+    assert shuffled > 1.5 * matched

@@ -1,0 +1,202 @@
+"""A tiny unCLIP for a CLIP: diffusers' own classes, in StableUnCLIPImg2ImgPipeline's layout."""
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from open_clip.tokenizer import default_bpe
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from tqdm import tqdm
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from un2clip import tracking
+from un2clip.checkpoint import Clip
+from un2clip.decoder import Generator
+from un2clip.huggingface import to_hugging_face_vision
+from un2clip.methods import METHODS
+from un2clip.toy import orders
+from un2clip.train import Training, fit, rate_schedule
+
+NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeSize:
+    """Shape and training of the tiny VAE; names as in diffusers' AutoencoderKL."""
+
+    block_out_channels: tuple[int, ...]
+    latent_channels: int
+    steps: int
+    batch_size: int
+    lr: float
+    kl_weight: float
+
+    def __post_init__(self) -> None:
+        check_channels(self.block_out_channels)
+        for name in ("latent_channels", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnetSize:
+    """Shape and training of the tiny generator; names as in diffusers' UNet2DConditionModel."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    attention_head_dim: int
+    prediction_type: Literal["epsilon", "v_prediction"]
+    batch_size: int
+    training: Training
+
+    def __post_init__(self) -> None:
+        check_channels(self.block_out_channels)
+        for name in ("layers_per_block", "attention_head_dim", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def check_channels(channels: tuple[int, ...]) -> None:
+    """Channels are normalised in groups, so each count is a multiple of their number."""
+    if not channels or any(each < 1 or each % NORM_GROUPS for each in channels):
+        raise ValueError(f"block_out_channels must be multiples of {NORM_GROUPS}, got {list(channels)}")
+
+
+def new_vae(size: VaeSize, image_px: int) -> AutoencoderKL:
+    """A VAE whose residual blocks start as the identity, which a few hundred steps need (arXiv 1901.09321)."""
+    channels = size.block_out_channels
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        latent_channels=size.latent_channels,
+        norm_num_groups=NORM_GROUPS,
+        sample_size=image_px,
+        mid_block_add_attention=False,
+    )
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            torch.nn.init.zeros_(block.conv2.weight)
+            torch.nn.init.zeros_(block.conv2.bias)
+    return vae
+
+
+def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize) -> None:
+    """Reconstruction and a small KL term (arXiv 2112.10752, appendix G), then the scale for unit variance; in place."""
+    vae.train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=size.lr, fused=True)
+    schedule = rate_schedule(optimizer, size.steps, size.steps // 20, "cosine")
+    progress = tqdm(
+        orders(len(images), size.batch_size, size.steps), total=size.steps, unit="step", desc="vae", mininterval=1
+    )
+    for step, index in enumerate(progress):
+        posterior = vae.encode(images[index]).latent_dist
+        loss = mse_loss(vae.decode(posterior.sample()).sample, images[index]) + size.kl_weight * posterior.kl().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        tracking.log_metrics(step, {"vae_loss": loss.item()})
+        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    vae.eval()
+    with torch.no_grad():
+        std = torch.cat([vae.encode(part).latent_dist.mean for part in images[:1024].split(256)]).std().item()
+    vae.register_to_config(scaling_factor=1 / std)
+
+
+def new_unclip(clip: Clip, vae: AutoencoderKL, size: UnetSize, image_embeds: Tensor) -> StableUnCLIPImg2ImgPipeline:
+    """The whole pipeline with an untrained U-Net; the normaliser's statistics are measured on the data."""
+    vision_cfg, text_cfg = (clip.config["model_cfg"][name] for name in ("vision_cfg", "text_cfg"))
+    image_px, dim = vision_cfg["image_size"], clip.embed_dim
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=dim)
+    normalizer.mean.data.copy_(image_embeds.mean(0, keepdim=True))
+    normalizer.std.data.copy_(image_embeds.std(0, keepdim=True).clamp_min(1e-6))
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=text_cfg["width"],
+            intermediate_size=text_cfg["width"],
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=text_cfg["context_length"],
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
+        )
+    )
+    blocks = len(size.block_out_channels)
+    unet = UNet2DConditionModel(
+        sample_size=image_px // 2 ** (len(vae.config.block_out_channels) - 1),
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        down_block_types=("DownBlock2D",) * blocks,
+        up_block_types=("UpBlock2D",) * blocks,
+        block_out_channels=size.block_out_channels,
+        layers_per_block=size.layers_per_block,
+        attention_head_dim=size.attention_head_dim,
+        norm_num_groups=NORM_GROUPS,
+        cross_attention_dim=text_cfg["width"],
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * dim,
+    )
+    mean, std = (clip.config["preprocess_cfg"][key] for key in ("mean", "std"))
+    return StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(
+            size={"shortest_edge": image_px},
+            crop_size={"height": image_px, "width": image_px},
+            image_mean=mean,
+            image_std=std,
+        ),
+        image_encoder=to_hugging_face_vision(clip),
+        image_normalizer=normalizer,
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=_bpe_tokenizer(text_cfg["context_length"]),
+        text_encoder=text_encoder,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            prediction_type=size.prediction_type,
+            rescale_betas_zero_snr=False,
+        ),
+        vae=vae,
+    )
+
+
+def train_unclip(
+    clip: Clip, generator: Generator, pixel_values: Tensor, latents: Tensor, size: UnetSize, seed: int
+) -> None:
+    """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
+
+    def batches() -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        for index in orders(len(latents), size.batch_size, size.training.steps):
+            yield [str(i) for i in index.tolist()], pixel_values[index], latents[index]
+
+    fit(
+        clip.model,
+        generator,
+        METHODS["align"],
+        size.training,
+        batches(),
+        torch.Generator().manual_seed(seed),
+        lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": value for name, value in record.items()}),
+    )
+
+
+def _bpe_tokenizer(context_length: int) -> CLIPTokenizer:
+    """Hugging Face's CLIPTokenizer over the vocabulary that open_clip ships."""
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # as open_clip's SimpleTokenizer reads it
+    merges = [tuple(line.split()) for line in lines]
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(word, word): i for word, i in open_clip.SimpleTokenizer().encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
