@@ -161,3 +161,11 @@ def test_parameters_have_ranges(changes, says):
     """95 is not a confidence of 95 %."""
     with pytest.raises(ValueError, match=says):
         Compare(**({"confidence": 0.95, "resamples": 1000} | changes))
+
+
+def test_metrics_for_dvc_are_the_reports(world):
+    """metrics.json is flat and holds the whole-benchmark numbers of report.json."""
+    report, _ = run(world)
+    metrics = json.loads((world / "report/metrics.json").read_text())
+    assert metrics["mmvp_vlm"] == {"reference": 50.0, "tuned": 75.0, "difference": 25.0}
+    assert set(metrics) == {each["benchmark"] for each in report["benchmarks"]}

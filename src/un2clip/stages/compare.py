@@ -30,7 +30,7 @@ class Compare:
 def compare(
     params: Compare, *, seed: int, scores: list[Path], encoder: Path, reconstructions: Path, report: Path
 ) -> None:
-    """Write report/index.html (self-contained) and report/report.json, and print the table.
+    """Write report/index.html (self-contained), report.json and metrics.json, and print the table.
 
     Args:
         params: how intervals are made.
@@ -59,6 +59,15 @@ def compare(
         "lineage": lineage,
     }
     (report / "report.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    metrics = {
+        each.benchmark: {
+            "reference": each.whole.reference,
+            "tuned": each.whole.tuned,
+            "difference": each.whole.difference.mean,
+        }
+        for each in comparisons
+    }
+    (report / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")  # for `dvc exp show`
     plots = sorted(path for folder in scores for path in folder.rglob("*.png"))
     page = render(
         comparisons,
