@@ -6,6 +6,7 @@ that is unknown, missing or of the wrong type stops the program with one line th
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -51,16 +52,14 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "")
 
 
 def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write an overlay as `-S key=value` words for `dvc exp run`."""
+    """Write an overlay as `-S key=value` words for `dvc exp run`; no word holds a space, unless a text does."""
     words: list[str] = []
     for key, value in overlay.items():
         if isinstance(value, Mapping):
             words += flags(value, f"{prefix}{key}.")
         else:
-            words += [
-                "-S",
-                f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}",
-            ]
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            words += ["-S", f"{prefix}{key}={text}"]
     return words
 
 
