@@ -71,14 +71,15 @@ def fit(
     batches: Iterator[tuple[list[str], Tensor, Tensor]],
     rng: torch.Generator,
     log: Callable[[int, Record], None],
-) -> list[Record]:
-    """Train what the method says, in place, and return one record a step.
+) -> None:
+    """Train what the method says, in place.
 
     Args:
         model: the CLIP whose image tower is the encoder; its text tower is never touched.
         batches: keys, pixel_values (B, 3, H, W) and latents (B, C, h, w).
         rng: source of timesteps and noise.
-        log: called after each step with its number and its record.
+        log: called after each step with its number and its record: step, loss, diffusion_loss, anchor, grad_norm,
+            cosine (of the embedding to the reference's).
 
     Raises:
         UserError: the loss is not finite, or a setting is outside the generator's range. The weights are
@@ -93,7 +94,6 @@ def fit(
     schedule = rate_schedule(optimizer, training.steps, training.warmup_steps, training.decay)
     noise_level = None if method.noise_level == "uniform" else training.noise_level
 
-    history: list[Record] = []
     progress = tqdm(range(training.steps), unit="step", mininterval=1, desc=" + ".join(method.trains))
     for step in progress:
         keys, pixel_values, latents = next(batches)
@@ -133,12 +133,10 @@ def fit(
             "grad_norm": grad_norm.item(),
             "cosine": cosine.item(),
         }
-        history.append(record)
         log(step, record)
         progress.set_postfix({name: f"{record[name]:.4f}" for name in ("loss", "grad_norm", "cosine")}, refresh=False)
     model.visual.requires_grad_(False).eval()
     generator.requires_grad_(False).eval()
-    return history
 
 
 def _parameter_groups(model: CLIP, generator: Generator, method: Method, training: Training) -> list[dict[str, Any]]:

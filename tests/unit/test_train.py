@@ -26,14 +26,15 @@ def run(tiny, method: str, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     training = dataclasses.replace(build(Training, tiny.params["finetune"]["training"], "finetune"), **changes)
-    history = fit(
+    history: list[dict[str, float]] = []
+    fit(
         clip.model,
         generator,
         METHODS[method],
         training,
         batches(generator),
         torch.Generator().manual_seed(0),
-        lambda step, record: None,
+        lambda step, record: history.append(record),
     )
     return clip, generator, history
 

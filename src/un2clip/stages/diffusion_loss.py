@@ -134,7 +134,7 @@ def _plot(both: dict[Role, Scores], path: Path) -> None:
     left.legend()
     right.bar(names, [1000 * (after[name][0] - before[name][0]) for name in before])
     right.axhline(0, color="black", linewidth=0.8)
-    right.set(title="tuned - reference, in thousandths (below 0: better)", xlabel="timestep")
+    right.set(title="tuned - reference, in thousandths", xlabel="timestep")
     for axes in (left, right):
         axes.tick_params(axis="x", rotation=60)
     figure.savefig(path, dpi=110, metadata={"Software": None})

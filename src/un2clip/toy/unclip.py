@@ -160,7 +160,7 @@ def new_unclip(clip: Clip, vae: AutoencoderKL, size: UnetSize, image_embeds: Ten
         tokenizer=_bpe_tokenizer(text_cfg["context_length"]),
         text_encoder=text_encoder,
         unet=unet,
-        scheduler=DDIMScheduler(
+        scheduler=DDIMScheduler(  # the noise schedules are those of Stable Diffusion 2.1 unCLIP
             beta_schedule="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,
