@@ -21,8 +21,9 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 	dvc repro
 	@un2clip show
 
-test: $(READY) lint  ## every test
-	python -m pytest
+# One thread a process: two processes of two threads each would slow each other down fourfold.
+test: $(READY) lint  ## every test, style and types
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## style and types
 	ruff check .
@@ -35,7 +36,7 @@ kfp-local: $(READY)  ## the compiled pipeline on this machine, by kfp's own loca
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-study: $(READY)  ## all methods over seeds 0-4 (hours); the table for docs/LOG.md
+study: $(READY)  ## all methods over seeds 0-4 (about an hour); the table for docs/LOG.md
 	un2clip study
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)
