@@ -47,6 +47,11 @@ class Clip:
     def embed_dim(self) -> int:
         return int(self.config["model_cfg"]["embed_dim"])
 
+    @torch.no_grad()
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values (B, 3, H, W) -> embedding (B, D), not L2-normalised, without gradients."""
+        return self.model.encode_image(pixel_values)
+
 
 def load_clip(folder: Path) -> Clip:
     """Load a CLIP folder in fp32 and evaluation mode; whatever trains sets its own mode.

@@ -23,6 +23,17 @@ class UserError(ValueError):
     """Something the user can mend. The command line prints its message alone, without a traceback."""
 
 
+def at_least_one(section: object, *names: str) -> None:
+    """Refuse a count below 1 in a dataclass of numbers; for its `__post_init__`.
+
+    Raises:
+        ValueError: names the field; `build` puts the section's name before it.
+    """
+    for name in names:
+        if getattr(section, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(section, name)}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
     try:

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from un2clip.config import UserError
+from un2clip.config import UserError, at_least_one
 from un2clip.decoder import Generator
 from un2clip.methods import Method
 from un2clip.objective import anchor_distance, diffusion_loss, draw
@@ -52,8 +52,7 @@ class Training:
     condition_dropout: float
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        at_least_one(self, "steps")
         for name in ("encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "clip_grad_norm", "anchor_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -100,7 +99,7 @@ def fit(
         with torch.set_grad_enabled("encoder" in method.trains):
             image_embeds = model.visual(pixel_values)
         with torch.no_grad():
-            reference_embeds = reference(pixel_values)
+            reference_embeds = reference(pixel_values) if "encoder" in method.trains else image_embeds
         draws = draw(
             generator,
             latents,

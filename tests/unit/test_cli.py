@@ -26,6 +26,7 @@ def in_the_repository(monkeypatch) -> None:
     [
         (["ingest", "--images=none", "--shards=x", "--params=none.yaml"], "cannot read none.yaml: No such file"),
         (["shapes", "--seed=ten", "--images=x", "--benchmarks=y"], "--seed must be an integer, got 'ten'"),
+        (["shapes", "--seed=-1", "--images=x", "--benchmarks=y"], "seed must not be negative, got -1"),
         (["export", "--to=x", "--alias=champion", "--model=a/b"], "a/b"),
     ],
 )

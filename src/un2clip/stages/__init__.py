@@ -58,4 +58,6 @@ def _argument(hint: Any, value: Any, name: str) -> Any:
         return Path(value)
     if hint == list[Path]:
         return [Path(item) for item in ([value] if isinstance(value, str | Path) else value)]
+    if name == "seed" and convert(int, value, name) < 0:
+        raise UserError(f"seed must not be negative, got {value}")
     return convert(hint, value, name)

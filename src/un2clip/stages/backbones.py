@@ -41,9 +41,9 @@ def backbones(params: Backbones, *, seed: int, images: Path, backbones: Path) ->
         save_clip(clip, backbones / "clip")
         vae = new_vae(params.vae, params.clip.image_px)
         train_vae(vae, pictures, params.vae)
-        new_unclip(clip, vae, params.unet, _embed(clip, pixel_values)).save_pretrained(
-            backbones / "unclip", safe_serialization=True
-        )
+        image_embeds = torch.cat([clip.embed(part) for part in pixel_values.split(256)])
+        unclip = new_unclip(clip, vae, params.unet, image_embeds)
+        unclip.save_pretrained(backbones / "unclip", safe_serialization=True)
         generator = load_generator(backbones / "unclip")
         latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
         train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
@@ -61,8 +61,3 @@ def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, 
         )
     pixel_values = torch.stack([clip.preprocess(sample.image) for sample in read])
     return pixel_values, torch.stack([view(sample.image) for sample in read]), clip.tokenize([s.caption for s in read])
-
-
-@torch.no_grad()
-def _embed(clip: Clip, pixel_values: Tensor) -> Tensor:
-    return torch.cat([clip.model.encode_image(part) for part in pixel_values.split(256)])

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from open_clip.model import CLIP
 from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.checkpoint import encoder_sha256, load_clip
+from un2clip.config import at_least_one
 from un2clip.datasets import loader
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator
@@ -36,9 +36,7 @@ class DiffusionLoss:
     batch_size: int
 
     def __post_init__(self) -> None:
-        for name in ("images", "bins", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "images", "bins", "batch_size")
 
 
 def diffusion_loss(
@@ -54,12 +52,18 @@ def diffusion_loss(
         scores: folder of the two scores files and the plot.
     """
     generator = load_generator(backbones / "unclip")
-    reference, tuned = load_clip(backbones / "clip"), load_clip(encoder)
+    made = contenders(backbones, encoder)
+    clips = {role: load_clip(folder) for role, _, folder in made}
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
     rng = torch.Generator().manual_seed(seed)
-    items: dict[str, list[Item]] = {"reference": [], "tuned": []}
+    items: dict[Role, list[Item]] = {role: [] for role in clips}
     batches = loader.epoch(
-        shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), params.batch_size, seed=None
+        shards,
+        "heldout",
+        clips["reference"].preprocess,
+        loader.generator_view(generator.image_px),
+        params.batch_size,
+        seed=None,
     )
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
         for batch in batches:
@@ -67,13 +71,10 @@ def diffusion_loss(
             if n == 0:
                 break
             latents = generator.encode(batch.images[:n])
-            pairs = {
-                role: _embed(clip.model, batch.pixel_values[:n])
-                for role, clip in (("reference", reference), ("tuned", tuned))
-            }
+            embeds = {role: clip.embed(batch.pixel_values[:n]) for role, clip in clips.items()}
             for i in range(params.bins):
                 name, draws = _draws(generator, latents, rng, i, params)
-                for role, image_embeds in pairs.items():
+                for role, image_embeds in embeds.items():
                     with torch.no_grad():
                         values = loss_of(generator, latents, image_embeds, draws).tolist()
                     items[role] += [
@@ -91,7 +92,7 @@ def diffusion_loss(
             encoder_sha256=encoder_sha256(folder),
             items=tuple(items[role]),
         )
-        for role, method, folder in contenders(backbones, encoder)
+        for role, method, folder in made
     }
     for role, result in both.items():
         result.save(scores / f"{role}.json")
@@ -113,11 +114,6 @@ def _draws(
         embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
         keep=torch.ones(n, dtype=torch.bool),
     )
-
-
-@torch.no_grad()
-def _embed(model: CLIP, pixel_values: Tensor) -> Tensor:
-    return model.encode_image(pixel_values)
 
 
 def _plot(both: dict[Role, Scores], path: Path) -> None:

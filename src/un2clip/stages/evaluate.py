@@ -5,6 +5,7 @@ from pathlib import Path
 
 from un2clip.benchmarks import data_sha256, get_benchmark
 from un2clip.checkpoint import encoder_sha256, load_clip
+from un2clip.config import at_least_one
 from un2clip.evidence import contenders
 from un2clip.scores import Scores
 
@@ -16,8 +17,7 @@ class Evaluate:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        at_least_one(self, "batch_size")
 
 
 def evaluate(

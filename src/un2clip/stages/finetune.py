@@ -10,7 +10,7 @@ import torch
 
 from un2clip import tracking
 from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, text_sha256
-from un2clip.config import UserError
+from un2clip.config import UserError, at_least_one
 from un2clip.datasets import loader
 from un2clip.datasets.shards import digest
 from un2clip.decoder import load_generator, save_generator
@@ -26,8 +26,7 @@ class Finetune:
     training: Training
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        at_least_one(self, "batch_size")
 
 
 def finetune(params: Finetune, *, method: str, seed: int, shards: Path, backbones: Path, encoder: Path) -> None:
@@ -46,7 +45,6 @@ def finetune(params: Finetune, *, method: str, seed: int, shards: Path, backbone
     """
     row = get_method(method)
     clip, generator = load_clip(backbones / "clip"), load_generator(backbones / "unclip")
-    generator.check_fits(clip.embed_dim)
     loader.count(shards, "train", at_least=params.batch_size)
     text_before = text_sha256(clip.model)
     batches = loader.forever(

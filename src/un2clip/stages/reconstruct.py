@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.checkpoint import load_clip
+from un2clip.config import at_least_one
 from un2clip.datasets import loader
 from un2clip.decoder import Generator, load_generator
 
@@ -27,9 +28,7 @@ class Reconstruct:
     noise_level: int
 
     def __post_init__(self) -> None:
-        for name in ("images", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "images", "sampling_steps")
 
 
 def reconstruct(
@@ -52,9 +51,7 @@ def reconstruct(
     )
     rows = {"original": batch.images, "the VAE alone": generator.decode(generator.encode(batch.images))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
-        with torch.no_grad():
-            image_embeds = clip.model.encode_image(batch.pixel_values)
-        rows[name] = sample(generator, image_embeds, params, seed)
+        rows[name] = sample(generator, clip.embed(batch.pixel_values), params, seed)
     reconstructions.mkdir(parents=True, exist_ok=True)
     _save_grid(rows, reconstructions / "grid.png")
 

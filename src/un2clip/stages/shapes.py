@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from un2clip.config import at_least_one
 from un2clip.datasets import shapes as world
 from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
 from un2clip.datasets.shards import EncodedSample, write_shards
@@ -54,9 +55,7 @@ class Shapes:
     def __post_init__(self) -> None:
         if not 32 <= self.image_px <= 256:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
-        for name in ("train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class", "scenes_per_tar"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class", "scenes_per_tar")
         if not 0 <= self.plain < 1:
             raise ValueError(f"plain must be a probability below 1, got {self.plain}")
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip, load_clip, save_clip
+from un2clip.config import at_least_one
 from un2clip.toy import orders
 from un2clip.train import rate_schedule
 
@@ -37,9 +38,7 @@ class ClipSize:
     warmup_steps: int
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "layers", "text_layers", "context_length", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "embed_dim", "layers", "text_layers", "context_length", "steps", "batch_size")
         for name, of in (("width", "head_width"), ("text_width", "head_width"), ("image_px", "patch_size")):
             whole, part = getattr(self, name), getattr(self, of)
             if part < 1 or whole < 1 or whole % part:

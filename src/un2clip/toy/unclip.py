@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIP
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip
+from un2clip.config import at_least_one
 from un2clip.decoder import Generator
 from un2clip.huggingface import to_hugging_face_vision
 from un2clip.methods import METHODS
@@ -40,9 +41,7 @@ class VaeSize:
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
-        for name in ("latent_channels", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "latent_channels", "steps", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,7 @@ class UnetSize:
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
-        for name in ("layers_per_block", "attention_head_dim", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "layers_per_block", "attention_head_dim", "batch_size")
 
 
 def check_channels(channels: tuple[int, ...]) -> None:
