@@ -41,6 +41,7 @@ HEADER = "# Compiled from pipelines/un2clip.py and params.yaml by `python -m pip
 def un2clip(
     seed: int,
     method: str,
+    device: str,
     benchmarks: list,
     shapes_params: dict,
     ingest_params: dict,
@@ -65,6 +66,7 @@ def un2clip(
     Args:
         seed: of everything random.
         method: row of the method table.
+        device: auto, cpu or cuda, for the stages that compute.
         benchmarks: names of the benchmarks to evaluate.
         shapes_params: section `shapes` of params.yaml, whole; likewise the other sections.
         ingest_params: see shapes_params.
@@ -98,12 +100,13 @@ def un2clip(
 
     world = placed(shapes(params=shapes_params, seed=seed))
     ingested = placed(ingest(params=ingest_params, images=world.outputs["images"]))
-    pretrained = placed(backbones(params=backbones_params, seed=seed, images=world.outputs["images"]))
+    pretrained = placed(backbones(params=backbones_params, seed=seed, device=device, images=world.outputs["images"]))
     tuned = placed(
         finetune(
             params=finetune_params,
             method=method,
             seed=seed,
+            device=device,
             shards=ingested.outputs["shards"],
             backbones=pretrained.outputs["backbones"],
         )
@@ -112,6 +115,7 @@ def un2clip(
         diffusion_loss(
             params=diffusion_loss_params,
             seed=seed,
+            device=device,
             shards=ingested.outputs["shards"],
             backbones=pretrained.outputs["backbones"],
             encoder=tuned.outputs["encoder"],
@@ -122,6 +126,7 @@ def un2clip(
             evaluate(
                 params=evaluate_params,
                 benchmark=benchmark,
+                device=device,
                 benchmarks=world.outputs["benchmarks"],
                 backbones=pretrained.outputs["backbones"],
                 encoder=tuned.outputs["encoder"],
@@ -131,6 +136,7 @@ def un2clip(
         reconstruct(
             params=reconstruct_params,
             seed=seed,
+            device=device,
             shards=ingested.outputs["shards"],
             backbones=pretrained.outputs["backbones"],
             encoder=tuned.outputs["encoder"],

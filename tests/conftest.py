@@ -38,5 +38,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     made = Tiny(tmp_path_factory.mktemp("tiny"), params)
     shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
     ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)
-    backbones(made.section(Backbones, "backbones"), seed=1, images=made.images, backbones=made.backbones)
+    backbones(made.section(Backbones, "backbones"), seed=1, device="cpu", images=made.images, backbones=made.backbones)
     return made

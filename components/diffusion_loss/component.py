@@ -9,6 +9,7 @@ from components.image import IMAGE
 def diffusion_loss(
     params: dict,
     seed: int,
+    device: str,
     shards: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
     encoder: dsl.Input[dsl.Model],
@@ -26,6 +27,7 @@ def diffusion_loss(
         "diffusion_loss",
         params,
         seed=seed,
+        device=device,
         shards=shards.path,
         backbones=backbones.path,
         encoder=encoder.path,

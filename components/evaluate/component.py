@@ -9,6 +9,7 @@ from components.image import IMAGE
 def evaluate(
     params: dict,
     benchmark: str,
+    device: str,
     benchmarks: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
     encoder: dsl.Input[dsl.Model],
@@ -26,6 +27,7 @@ def evaluate(
         "evaluate",
         params,
         benchmark=benchmark,
+        device=device,
         benchmarks=benchmarks.path,
         backbones=backbones.path,
         encoder=encoder.path,

@@ -9,6 +9,7 @@ from components.image import IMAGE
 def reconstruct(
     params: dict,
     seed: int,
+    device: str,
     shards: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
     encoder: dsl.Input[dsl.Model],
@@ -21,6 +22,7 @@ def reconstruct(
         "reconstruct",
         params,
         seed=seed,
+        device=device,
         shards=shards.path,
         backbones=backbones.path,
         encoder=encoder.path,

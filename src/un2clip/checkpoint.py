@@ -23,6 +23,7 @@ from un2clip.config import UserError
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
 
+CPU = torch.device("cpu")
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 
@@ -47,13 +48,22 @@ class Clip:
     def embed_dim(self) -> int:
         return int(self.config["model_cfg"]["embed_dim"])
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @torch.no_grad()
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values (B, 3, H, W) -> embedding (B, D), not L2-normalised, without gradients."""
-        return self.model.encode_image(pixel_values)
+        """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised."""
+        return self.model.encode_image(pixel_values.to(self.device, non_blocking=True))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Texts -> embedding (N, D) on the model's device, not L2-normalised."""
+        return self.model.encode_text(self.tokenize(texts).to(self.device))
 
 
-def load_clip(folder: Path) -> Clip:
+def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     """Load a CLIP folder in fp32 and evaluation mode; whatever trains sets its own mode.
 
     Raises:
@@ -68,7 +78,7 @@ def load_clip(folder: Path) -> Clip:
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
-    return Clip(model=model.eval(), preprocess=preprocess, tokenize=tokenize, config=config)
+    return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
 
 
 def save_clip(clip: Clip, folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from un2clip.config import UserError
 
+CPU = torch.device("cpu")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -90,7 +91,8 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w): the posterior's mean, scaled."""
+        """Images (B, 3, H, W) in [-1, 1], anywhere -> latents (B, C, h, w): the posterior's mean, scaled."""
+        images = images.to(self.mean.device, non_blocking=True)
         return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -131,7 +133,7 @@ class Generator(nn.Module):
         return self.scheduler.get_velocity(latents, noise, timesteps)
 
 
-def load_generator(folder: Path) -> Generator:
+def load_generator(folder: Path, device: torch.device = CPU) -> Generator:
     """Load a generator from a directory in StableUnCLIPImg2ImgPipeline's layout, frozen, fp32, safetensors only.
 
     Raises:
@@ -163,7 +165,7 @@ def load_generator(folder: Path) -> Generator:
             f"{folder}: the U-Net takes class labels of {width} numbers and the normaliser gives "
             f"2 x {generator.embed_dim}; unet/ and image_normalizer/ are of different checkpoints"
         )
-    return generator
+    return generator.to(device)
 
 
 @torch.no_grad()

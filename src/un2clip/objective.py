@@ -29,6 +29,10 @@ class Draws:
     embedding_noise: Tensor
     keep: Tensor
 
+    def to(self, device: torch.device) -> "Draws":
+        """The same numbers on another device: they are drawn on the CPU, so that a GPU meets the same ones."""
+        return Draws(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
 
 def draw(
     generator: Generator,

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from un2clip.config import UserError
 
-SCALE = {"%": 100.0, "mse": 1.0}
+Unit = Literal["%", "mse"]
+SCALE: dict[Unit, float] = {"%": 100.0, "mse": 1.0}
 Role = Literal["reference", "tuned"]
 ROLES: tuple[Role, ...] = ("reference", "tuned")
 
@@ -56,7 +57,7 @@ class Scores:
     benchmark: str
     role: Role
     method: str
-    unit: Literal["%", "mse"]
+    unit: Unit
     data_sha256: str
     encoder_sha256: str
     items: tuple[Item, ...]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from un2clip.config import UserError, build
 from un2clip.report import LONGEST, Comparison, Row, compare_scores
@@ -91,10 +91,11 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     """Run a stage with names below `world`; its last name is its output, made elsewhere and renamed when complete."""
 
     def run(stage: str, **names: Any) -> None:
-        paths = {
-            k: v if k in ("seed", "method") or (stage, k) == ("evaluate", "benchmark") else world / v
-            for k, v in names.items()
-        }
+        function = get_stage(stage)
+        hints = get_type_hints(function)
+        if "device" in hints:
+            names = {"device": params["device"]} | names
+        paths = {name: world / value if hints[name] is Path else value for name, value in names.items()}
         output = list(paths)[-1]
         if paths[output].exists():
             return
@@ -105,7 +106,7 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
             if leftover is not None and leftover.exists():
                 shutil.rmtree(leftover)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        get_stage(stage)(stage_params(stage, params[stage]), **paths | {output: partial})
+        function(stage_params(stage, params[stage]), **paths | {output: partial})
         partial.rename(final)
         with (world / "seconds.jsonl").open("a") as file:
             seconds = round(time.monotonic() - started, 1)

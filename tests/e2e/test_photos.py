@@ -21,13 +21,13 @@ def test_photographs_to_a_report(tiny, tmp_path: Path) -> None:
     run_stage("ingest", params["ingest"], images=PHOTOS, shards=shards)
     index = json.loads((shards / "index.json").read_text())
     assert (index["read"], index["kept"], index["rejected"]) == (111, 111, {})
-    given = {"shards": shards, "backbones": tiny.backbones}
+    given = {"device": "cpu", "shards": shards, "backbones": tiny.backbones}
     run_stage("finetune", params["finetune"], method="un2clip-anchored", seed=0, **given, encoder=encoder)
     given |= {"encoder": encoder, "seed": 0}
     run_stage("diffusion_loss", params["diffusion_loss"], **given, scores=scores / "diffusion_loss")
     run_stage("reconstruct", params["reconstruct"], **given, reconstructions=tmp_path / "pictures")
     for name in params["benchmarks"]:
-        given = {"benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder}
+        given = {"device": "cpu", "benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder}
         run_stage("evaluate", params["evaluate"], benchmark=name, **given, scores=scores / name)
     report = {"scores": [scores], "encoder": encoder, "report": tmp_path / "report"}
     run_stage("compare", params["compare"], seed=0, reconstructions=tmp_path / "pictures", **report)

@@ -1,15 +1,21 @@
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
-from un2clip.benchmarks import data_sha256, get_benchmark
+from un2clip.benchmarks import Options, data_sha256, get_benchmark
 from un2clip.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
-from un2clip.checkpoint import load_clip
+from un2clip.checkpoint import Clip, load_clip
 from un2clip.config import UserError
+from un2clip.scores import Item
+
+
+def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
+    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size)).items
 
 
 def test_pairs_by_a_hand_made_table() -> None:
@@ -31,7 +37,7 @@ def test_mmvp_equals_the_protocol_read_aloud(tiny) -> None:
     """Every pair's outcome equals a loop with one image and one text at a time and a softmax over the images."""
     clip = load_clip(tiny.backbones / "clip")
     folder = tiny.benchmarks / "mmvp_vlm"
-    items = get_benchmark("mmvp_vlm")(clip, folder, 10)
+    items = run("mmvp_vlm", clip, folder, 10)
     assert {item.id: item.value for item in items} == naive_mmvp(clip, folder)
     assert [item.type for item in items[::4]] == list(
         dict.fromkeys(row[1] for row in list(csv.reader((folder / "Questions.csv").open()))[1:])
@@ -42,7 +48,7 @@ def test_mmvp_equals_the_protocol_read_aloud(tiny) -> None:
 def test_batch_size_does_not_change_an_outcome(tiny, batch_size: int) -> None:
     """Pairs are never torn apart and the last batch may be short."""
     clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "mmvp_vlm"
-    assert get_benchmark("mmvp_vlm")(clip, folder, batch_size) == get_benchmark("mmvp_vlm")(clip, folder, 16)
+    assert run("mmvp_vlm", clip, folder, batch_size) == run("mmvp_vlm", clip, folder, 16)
 
 
 @pytest.mark.parametrize("name", IMAGE_FOLDERS)
@@ -86,13 +92,13 @@ def test_unreadable_image_is_named(tiny, tmp_path) -> None:
     shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / "m")
     (tmp_path / "m" / IMAGE_FOLDERS[0] / "Orientation" / "1.jpg").write_text("<html>")
     with pytest.raises(UserError, match=r"1\.jpg is not a readable image"):
-        get_benchmark("mmvp_vlm")(load_clip(tiny.backbones / "clip"), tmp_path / "m", 8)
+        run("mmvp_vlm", load_clip(tiny.backbones / "clip"), tmp_path / "m", 8)
 
 
 def test_zeroshot_equals_a_naive_loop(tiny) -> None:
     """Every image's outcome equals one image at a time against class means of templates made by hand."""
     clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "zeroshot"
-    items = get_benchmark("zeroshot")(clip, folder, 8)
+    items = run("zeroshot", clip, folder, 8)
     assert {item.id: item.value for item in items} == naive_zeroshot(clip, folder)
     assert len({item.type for item in items}) == 36
 
@@ -104,7 +110,7 @@ def test_missing_part_of_zeroshot_is_named(tiny, tmp_path, missing: str) -> None
     target = tmp_path / "z" / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(UserError, match=missing):
-        get_benchmark("zeroshot")(load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
+        run("zeroshot", load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
 
 
 def test_class_outside_the_names(tiny, tmp_path) -> None:
@@ -112,7 +118,7 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
     shutil.copytree(tiny.benchmarks / "zeroshot", tmp_path / "z")
     (tmp_path / "z" / "classnames.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="has class 2, but classnames.txt names 2"):
-        get_benchmark("zeroshot")(load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
+        run("zeroshot", load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
 
 
 def test_unknown_benchmark_lists_those_there_are() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from un2clip.benchmarks import Options
 from un2clip.checkpoint import encoder_sha256, load_clip, text_sha256
 from un2clip.config import UserError
 from un2clip.datasets import loader
@@ -17,7 +18,7 @@ from un2clip.scores import load_scores
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
-from un2clip.stages.evaluate import Evaluate, evaluate
+from un2clip.stages.evaluate import evaluate
 from un2clip.stages.finetune import Finetune, finetune
 from un2clip.stages.reconstruct import Reconstruct, reconstruct
 
@@ -30,7 +31,16 @@ def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: objec
     section = dict(tiny.params["finetune"])
     section["training"] = section["training"] | {k: v for k, v in changes.items() if k in section["training"]}
     section |= {key: value for key, value in changes.items() if key in section}
-    run_stage("finetune", section, method=method, seed=3, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder)
+    run_stage(
+        "finetune",
+        section,
+        method=method,
+        seed=3,
+        device="cpu",
+        shards=tiny.shards,
+        backbones=tiny.backbones,
+        encoder=encoder,
+    )
     return encoder
 
 
@@ -42,7 +52,9 @@ def encoder(tiny, tmp_path_factory) -> Path:
 def test_backbones_are_a_function_of_the_seed(tiny, tmp_path) -> None:
     """The stage run again gives the same bytes in every file, whatever the global random state."""
     torch.manual_seed(999)
-    backbones(tiny.section(Backbones, "backbones"), seed=1, images=tiny.images, backbones=tmp_path / "again")
+    backbones(
+        tiny.section(Backbones, "backbones"), seed=1, device="cpu", images=tiny.images, backbones=tmp_path / "again"
+    )
     assert files(tmp_path / "again") == files(tiny.backbones)
 
 
@@ -104,7 +116,10 @@ def test_finetune_refuses(tiny, tmp_path, method: str, changes: dict[str, object
 
 def test_missing_inputs_are_named(tiny, tmp_path) -> None:
     """Shards or backbones that are not there are a UserError with their path."""
-    section, names = tiny.section(Finetune, "finetune"), {"method": "un2clip", "seed": 0, "encoder": tmp_path / "e"}
+    section, names = (
+        tiny.section(Finetune, "finetune"),
+        {"method": "un2clip", "seed": 0, "device": "cpu", "encoder": tmp_path / "e"},
+    )
     with pytest.raises(UserError, match=r"index\.json"):
         finetune(section, shards=tmp_path / "none", backbones=tiny.backbones, **names)
     with pytest.raises(UserError, match="is not a CLIP checkpoint"):
@@ -123,7 +138,9 @@ def test_damaged_checkpoint_is_named(tiny, tmp_path) -> None:
 
 def diagnose(tiny, encoder: Path, to: Path) -> tuple[object, object]:
     section = tiny.section(DiffusionLoss, "diffusion_loss")
-    diffusion_loss(section, seed=0, shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, scores=to)
+    diffusion_loss(
+        section, seed=0, device="cpu", shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, scores=to
+    )
     return load_scores(to / "reference.json"), load_scores(to / "tuned.json")
 
 
@@ -151,7 +168,7 @@ def test_diffusion_loss_bins_hold_their_timesteps(tiny, encoder: Path, tmp_path)
 def test_evaluate_scores_both_encoders_on_one_data_set(tiny, encoder: Path, tmp_path) -> None:
     """Two files, one data hash, each with its own encoder's hash."""
     names = {"benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path}
-    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", **names)
+    evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **names)
     reference, tuned = load_scores(tmp_path / "reference.json"), load_scores(tmp_path / "tuned.json")
     assert reference.data_sha256 == tuned.data_sha256 and reference.n == tuned.n == 36
     assert (reference.method, tuned.method) == ("reference", "un2clip-anchored")
@@ -164,7 +181,9 @@ def test_reconstruct_draws_a_grid(tiny, encoder: Path, tmp_path) -> None:
     pictures = []
     for seed in (0, 0, 1):
         names = {"shards": tiny.shards, "backbones": tiny.backbones, "encoder": encoder}
-        reconstruct(tiny.section(Reconstruct, "reconstruct"), seed=seed, **names, reconstructions=tmp_path)
+        reconstruct(
+            tiny.section(Reconstruct, "reconstruct"), seed=seed, device="cpu", **names, reconstructions=tmp_path
+        )
         pictures.append(np.asarray(Image.open(tmp_path / "grid.png")))
     assert pictures[0].std() > 5
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])

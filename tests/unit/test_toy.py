@@ -39,7 +39,7 @@ def test_too_few_samples_are_refused(tiny, tmp_path) -> None:
     section = copy.deepcopy(tiny.params["backbones"])
     section["clip"]["batch_size"] = 1000
     with pytest.raises(UserError, match="holds 192 samples, fewer than one batch of 1000"):
-        run_stage("backbones", section, seed=0, images=tiny.images, backbones=tmp_path / "b")
+        run_stage("backbones", section, seed=0, device="cpu", images=tiny.images, backbones=tmp_path / "b")
 
 
 def test_orders_are_full_batches_of_an_epoch_each() -> None:

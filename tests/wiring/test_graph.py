@@ -175,9 +175,9 @@ def test_types_are_the_same(stage: str) -> None:
 
 
 def test_each_stage_gets_its_own_section() -> None:
-    """A stage's `params` is its own section and no other, also in a loop; seed and method are the pipeline's."""
+    """A stage's `params` is its own section and no other, in a loop too; seed, method and device are the pipeline's."""
     for stage, parameters, _ in all_tasks():
         assert parameters["params"] == f"{stage}_params"
-        for name in {"seed", "method"} & set(parameters):
+        for name in {"seed", "method", "device"} & set(parameters):
             assert parameters[name] == name
         assert DVC[stage]["params"] == [stage]

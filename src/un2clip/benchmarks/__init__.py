@@ -1,4 +1,4 @@
-"""Benchmarks: one file each. `run(clip, folder, batch_size)` scores any open_clip model, item by item.
+"""Benchmarks: one file each. `run(clip, folder, options)` scores any open_clip model, item by item.
 
 A benchmark knows nothing of methods. Adding a file here and its name to params.yaml adds a benchmark.
 """
@@ -6,22 +6,51 @@ A benchmark knows nothing of methods. Adding a file here and its name to params.
 import hashlib
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
 
 from un2clip.checkpoint import Clip
-from un2clip.config import UserError
-from un2clip.scores import Item
+from un2clip.config import UserError, at_least_one
+from un2clip.scores import Item, Unit
 
-Run = Callable[[Clip, Path, int], tuple[Item, ...]]
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The section `evaluate` of params.yaml.
+
+    Attributes:
+        batch_size: images at once.
+    """
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one encoder reached: every item, in the order of the data, and the unit of their score."""
+
+    unit: Unit
+    items: tuple[Item, ...]
+
+
+Run = Callable[[Clip, Path, Options], Outcome]
 
 
 def get_benchmark(name: str) -> Run:
-    """The `run` of the benchmark called `name`, or a UserError that lists those there are."""
+    """The `run` of the benchmark called `name`: of a file here, or `file-dataset`.
+
+    Raises:
+        UserError: there is no such file; lists those there are.
+    """
+    file = name.partition("-")[0]
     known = [module.name for module in iter_modules(__path__)]
-    if name not in known:
+    if file not in known:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
-    run: Run = importlib.import_module(f"{__name__}.{name}").run
+    run: Run = importlib.import_module(f"{__name__}.{file}").run
     return run
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from un2clip.benchmarks import Options, Outcome
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError
 from un2clip.scores import Item
@@ -34,7 +35,7 @@ class Question:
     image: Path
 
 
-def run(clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
     """Score every pair: value 1 if both statements pick their own image.
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
@@ -45,12 +46,13 @@ def run(clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
     """
     questions = read_questions(folder)
-    batches = tqdm(_batches(questions, batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
+    batches = tqdm(_batches(questions, options.batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
     similarity = torch.cat([_similarities(clip, batch) for batch in batches])
-    return tuple(
+    items = tuple(
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
     )
+    return Outcome(unit="%", items=items)
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:
@@ -109,14 +111,13 @@ def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]
     return [questions[start : start + step] for start in range(0, len(questions), step)]
 
 
-@torch.no_grad()
 def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
     """Cosines of a batch of pairs, (P, 2 statements, 2 images)."""
     pixel_values = torch.stack([clip.preprocess(_open(question.image)) for question in questions])
-    tokens = clip.tokenize([f"a photo of {question.statement}" for question in questions])
-    images = normalize(clip.model.encode_image(pixel_values).float(), dim=-1).unflatten(0, (-1, 2))
-    texts = normalize(clip.model.encode_text(tokens).float(), dim=-1).unflatten(0, (-1, 2))
-    return texts @ images.transpose(1, 2)
+    prompts = [f"a photo of {question.statement}" for question in questions]
+    images = normalize(clip.embed(pixel_values), dim=-1).unflatten(0, (-1, 2))
+    texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
+    return (texts @ images.transpose(1, 2)).cpu()
 
 
 def _open(path: Path) -> Image.Image:

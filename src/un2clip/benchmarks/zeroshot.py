@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from un2clip.benchmarks import Options, Outcome
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError
 from un2clip.scores import Item
 
 
-def run(clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
 
     The class embeddings are open_clip's own: the mean of the normalised templates, normalised.
@@ -34,20 +35,20 @@ def run(clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
             clip.tokenize,
             names,
             [lambda name, t=template: t.replace("{c}", name) for template in templates],
-        ).float()
+            device=clip.device,
+        )
     items: list[Item] = []
     for keys, pixel_values, labels in tqdm(
-        _batches(clip, folder, batch_size), unit="batch", desc="zeroshot", mininterval=1
+        _batches(clip, folder, options.batch_size), unit="batch", desc="zeroshot", mininterval=1
     ):
-        with torch.no_grad():
-            features = normalize(clip.model.encode_image(pixel_values).float(), dim=-1)
+        features = normalize(clip.embed(pixel_values), dim=-1)
         for key, label, predicted in zip(keys, labels, (features @ classifier).argmax(1).tolist(), strict=True):
             if not 0 <= label < len(names):
                 raise UserError(f"{folder}: sample {key} has class {label}, but classnames.txt names {len(names)}")
             items.append(Item(id=key, type=names[label], value=float(predicted == label)))
     if not items:
         raise UserError(f"{folder}/test holds no images")
-    return tuple(items)
+    return Outcome(unit="%", items=tuple(items))
 
 
 def _batches(clip: Clip, folder: Path, batch_size: int) -> Iterator[tuple[list[str], Tensor, list[int]]]:

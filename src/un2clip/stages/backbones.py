@@ -25,11 +25,12 @@ class Backbones:
     unet: UnetSize
 
 
-def backbones(params: Backbones, *, seed: int, images: Path, backbones: Path) -> None:
+def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbones: Path) -> None:
     """Train a CLIP on image-text pairs, a VAE on the images, and an unCLIP on both.
 
     Args:
         seed: initialisation, order and noise.
+        device: auto, cpu or cuda.
         images: train/*.tar of the laptop world.
         backbones: folder that gets clip/ (open_clip) and unclip/ (StableUnCLIPImg2ImgPipeline).
     """

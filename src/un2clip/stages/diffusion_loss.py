@@ -18,6 +18,7 @@ from un2clip.config import at_least_one
 from un2clip.datasets import loader
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator
+from un2clip.devices import pick_device
 from un2clip.evidence import contenders
 from un2clip.objective import Draws
 from un2clip.objective import diffusion_loss as loss_of
@@ -40,20 +41,22 @@ class DiffusionLoss:
 
 
 def diffusion_loss(
-    params: DiffusionLoss, *, seed: int, shards: Path, backbones: Path, encoder: Path, scores: Path
+    params: DiffusionLoss, *, seed: int, device: str, shards: Path, backbones: Path, encoder: Path, scores: Path
 ) -> None:
     """Write reference.json and tuned.json (one item an image and bin) and diffusion_loss.png.
 
     Args:
         seed: of the table of noises and timesteps, the same for both encoders.
+        device: auto, cpu or cuda.
         shards: its heldout/ is measured, at most `images` of it.
         backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own.
         encoder: the tuned checkpoint.
         scores: folder of the two scores files and the plot.
     """
-    generator = load_generator(backbones / "unclip")
+    where = pick_device(device)
+    generator = load_generator(backbones / "unclip", where)
     made = contenders(backbones, encoder)
-    clips = {role: load_clip(folder) for role, _, folder in made}
+    clips = {role: load_clip(folder, where) for role, _, folder in made}
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
     rng = torch.Generator().manual_seed(seed)
     items: dict[Role, list[Item]] = {role: [] for role in clips}
@@ -74,6 +77,7 @@ def diffusion_loss(
             embeds = {role: clip.embed(batch.pixel_values[:n]) for role, clip in clips.items()}
             for i in range(params.bins):
                 name, draws = _draws(generator, latents, rng, i, params)
+                draws = draws.to(where)
                 for role, image_embeds in embeds.items():
                     with torch.no_grad():
                         values = loss_of(generator, latents, image_embeds, draws).tolist()

@@ -1,32 +1,22 @@
 """Stage `evaluate`: one benchmark, the reference and the tuned encoder, every item's outcome kept."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip.benchmarks import data_sha256, get_benchmark
+from un2clip.benchmarks import Options, data_sha256, get_benchmark
 from un2clip.checkpoint import encoder_sha256, load_clip
-from un2clip.config import at_least_one
+from un2clip.devices import pick_device
 from un2clip.evidence import contenders
 from un2clip.scores import Scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """The section `evaluate` of params.yaml."""
-
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
-
-
 def evaluate(
-    params: Evaluate, *, benchmark: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path
+    params: Options, *, benchmark: str, device: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path
 ) -> None:
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
     Args:
-        benchmark: a file of un2clip/benchmarks/.
+        benchmark: a file of un2clip/benchmarks/, or `file-dataset` where one file reads several data sets.
+        device: auto, cpu or cuda.
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
@@ -35,15 +25,17 @@ def evaluate(
     run = get_benchmark(benchmark)
     data = benchmarks / benchmark
     sha256 = data_sha256(data)
+    where = pick_device(device)
     for role, method, folder in contenders(backbones, encoder):
+        outcome = run(load_clip(folder, where), data, params)
         result = Scores(
             benchmark=benchmark,
             role=role,
             method=method,
-            unit="%",
+            unit=outcome.unit,
             data_sha256=sha256,
             encoder_sha256=encoder_sha256(folder),
-            items=run(load_clip(folder), data, params.batch_size),
+            items=outcome.items,
         )
         result.save(scores / f"{role}.json")
         print(f"{benchmark}: {role} {result.score:.1f} % of {result.n}")

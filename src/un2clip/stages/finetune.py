@@ -29,12 +29,15 @@ class Finetune:
         at_least_one(self, "batch_size")
 
 
-def finetune(params: Finetune, *, method: str, seed: int, shards: Path, backbones: Path, encoder: Path) -> None:
+def finetune(
+    params: Finetune, *, method: str, seed: int, device: str, shards: Path, backbones: Path, encoder: Path
+) -> None:
     """Train the encoder by one row of the method table.
 
     Args:
         method: a row of methods.py.
         seed: order of the images, timesteps and noise.
+        device: auto, cpu or cuda.
         shards: checked images; no caption is read.
         backbones: clip/ and unclip/.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and generator/, if it trained.

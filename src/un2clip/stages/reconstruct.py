@@ -16,6 +16,7 @@ from un2clip.checkpoint import load_clip
 from un2clip.config import at_least_one
 from un2clip.datasets import loader
 from un2clip.decoder import Generator, load_generator
+from un2clip.devices import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,21 @@ class Reconstruct:
 
 
 def reconstruct(
-    params: Reconstruct, *, seed: int, shards: Path, backbones: Path, encoder: Path, reconstructions: Path
+    params: Reconstruct, *, seed: int, device: str, shards: Path, backbones: Path, encoder: Path, reconstructions: Path
 ) -> None:
     """Draw held-out images from both encoders' embeddings and write grid.png.
 
     Args:
         seed: of the starting noise, the same for both encoders.
+        device: auto, cpu or cuda.
         shards: the first `images` of its heldout/.
         backbones: clip/ is the reference; unclip/ draws.
         encoder: the tuned checkpoint.
         reconstructions: folder that gets grid.png.
     """
-    generator = load_generator(backbones / "unclip")
-    reference, tuned = load_clip(backbones / "clip"), load_clip(encoder)
+    where = pick_device(device)
+    generator = load_generator(backbones / "unclip", where)
+    reference, tuned = load_clip(backbones / "clip", where), load_clip(encoder, where)
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
     batch = next(
         loader.epoch(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), n, seed=None)
@@ -64,13 +67,14 @@ def sample(generator: Generator, image_embeds: Tensor, params: Reconstruct, seed
     """
     rng = torch.Generator().manual_seed(seed)
     n, size = len(image_embeds), int(generator.unet.config.sample_size)
-    latents = torch.randn((n, generator.unet.config.in_channels, size, size), generator=rng)
-    noise = torch.randn((n, generator.embed_dim), generator=rng)
-    labels = generator.class_labels(image_embeds, torch.full((n,), params.noise_level), noise)
+    device = image_embeds.device
+    latents = torch.randn((n, generator.unet.config.in_channels, size, size), generator=rng).to(device)
+    noise = torch.randn((n, generator.embed_dim), generator=rng).to(device)
+    labels = generator.class_labels(image_embeds, torch.full((n,), params.noise_level, device=device), noise)
     scheduler = DDIMScheduler.from_config(generator.scheduler.config)
     scheduler.set_timesteps(params.sampling_steps)
     for timestep in tqdm(scheduler.timesteps, unit="step", desc="reconstruct", mininterval=1):
-        timesteps = timestep.expand(n)
+        timesteps = timestep.to(device).expand(n)
         conditional = generator(latents, timesteps, labels)
         unconditional = generator(latents, timesteps, torch.zeros_like(labels))
         prediction = unconditional + params.guidance_scale * (conditional - unconditional)
@@ -84,7 +88,7 @@ def _save_grid(rows: dict[str, Tensor], path: Path) -> None:
     figure = Figure(figsize=(1.0 + 0.9 * columns, 1.0 * len(rows)), layout="constrained")
     for axes_row, (name, images) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
         for axes, image in zip(axes_row, images, strict=True):
-            axes.imshow((image.permute(1, 2, 0).clamp(-1, 1) + 1).numpy() / 2, interpolation="nearest")
+            axes.imshow((image.permute(1, 2, 0).clamp(-1, 1) + 1).cpu().numpy() / 2, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=110, metadata={"Software": None})
