@@ -34,6 +34,17 @@ def at_least_one(section: object, *names: str) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(section, name)}")
 
 
+def not_negative(section: object, *names: str) -> None:
+    """Refuse a negative number in a dataclass of numbers; for its `__post_init__`.
+
+    Raises:
+        ValueError: names the field; `build` puts the section's name before it.
+    """
+    for name in names:
+        if getattr(section, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(section, name)}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
     try:
