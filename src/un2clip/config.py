@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 T = TypeVar("T")
+#: Mappings that are one value, because their keys are names of files: an overlay replaces them.
+WHOLE = ("sha256",)
 
 
 class UserError(ValueError):
@@ -61,12 +63,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay an overlay over the parameters. An overlay may change a key and never add one."""
+    """Lay an overlay over the parameters. An overlay may change a key and never add one, except in a WHOLE mapping."""
     merged = dict(base)
     for key, value in overlay.items():
         if key not in base:
             raise UserError(f"unknown parameter {prefix}{key}; known here: {', '.join(sorted(map(str, base)))}")
-        if isinstance(value, Mapping) and isinstance(base[key], Mapping):
+        if isinstance(value, Mapping) and isinstance(base[key], Mapping) and key not in WHOLE:
             merged[key] = merge(base[key], value, f"{prefix}{key}.")
         else:
             merged[key] = value

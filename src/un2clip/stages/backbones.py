@@ -12,6 +12,7 @@ from un2clip.config import UserError
 from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoder import load_generator, save_generator
+from un2clip.decoder.assemble import measure_statistics
 from un2clip.toy.clip import ClipSize, new_clip, train_clip
 from un2clip.toy.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
 
@@ -42,8 +43,8 @@ def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbo
         save_clip(clip, backbones / "clip")
         vae = new_vae(params.vae, params.clip.image_px)
         train_vae(vae, pictures, params.vae)
-        image_embeds = torch.cat([clip.embed(part) for part in pixel_values.split(256)])
-        unclip = new_unclip(clip, vae, params.unet, image_embeds)
+        mean, std = measure_statistics(clip, pixel_values.split(256), at_most=len(pixel_values))
+        unclip = new_unclip(clip, vae, params.unet, mean, std)
         unclip.save_pretrained(backbones / "unclip", safe_serialization=True)
         generator = load_generator(backbones / "unclip")
         latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
