@@ -25,6 +25,10 @@ class UserError(ValueError):
     """Something the user can mend. The command line prints its message alone, without a traceback."""
 
 
+class Stopped(UserError):
+    """A signal asked a stage to stop, and what it did so far is kept."""
+
+
 def at_least_one(section: object, *names: str) -> None:
     """Refuse a count below 1 in a dataclass of numbers; for its `__post_init__`.
 

@@ -3,6 +3,7 @@
 Outside of torchrun everything here is the one process that there is.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from un2clip.config import UserError
+from un2clip.config import Stopped, UserError
 
 
 def rank() -> int:
@@ -52,29 +54,32 @@ def summed(values: list[float], device: torch.device) -> list[float]:
     return list(tensor.tolist())
 
 
-def wait() -> None:
-    """Until every process is here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def launch(processes: int, function: Callable[..., None], *arguments: Any) -> None:
     """Run a function in `processes` processes on this machine, as `torchrun --standalone` does.
 
     Raises:
-        UserError: one of them failed; with its message.
+        UserError: one of them raised it; with its message.
+        ChildFailedError: one of them failed otherwise; with its traceback.
     """
-    threads = max(1, torch.get_num_threads() // processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell the same failure three times
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        max_restarts=0,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
     )
     try:
         elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        raise UserError(_said(failure.message)) from None
-
-
-def _said(message: Any) -> str:
-    return str(message)
+        message = failure.error_file_data["message"]  # nothing but a text where the process could not say why it died
+        kind, _, said = str(message["message"] if isinstance(message, dict) else message).partition(": ")
+        if kind in (UserError.__name__, Stopped.__name__):
+            raise (Stopped if kind == Stopped.__name__ else UserError)(said) from None
+        raise
+    except SignalException as error:
+        raise Stopped(f"stopped by a signal ({error.sigval.name}); the same command goes on") from None

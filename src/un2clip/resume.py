@@ -8,7 +8,6 @@ folder of that name is whole unless the disk failed, and then its hash says so.
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -24,14 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from un2clip.config import UserError
-
 Record = dict[str, float]
 TENSORS, CONTENT = "state.safetensors", "state.json"
-
-
-class Stopped(UserError):
-    """A signal asked the training to stop, and its state is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +89,7 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         """The checkpoints' folders, the newest first."""
-        return sorted((path for path in self.folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), reverse=True)
+        return sorted(self.folder.glob("step_????????"), reverse=True)
 
 
 def pack(

@@ -59,6 +59,22 @@ class Running:
         return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
+def plainly(batch_size: int) -> Running:
+    """One process, fp32, the whole batch at once: how toy backbones are trained."""
+    return Running(
+        processes=1,
+        workers=0,
+        max_per_device=batch_size,
+        precision="fp32",
+        frozen="fp32",
+        gradient_checkpointing=False,
+        channels_last=False,
+        compile=False,
+        checkpoint_every=1,
+        keep_checkpoints=1,
+    )
+
+
 class Progress:
     """The bar of a training, in process 0, and what is measured of the machine meanwhile."""
 

@@ -20,11 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from un2clip import distributed
-from un2clip.config import UserError, at_least_one, not_negative
+from un2clip.config import Stopped, UserError, at_least_one, not_negative
 from un2clip.decoder import Generator
 from un2clip.methods import Method
 from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
-from un2clip.resume import Checkpoints, Interruption, Stopped, pack, unpack
+from un2clip.resume import Checkpoints, Interruption, Saved, pack, unpack
 from un2clip.running import Progress, Record, Running
 
 Decay = Literal["constant", "cosine"]
@@ -63,7 +63,8 @@ class Training:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
-        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "clip_grad_norm", "anchor_weight")
+        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
+        not_negative(self, "clip_grad_norm", "anchor_weight")
         if len(self.timesteps) != 2:
             raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
         if not 0 <= self.condition_dropout <= 1:
@@ -91,6 +92,9 @@ class Share:
 
 class Losses(nn.Module):
     """The two terms of the equation: what DistributedDataParallel wraps. The reference is the encoder as it is now."""
+
+    visual: nn.Module
+    reference: nn.Module
 
     def __init__(self, visual: nn.Module, generator: Generator, *, trains_encoder: bool) -> None:
         super().__init__()
@@ -120,6 +124,7 @@ def fit(
     *,
     watch: Callable[[int, Record], None] = lambda step, record: None,
     checkpoints: Checkpoints | None = None,
+    saved: Saved | None = None,
 ) -> None:
     """Train what the method says, in place.
 
@@ -128,9 +133,11 @@ def fit(
         shares: step -> this process's share of the batch of that step, and of every one after it.
         rng: source of timesteps and noise, in the same state in every process.
         history: gets one record a step: step, loss, diffusion_loss, anchor, grad_norm, cosine (of the embedding to
-            the reference's). A step none of whose samples could be read leaves none, and changes nothing.
+            the reference's), unreadable (samples so far). A step none of whose samples could be read leaves none,
+            and changes nothing.
         watch: called with each step's number, its record, and images_per_s and memory_gib.
-        checkpoints: where the state is kept, and found again.
+        checkpoints: where the state is kept.
+        saved: a state to go on from.
 
     Raises:
         UserError: the loss is not finite, or a setting is outside the generator's range. The weights are
@@ -149,11 +156,12 @@ def fit(
     anchor_weight = training.anchor_weight if method.anchored else 0.0
 
     start = 0
-    if checkpoints is not None and (saved := checkpoints.newest()) is not None:
+    if saved is not None:
         start = saved.step
         unpack(saved.tensors, trained, averages, optimizer, rng)
         history[:] = saved.history
-    parallel = running.prepare(losses, trains=method.trains)
+    unreadable = int(history[-1]["unreadable"]) if history else 0
+    parallel = _prepare(losses, running, method)
     batches = shares(start)
     with Interruption() as interruption, Progress(training.steps, start, device, " + ".join(method.trains)) as progress:
         for step in range(start, training.steps):
@@ -169,11 +177,13 @@ def fit(
                 noise_level=noise_level,
                 condition_dropout=training.condition_dropout,
             ).rows(slice(rank * b, rank * b + b))
+            unreadable += b * world - int(readable)
             optimizer.zero_grad(set_to_none=True)
             sums = torch.zeros(3, dtype=torch.float64, device=device)
             for rows in running.pieces(b):
                 last = rows.stop >= b
-                with nullcontext() if last or world == 1 else parallel.no_sync(), running.autocast(device):
+                waits = nullcontext() if last or isinstance(parallel, Losses) else parallel.no_sync()
+                with waits, running.autocast(device):
                     each = parallel(share.pixel_values[rows], share.latents[rows], draws.rows(rows).to(device))
                     rec, anchor, _ = each = [torch.where(share.readable[rows], value, 0.0) for value in each]
                     # every process has the mean over the whole batch for its aim: DistributedDataParallel averages
@@ -181,14 +191,15 @@ def fit(
                     loss.backward()
                 sums += torch.stack([value.detach().sum() for value in each]).double()
             if readable:
-                rec_mean, anchor_mean, cosine = (value / readable for value in distributed.summed(sums.tolist(), device))
+                diffusion, distance, cosine = (value / readable for value in distributed.summed(sums.tolist(), device))
                 record = {
                     "step": step,
-                    "loss": rec_mean + anchor_weight * anchor_mean,
-                    "diffusion_loss": rec_mean,
-                    "anchor": anchor_mean,
+                    "loss": diffusion + anchor_weight * distance,
+                    "diffusion_loss": diffusion,
+                    "anchor": distance,
                     "grad_norm": nn.utils.clip_grad_norm_(trained, training.clip_grad_norm).item(),
                     "cosine": cosine,
+                    "unreadable": unreadable,
                 }
                 _check_finite(record, share.keys)
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
@@ -206,6 +217,25 @@ def fit(
         parameter.data.copy_(average)
     model.visual.requires_grad_(False).eval()
     generator.requires_grad_(False).eval()
+
+
+def _prepare(losses: Losses, running: Running, method: Method) -> Losses | DistributedDataParallel:
+    """Make the parts lighter as `running` says, and wrap them for several processes."""
+    frozen = torch.bfloat16 if running.frozen == "bf16" else torch.float32
+    losses.generator.prepare(
+        dtype=torch.float32 if "decoder" in method.trains else frozen,
+        checkpointing=running.gradient_checkpointing,
+        channels_last=running.channels_last,
+        compiled=running.compile,
+    )
+    losses.visual.set_grad_checkpointing(running.gradient_checkpointing)  # type: ignore[operator]
+    if losses.trains_encoder:
+        losses.reference.to(frozen)
+    if running.compile:
+        losses.visual.compile()
+    if distributed.world_size() == 1:
+        return losses
+    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _check_finite(record: Record, keys: list[str]) -> None:

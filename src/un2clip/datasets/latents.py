@@ -68,6 +68,7 @@ def open_latents(folder: Path, shards: Path, generator: Generator) -> CachedLate
         raise UserError(f"{folder} was made by VAE {made_by[:12]}, not {wanted[:12]}; run `un2clip latents` again")
     for split, listed in read_index(shards).splits.items():
         for shard in listed:
-            if files.get(f"{split}/{shard.name}") != shard.sha256 or not file_of(folder, shards / split / shard.name).is_file():
+            tar = shards / split / shard.name
+            if files.get(f"{split}/{shard.name}") != shard.sha256 or not file_of(folder, tar).is_file():
                 raise UserError(f"{folder} has no latents of {split}/{shard.name}; run `un2clip latents` again")
     return CachedLatents(folder=folder)

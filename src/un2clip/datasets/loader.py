@@ -21,6 +21,7 @@ from un2clip.config import UserError
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import Unreadable, read_image
 from un2clip.datasets.shards import Shard, read_index
+from un2clip.decoder import Generator
 
 View = Callable[[Image.Image], Tensor]
 Place = tuple[int, int]  # number of the shard, number of the sample in it
@@ -43,6 +44,13 @@ class Batch:
     images: Tensor | None
     latents: Tensor | None
     readable: Tensor
+
+    def encoded(self, generator: Generator, at_once: int | None = None) -> Tensor:
+        """The latents on the generator's device: from the cache, or encoded here, `at_once` images at a time."""
+        if self.images is None:
+            assert self.latents is not None
+            return self.latents.to(generator.mean.device, non_blocking=True)
+        return torch.cat([generator.encode(part) for part in self.images.split(at_once or len(self.keys))])
 
     def rows(self, rows: slice) -> "Batch":
         """A part of the batch."""
@@ -120,9 +128,7 @@ def open_split(
 ) -> Reader:
     """The samples of a split that `ingest` wrote (train or heldout)."""
     listed = read_index(shards).splits[split]
-    return Reader(
-        folder=shards / split, listed=listed, encoder_view=encoder_view, image_view=image_view, cached=cached
-    )
+    return Reader(folder=shards / split, listed=listed, encoder_view=encoder_view, image_view=image_view, cached=cached)
 
 
 def in_order(sizes: Sequence[int]) -> Iterator[Place]:
@@ -152,12 +158,20 @@ def read(reader: Reader, batches: Iterator[list[Place]], workers: int) -> Iterat
     """Read batches of places, by `workers` processes beside this one (0: none), in their order."""
     loader: DataLoader[Batch] = DataLoader(
         reader,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
+        batch_sampler=batches,  # any iterable of lists will do
         collate_fn=_join,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+def strict(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; a sample that cannot be read is a UserError here: what is measured must be whole."""
+    for batch in batches:
+        if not batch.readable.all():
+            raise UserError(f"{batch.keys[int(batch.readable.int().argmin())]}; run `un2clip ingest` again")
+        yield batch
 
 
 def _join(samples: list[Batch]) -> Batch:

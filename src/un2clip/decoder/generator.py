@@ -81,7 +81,9 @@ class Generator(nn.Module):
                 "unet/ and image_normalizer/ are of different checkpoints"
             )
         if channels != vae.config.latent_channels:
-            raise UserError(f"the U-Net takes latents of {channels} channels and the VAE gives {vae.config.latent_channels}")
+            raise UserError(
+                f"the U-Net takes latents of {channels} channels and the VAE gives {vae.config.latent_channels}"
+            )
         if prompt_embeds.shape[-1] != unet.config.cross_attention_dim:
             raise UserError(
                 f"the U-Net takes text of width {unet.config.cross_attention_dim} and the text encoder gives "

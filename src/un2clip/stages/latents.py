@@ -1,7 +1,6 @@
 """Stage `latents`: encode every image by the VAE once, so that training and validation need not do it again."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from un2clip.config import UserError, at_least_one, not_negative
+from un2clip.config import at_least_one, not_negative
 from un2clip.datasets import loader
 from un2clip.datasets.latents import INDEX, file_of, vae_sha256
 from un2clip.datasets.shards import read_index
-from un2clip.decoder import Generator, load_generator
+from un2clip.decoder import load_generator
 from un2clip.devices import pick_device
 
 
@@ -63,8 +62,9 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
             path = file_of(latents, reader.folder / shard.name)
             what = {"vae_sha256": key, "shard_sha256": shard.sha256, "dtype": params.dtype}
             if _described(path) != what:
-                places = ((number, i) for i in range(shard.samples))
-                encoded = _encode(generator, loader.read(reader, loader.batched(places, params.batch_size), params.workers))
+                places = loader.batched(((number, i) for i in range(shard.samples)), params.batch_size)
+                batches = loader.strict(loader.read(reader, places, params.workers))
+                encoded = torch.cat([batch.encoded(generator).cpu() for batch in batches])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
                 save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata=what)
@@ -77,16 +77,6 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
     latents.mkdir(parents=True, exist_ok=True)
     content = {"cached": params.cache, "vae_sha256": key, "shards": made if params.cache else {}}
     (latents / INDEX).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _encode(generator: Generator, batches: Iterator[loader.Batch]) -> Tensor:
-    parts = []
-    for batch in batches:
-        if not batch.readable.all():
-            raise UserError(f"{batch.keys[int(batch.readable.int().argmin())]}; run `un2clip ingest` again")
-        assert batch.images is not None
-        parts.append(generator.encode(batch.images).float().cpu())
-    return torch.cat(parts)
 
 
 def _no_view(image: Image.Image) -> Tensor:
