@@ -81,7 +81,9 @@ class Generator(nn.Module):
                 "unet/ and image_normalizer/ are of different checkpoints"
             )
         if channels != vae.config.latent_channels:
-            raise UserError(f"the U-Net takes latents of {channels} channels and the VAE gives {vae.config.latent_channels}")
+            raise UserError(
+                f"the U-Net takes latents of {channels} channels and the VAE gives {vae.config.latent_channels}"
+            )
         if prompt_embeds.shape[-1] != unet.config.cross_attention_dim:
             raise UserError(
                 f"the U-Net takes text of width {unet.config.cross_attention_dim} and the text encoder gives "
@@ -148,7 +150,8 @@ class Generator(nn.Module):
             )
         layout = torch.channels_last if channels_last else torch.contiguous_format
         for part in (self.unet, self.vae):
-            nn.Module.to(part, dtype=dtype, memory_format=layout)  # diffusers' own warns of layers that these have not
+            nn.Module.to(part, dtype=dtype)  # diffusers' own warns of layers that these have not
+            part.to(memory_format=layout)
         self.prompt_embeds, self.empty_prompt_embeds = self.prompt_embeds.to(dtype), self.empty_prompt_embeds.to(dtype)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
