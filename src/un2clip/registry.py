@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip import tracking
-from un2clip.checkpoint import CONFIG, WEIGHTS, encoder_sha256
+from un2clip.checkpoint import CONFIG, WEIGHTS, clip_files, encoder_sha256
 from un2clip.config import UserError
 
 FILES = (WEIGHTS, CONFIG)
@@ -140,7 +140,7 @@ def export(alias: str, to: Path, registered_model: str) -> Version:
     with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
         fetched = registry.fetch(version, Path(folder))
         to.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in clip_files(fetched):
             shutil.move(fetched / name, to / name)
     name = f"{registered_model} version {version.number} ({alias})"
     print(f"{name} is in {to}: open_clip.create_model_and_transforms('local-dir:{to}')")

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import open_clip
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableUnCLIPImg2ImgPipeline
-from diffusion_toys import save_text_to_image
 from PIL import Image
 from torch.testing import assert_close
 
+from tests.toy_clips import write_folder
+from tests.toy_diffusion import save_text_to_image
 from un2clip.checkpoint import Clip, load_clip, save_clip
-from un2clip.config import UserError, build
+from un2clip.config import UserError, build, merge, read_yaml
 from un2clip.decoder import Options, load_generator
 from un2clip.decoder.assemble import add_class_projection, feature_extractor, measure_statistics
+from un2clip.decoder.fetch import GeneratorSource, fetch_generator
 from un2clip.objective import diffusion_loss, draw
-from un2clip.stages.backbones import GeneratorSource, fetch_generator
+from un2clip.stages import run_stage
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +209,17 @@ def test_a_toy_draws_at_its_own_size() -> None:
     """The toy is trained here at clip.image_px, so another size is a contradiction."""
     with pytest.raises(UserError, match="image_px must be 0 with toy weights, which draw at clip.image_px; got 64"):
         source(Path("toy"), image_px=64)
+
+
+def test_a_siglip_is_aligned_with_nothing_trained_here(text_to_image: Path, tmp_path: Path) -> None:
+    """Both parts given, the stage needs no images: a SigLIP folder and a text-to-image one become the two backbones."""
+    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))["backbones"]
+    write_folder(tmp_path / "siglip", "siglip")
+    params["encoder"]["weights"], params["generator"]["weights"] = str(tmp_path / "siglip"), str(text_to_image)
+    made = tmp_path / "backbones"
+    run_stage("backbones", params, seed=0, device="cpu", images=tmp_path / "absent", backbones=made)
+    generator = load_generator(made / "unclip")
+    generator.check_fits(load_clip(made / "clip").embed_dim)
+    config = json.loads((made / "unclip/feature_extractor/preprocessor_config.json").read_text())
+    assert config["size"] == {"height": 32, "width": 32} and not config["do_center_crop"]
+    assert json.loads((made / "unclip/model_index.json").read_text())["image_encoder"] == [None, None]

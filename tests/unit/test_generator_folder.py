@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableUnCLIPImg2ImgPipeline
-from diffusion_toys import save_text_to_image
 from torch.testing import assert_close
 
+from tests.toy_diffusion import save_text_to_image
 from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
 from un2clip.decoder import Generator, Options, load_generator, save_generator
