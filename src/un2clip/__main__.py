@@ -38,8 +38,11 @@ def _run(words: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
-    export = commands.add_parser("export", help="get a registered encoder back as an open_clip folder")
-    export.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    export = commands.add_parser("export", help="get an encoder as open_clip, OpenAI or Hugging Face load it")
+    place = export.add_mutually_exclusive_group()
+    place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
+    export.add_argument("--format", choices=["open_clip", "openai", "hf"], default="open_clip")
     export.add_argument("--to", required=True, type=Path, help="new or empty folder")
     export.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
     encoder = commands.add_parser("encoder", help="make an open_clip folder from weights as they were published")
@@ -64,9 +67,15 @@ def _run(words: list[str]) -> int:
     params = read_yaml(Path("params.yaml"))
     match options.command:
         case "export":
-            from un2clip.registry import export as export_version
+            if options.folder:
+                from un2clip.exports import write_export
 
-            export_version(options.alias, options.to, options.model or params["promote"]["registered_model"])
+                print(f"{options.to}: {write_export(options.folder, options.to, options.format)}")
+            else:
+                from un2clip.registry import export as export_version
+
+                model = options.model or params["promote"]["registered_model"]
+                export_version(options.alias, options.to, model, options.format)
         case "encoder":
             _encoder(params, options)
         case "pin":
