@@ -146,6 +146,8 @@ def _embed_prompts(folder: Path, *prompts: str) -> list[Tensor]:
     text_encoder = CLIPTextModel.from_pretrained(
         folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
     ).eval()
+    if tokenizer.model_max_length > text_encoder.config.max_position_embeddings:  # transformers makes up a missing one
+        raise UserError("tokenizer/ is missing, damaged, or another text encoder's")
     embeds = []
     for prompt in prompts:
         tokens = tokenizer(

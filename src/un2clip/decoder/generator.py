@@ -150,7 +150,8 @@ class Generator(nn.Module):
             )
         layout = torch.channels_last if channels_last else torch.contiguous_format
         for part in (self.unet, self.vae):
-            nn.Module.to(part, dtype=dtype, memory_format=layout)  # diffusers' own warns of layers that these have not
+            nn.Module.to(part, dtype=dtype)  # diffusers' own warns of layers that these have not
+            part.to(memory_format=layout)
         self.prompt_embeds, self.empty_prompt_embeds = self.prompt_embeds.to(dtype), self.empty_prompt_embeds.to(dtype)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
