@@ -164,8 +164,8 @@ def _miou_differences(
         return both[:, 1] - both[:, 0]
 
     drawn = _resample(pixels.reshape(len(images), -1), np.ones(len(images)), differences, resamples, seed)
-    differ: NDArray[np.bool_] = np.not_equal(pixels[:, 0], pixels[:, 1]).any(axis=1)  # (images, classes)
-    seen = pixels[:, :, 1].any(axis=1)
+    differ = np.abs(pixels[:, 0] - pixels[:, 1]).sum(axis=1) > 0.0  # (images, classes)
+    seen = pixels[:, :, 1].sum(axis=1) > 0.0
     found = {}
     types = by_type(before), by_type(after)
     for name, i in column.items():

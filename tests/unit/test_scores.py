@@ -104,7 +104,7 @@ MIOU = {
 
 def miou(role, rows=None, **changes) -> Scores:
     items = tuple(
-        Item(id=f"{image}@{name}", type=name, value=inside, of=union)
+        Item(id=f"{image}@{name}", type=name, value=float(inside), of=float(union))
         for image, name, inside, union in rows or MIOU[role]
     )
     return make(unit="mIoU", benchmark="segmentation", role=role, items=items, **changes)
