@@ -44,6 +44,8 @@ def _run(words: list[str]) -> int:
     study = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     study.add_argument("--to", type=Path, default=Path("study"))
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    aggregate = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
+    aggregate.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -62,6 +64,10 @@ def _run(words: list[str]) -> int:
             if options.seeds:
                 params["study"]["seeds"] = options.seeds
             run_study(params, options.to)
+        case "aggregate":
+            from un2clip.seeds import aggregate as aggregate_reports
+
+            print(aggregate_reports(options.reports), end="")
         case "show":
             from un2clip.show import show
 
