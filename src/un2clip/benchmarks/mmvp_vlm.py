@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from un2clip.benchmarks import Options, Outcome
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError
+from un2clip.datasets.labelled import read_image
 from un2clip.scores import Item
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
@@ -113,16 +113,10 @@ def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]
 
 def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
     """Cosines of a batch of pairs, (P, 2 statements, 2 images)."""
-    pixel_values = torch.stack([clip.preprocess(_open(question.image)) for question in questions])
+    pixel_values = torch.stack(
+        [clip.preprocess(read_image(question.image, str(question.image))) for question in questions]
+    )
     prompts = [f"a photo of {question.statement}" for question in questions]
     images = normalize(clip.embed(pixel_values), dim=-1).unflatten(0, (-1, 2))
     texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
     return (texts @ images.transpose(1, 2)).cpu()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not a readable image: {error}") from None
