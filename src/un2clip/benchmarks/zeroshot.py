@@ -20,6 +20,8 @@ from un2clip.config import UserError
 from un2clip.datasets.classification import Classification, open_classification
 from un2clip.scores import Item
 
+PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
+
 
 def run(clip: Clip, folder: Path, options: Options) -> Outcome:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
@@ -44,7 +46,8 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         Item(id=key, type=types[label], value=float(right))
         for key, label, right in zip(ids, labels.tolist(), correct, strict=True)
     )
-    return Outcome(unit="%", items=items)
+    protocol = PROTOCOL + (f"; clip-benchmark's {data.shipped}" if data.shipped else "")
+    return Outcome(unit="%", protocol=protocol, items=items)
 
 
 def _batches(data: Classification, batch_size: int, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
