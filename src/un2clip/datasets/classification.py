@@ -57,7 +57,7 @@ def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
         UserError: it has none of the layouts, is multi-label, or lacks names or templates; while its samples
             are read, one is broken or has a class that no name belongs to.
     """
-    if (kind := dataset_type(folder)) != "classification":
+    if (kind := dataset_type(folder)) not in ("", "classification"):
         raise UserError(
             f"{folder}/dataset_type.txt says {kind}: only one label an image can be told right or wrong; "
             "retrieval is a benchmark of its own, and voc2007 has a form with a crop for each object"

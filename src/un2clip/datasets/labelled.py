@@ -43,9 +43,9 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def dataset_type(folder: Path) -> str:
-    """What clip-benchmark's dataset_type.txt says; it writes none for classification."""
+    """What clip-benchmark's dataset_type.txt says: retrieval, multilabel; "" where there is none."""
     path = folder / "dataset_type.txt"
-    return path.read_text().strip() if path.is_file() else "classification"
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Image, str]]:
