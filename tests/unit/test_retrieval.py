@@ -140,17 +140,18 @@ def test_what_is_no_retrieval_set_is_named(tiny, tmp_path, captions, kind, messa
         run(tiny, tmp_path)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata: COCO photographs with five captions each")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/realdata (111 COCO photographs in tars)")
 def test_coco_photographs(tiny, tmp_path):
-    """111 photographs of one tar each their own size, with five captions: 111 and 555 queries, three k each."""
+    """111 photographs of many sizes with five captions each: 111 and 555 queries."""
     samples = []
     for path in sorted(REAL.glob("coco-open-*.tar")):
         with tarfile.open(path) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}
-        keys = [name[:-4] for name in members if name.endswith(".jpg")]
-        samples += [(key, members[f"{key}.jpg"], json.loads(members[f"{key}.json"])["captions"]) for key in keys]
+        for name in members:
+            if name.endswith(".jpg"):  # one of COCO's captions has a line break within
+                captions = json.loads(members[f"{name[:-4]}.json"])["captions"]
+                samples.append((name[:-4], members[name], [" ".join(caption.split()) for caption in captions]))
     write_tar(tmp_path / "0.tar", samples)
     items = run(tiny, tmp_path, 32)
     queries = [sum(item.type == name for item in items) for name in ("image to text R@1", "text to image R@10")]
-    assert queries == [111, sum(len(captions) for _, _, captions in samples)]
-    assert queries[1] >= 555
+    assert queries == [111, 555]
