@@ -123,7 +123,7 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
 
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
-    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, retrieval, sugarcrepe, zeroshot"):
+    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*zeroshot"):
         get_benchmark("mmvp")
 
 
