@@ -9,8 +9,11 @@ import inspect
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
-from un2clip.config import UserError, flags, merge, read_yaml
+import yaml
+
+from un2clip.config import UserError, build, flags, merge, read_yaml, stack
 from un2clip.stages import STAGES, get_stage, run_stage
 
 
@@ -39,11 +42,24 @@ def _run(words: list[str]) -> int:
     export.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
     export.add_argument("--to", required=True, type=Path, help="new or empty folder")
     export.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
-    overlay = commands.add_parser("flags", help="an overlay as words for `dvc exp run`")
-    overlay.add_argument("overlay", type=Path)
+    encoder = commands.add_parser("encoder", help="make an open_clip folder from weights as they were published")
+    encoder.add_argument("--to", required=True, type=Path, help="folder to write")
+    encoder.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    encoder.add_argument("--from", dest="weights", help="file, folder, hub id or models:/name/version")
+    for key in ("architecture", "revision", "visual"):
+        encoder.add_argument(f"--{key}", help=f"instead of backbones.encoder.{key} of params.yaml")
+    pins = commands.add_parser("pin", help="commit and hashes of a hub id, to be written into an overlay")
+    pins.add_argument("location", metavar="ORG/NAME")
+    pins.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
+    pins.add_argument("--kind", choices=["model", "dataset"], default="model")
+    pins.add_argument("--files", nargs="+", default=[], metavar="PATTERN", help="default: all that may be opened")
+    words_of = commands.add_parser("flags", help="overlays as words for `dvc exp run`; the later wins")
+    words_of.add_argument("overlay", type=Path, nargs="+")
     study = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     study.add_argument("--to", type=Path, default=Path("study"))
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    aggregate = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
+    aggregate.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -53,15 +69,27 @@ def _run(words: list[str]) -> int:
             from un2clip.registry import export as export_version
 
             export_version(options.alias, options.to, options.model or params["promote"]["registered_model"])
+        case "encoder":
+            _encoder(params, options)
+        case "pin":
+            from un2clip.sources import pin
+
+            source = pin(options.location, options.revision, options.kind, options.files)
+            print(yaml.safe_dump({"revision": source.revision, "sha256": source.sha256}, sort_keys=False), end="")
         case "flags":
-            merge(params, read_yaml(options.overlay))  # refuses what params.yaml does not have
-            print(" ".join(flags(read_yaml(options.overlay))))
+            overlay = stack(read_yaml(path) for path in options.overlay)
+            merge(params, overlay)  # refuses what params.yaml does not have
+            print(" ".join(flags(overlay)))
         case "study":
             from un2clip.study import study as run_study
 
             if options.seeds:
                 params["study"]["seeds"] = options.seeds
             run_study(params, options.to)
+        case "aggregate":
+            from un2clip.seeds import aggregate as aggregate_reports
+
+            print(aggregate_reports(options.reports), end="")
         case "show":
             from un2clip.show import show
 
@@ -76,21 +104,35 @@ def _run(words: list[str]) -> int:
     return 0
 
 
+def _encoder(params: dict[str, Any], options: argparse.Namespace) -> None:
+    from un2clip.encoder import Encoder, import_clip
+
+    params = merge(params, stack(read_yaml(path) for path in options.overlay))
+    given = {key: value for key, value in vars(options).items() if key in params["backbones"]["encoder"] and value}
+    encoder = build(Encoder, params["backbones"]["encoder"] | given, "encoder")
+    if encoder.weights == "toy":
+        raise UserError("say whose weights: --from=PLACE, or --overlay=FILE of configs/")
+    clip = import_clip(encoder, options.to, "encoder")
+    print(
+        f"{options.to}: embeddings of {clip.embed_dim}; open_clip.create_model_and_transforms('local-dir:{options.to}')"
+    )
+
+
 def _stage(name: str, words: list[str]) -> int:
     stage = get_stage(name)
     parser = argparse.ArgumentParser(
         prog=f"un2clip {name}", description=inspect.getdoc(stage), formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the numbers (default: params.yaml)")
-    parser.add_argument("--overlay", type=Path, help="a file of configs/, laid over them")
+    parser.add_argument(
+        "--overlay", type=Path, action="append", help="a file of configs/, laid over them; may be repeated"
+    )
     for key, parameter in inspect.signature(stage).parameters.items():
         if key != "params":
             several = "append" if parameter.annotation == list[Path] else "store"
             parser.add_argument(f"--{key}", required=True, action=several)
     given = vars(parser.parse_args(words))
-    params = read_yaml(given.pop("params"))
-    if (overlay := given.pop("overlay")) is not None:
-        params = merge(params, read_yaml(overlay))
+    params = merge(read_yaml(given.pop("params")), stack(read_yaml(path) for path in given.pop("overlay") or []))
     if name not in params:
         raise UserError(f"params.yaml has no section {name}")
     if "seed" in given:

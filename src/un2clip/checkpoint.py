@@ -1,6 +1,7 @@
 """CLIP checkpoints: a folder of open_clip_model.safetensors and open_clip_config.json, no pickle.
 
-`open_clip.create_model_and_transforms("local-dir:FOLDER")` loads every folder written here.
+`open_clip.create_model_and_transforms("local-dir:FOLDER")` loads every folder written here. A model with a
+tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +28,12 @@ torch.backends.mha.set_fastpath_enabled(False)
 CPU = torch.device("cpu")
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+#: Files that a Hugging Face tokenizer may consist of.
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
+TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +41,14 @@ class Clip:
     """A CLIP model, and how its inputs are made.
 
     Attributes:
-        model: open_clip's own class. `encode_image` gives the embedding, (B, D) float32, not L2-normalised.
+        model: open_clip's own class: towers `visual` and, for SigLIP, `text`. `encode_image` gives the
+            embedding, (B, D) float32, not L2-normalised.
         preprocess: PIL image -> pixel_values (3, H, W) float32, by the model's own preprocess_cfg.
         tokenize: texts -> token ids (B, L) int64.
         config: content of open_clip_config.json.
     """
 
-    model: CLIP
+    model: CLIP | CustomTextCLIP
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
     config: dict[str, Any]
@@ -67,25 +76,49 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     """Load a CLIP folder in fp32 and evaluation mode; whatever trains sets its own mode.
 
     Raises:
-        UserError: a file is absent or damaged, or the weights do not fit the configuration.
+        UserError: a file is absent or damaged, the weights do not fit the configuration, or the
+            configuration asks for code or for another model from the hub.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a CLIP checkpoint: it has no {name}")
     try:
         config = json.loads((folder / CONFIG).read_text())
+        check_config(config["model_cfg"], str(folder))
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
     return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
 
 
+def check_config(model_cfg: Any, name: str) -> None:
+    """Refuse a configuration that would run code of its folder, or have open_clip fetch what nobody pinned."""
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise UserError(f"{name}: model_cfg of {CONFIG} must have embed_dim, vision_cfg and text_cfg")
+    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    if foreign := [key for key in options if key not in TOKENIZER_OPTIONS]:
+        raise UserError(f"{name}: tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}, got {foreign[0]}")
+    if model_cfg["text_cfg"].get("hf_model_name"):
+        raise UserError(f"{name}: a text tower from the hub (hf_model_name) is not supported; its weights are not here")
+    if ":" in (model_cfg["vision_cfg"].get("timm_model_name") or ""):
+        raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
+
+
+def clip_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files of a CLIP folder that open_clip loads; weights and configuration come first."""
+    return WEIGHTS, CONFIG, *(name for name in TOKENIZER if (folder / name).is_file())
+
+
 def save_clip(clip: Clip, folder: Path) -> None:
-    """Write the model and its configuration; the same weights give the same bytes."""
+    """Write the model, its configuration and its tokenizer; the same weights give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(clip.config, indent=2) + "\n")
     save_file({name: value.contiguous() for name, value in clip.model.state_dict().items()}, folder / WEIGHTS)
+    if isinstance(clip.tokenize, HFTokenizer):
+        clip.tokenize.save_pretrained(folder)
 
 
 def sha256_of(tensors: Mapping[str, Tensor]) -> str:

@@ -10,13 +10,15 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 T = TypeVar("T")
+#: Mappings that are one value, because their keys are names of files: an overlay replaces them.
+WHOLE = ("sha256",)
 
 
 class UserError(ValueError):
@@ -50,26 +52,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay an overlay over the parameters. An overlay may change a key and never add one."""
+    """Lay an overlay over the parameters. An overlay may change a key and never add one, except in a WHOLE mapping."""
     merged = dict(base)
     for key, value in overlay.items():
         if key not in base:
             raise UserError(f"unknown parameter {prefix}{key}; known here: {', '.join(sorted(map(str, base)))}")
-        if isinstance(value, Mapping) and isinstance(base[key], Mapping):
+        if isinstance(value, Mapping) and isinstance(base[key], Mapping) and key not in WHOLE:
             merged[key] = merge(base[key], value, f"{prefix}{key}.")
         else:
             merged[key] = value
     return merged
 
 
+def stack(overlays: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several overlays as one; the later wins."""
+    whole: dict[str, Any] = {}
+    for overlay in overlays:
+        for key, value in overlay.items():
+            deeper = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping) and key not in WHOLE
+            whole[key] = stack([whole[key], value]) if deeper else value
+    return whole
+
+
 def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write an overlay as `-S key=value` words for `dvc exp run`; no word holds a space, unless a text does."""
+    """Write an overlay as `-S key=value` words for `dvc exp run`; no word holds a space, unless a text does.
+
+    DVC takes new keys of a mapping only with a plus, keys without quotes, and no empty word.
+    """
     words: list[str] = []
     for key, value in overlay.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key in WHOLE:
+            text = ",".join(f'{name}:"{each}"' for name, each in value.items())
+            words += ["-S", f"{'+' if value else ''}{prefix}{key}={{{text}}}"]
+        elif isinstance(value, Mapping):
             words += flags(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            text = value if isinstance(value, str) and value else json.dumps(value, separators=(",", ":"))
             words += ["-S", f"{prefix}{key}={text}"]
     return words
 

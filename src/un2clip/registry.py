@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip import tracking
-from un2clip.checkpoint import CONFIG, WEIGHTS, encoder_sha256
+from un2clip.checkpoint import CONFIG, WEIGHTS, clip_files, encoder_sha256
 from un2clip.config import UserError
 
 FILES = (WEIGHTS, CONFIG)
@@ -99,9 +99,27 @@ class Registry:
             return None
         return tracking.download(self.client, f"runs:/{run_id}/evidence/scores", to)
 
+    def aliased(self, alias: str) -> str:
+        """Number of the version behind an alias; a UserError lists those there are."""
+        aliases = self.aliases()
+        if alias not in aliases:
+            known = ", ".join(f"{name} (version {number})" for name, number in sorted(aliases.items())) or "none yet"
+            raise UserError(f"{self.name} has no alias {alias!r}; it has: {known}")
+        return aliases[alias]
+
     def fetch(self, version: Version, to: Path) -> Path:
-        """Download a version's files into an empty folder."""
-        return tracking.download(self.client, f"models:/{self.name}/{version.number}", to)
+        """Download a version's files into an empty folder; its weights must be those that were registered."""
+        with tracking.as_user_error():
+            fetched = tracking.download(self.client, f"models:/{self.name}/{version.number}", to)
+        if missing := [name for name in FILES if not (fetched / name).is_file()]:
+            raise UserError(f"version {version.number} of {self.name} has no {' and no '.join(missing)}")
+        wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)
+        if found != wanted:
+            raise UserError(
+                f"version {version.number} of {self.name} is not what was registered: its weights hash to "
+                f"{found[:12]}, its tag encoder_sha256 says {str(wanted)[:12]}; nothing was written"
+            )
+        return fetched
 
 
 def export(alias: str, to: Path, registered_model: str) -> Version:
@@ -118,24 +136,11 @@ def export(alias: str, to: Path, registered_model: str) -> Version:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to={to} is in use and nothing is overwritten; name a new or empty folder")
     registry = Registry(registered_model)
-    aliases = registry.aliases()
-    if alias not in aliases:
-        known = ", ".join(f"{name} (version {number})" for name, number in sorted(aliases.items())) or "none yet"
-        raise UserError(f"{registered_model} has no alias {alias!r}; it has: {known}")
-    version = registry.version(aliases[alias])
+    version = registry.version(registry.aliased(alias))
     with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
-        with tracking.as_user_error():
-            fetched = registry.fetch(version, Path(folder))
-        if missing := [name for name in FILES if not (fetched / name).is_file()]:
-            raise UserError(f"version {version.number} of {registered_model} has no {' and no '.join(missing)}")
-        wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)
-        if found != wanted:
-            raise UserError(
-                f"version {version.number} of {registered_model} is not what was registered: its weights hash to "
-                f"{found[:12]}, its tag encoder_sha256 says {str(wanted)[:12]}; nothing was written"
-            )
+        fetched = registry.fetch(version, Path(folder))
         to.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in clip_files(fetched):
             shutil.move(fetched / name, to / name)
     name = f"{registered_model} version {version.number} ({alias})"
     print(f"{name} is in {to}: open_clip.create_model_and_transforms('local-dir:{to}')")

@@ -16,6 +16,11 @@ from un2clip.scores import SCALE, Item, Scores, Unit, by_type, score_of
 from un2clip.statistics import Difference, Discordant, discordant, paired_differences
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
+UNIT_SAYS: dict[Unit, str] = {
+    "%": "% correct",
+    "mse": "mean squared error, lower is better",
+    "mIoU": "mIoU, %",
+}
 LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
 
 
@@ -100,6 +105,16 @@ def interval(difference: Difference, unit: Unit) -> str:
     return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
 
 
+def changed(row: Row) -> str:
+    """How many samples changed: gained and lost where that is known, as `+12 -5`."""
+    return f"+{row.discordant.gained} -{row.discordant.lost}" if row.discordant else str(row.difference.changed)
+
+
+def p_value(value: float) -> str:
+    """Two places, three where it is small."""
+    return "<0.001" if value < 0.001 else f"{value:.{3 if value < 0.1 else 2}f}"
+
+
 def render(
     comparisons: Sequence[Comparison],
     *,
@@ -117,13 +132,14 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval}
+    environment.filters |= {"number": number, "interval": interval, "changed": changed, "p_value": p_value}
     return environment.get_template("report.html.j2").render(
         comparisons=comparisons,
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",
         sign=SIGN,
+        unit_says=UNIT_SAYS,
         longest=LONGEST,
         training=_data_uri(plot_history(history), "svg+xml") if history else None,
         plots=[_data_uri(path.read_bytes(), "png") for path in plots],
@@ -163,7 +179,7 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
 
     table = Table(title=Text(f"reference and {method}"), title_justify="left", header_style="bold")
     table.add_column("benchmark")
-    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval"):
+    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reading", no_wrap=True)
     for comparison in comparisons:
@@ -177,6 +193,8 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
                 number(row.tuned, unit),
                 number(row.difference.mean, unit, signed=True),
                 interval(row.difference, unit),
+                changed(row),
+                p_value(row.discordant.p_value) if row.discordant else "",
                 row.reading,
                 style="bold" if whole else "",
             )

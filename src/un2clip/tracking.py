@@ -99,7 +99,7 @@ def connect() -> "MlflowClient":
             _experiment(client)
     except Exception as error:
         raise UserError(
-            f"MLflow at {_without_password(uri)} cannot be used ({_reason(error)}); start it, or unset "
+            f"MLflow at {_without_password(uri)} cannot be used ({reason(error)}); start it, or unset "
             "MLFLOW_TRACKING_URI for a local mlflow.db, or set UN2CLIP_TRACKING=off"
         ) from None
     return client
@@ -113,7 +113,7 @@ def as_user_error() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"MLflow refused: {_reason(error)}") from None
+        raise UserError(f"MLflow refused: {reason(error)}") from None
 
 
 def has_artifacts(client: "MlflowClient", run_id: str, folder: str) -> bool:
@@ -295,10 +295,10 @@ def _tolerate(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"un2clip: MLflow did not take {what}: {_reason(error)}", file=sys.stderr)
+        print(f"un2clip: MLflow did not take {what}: {reason(error)}", file=sys.stderr)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The error that began it, in one line: behind a refused connection MLflow stacks four."""
     while before := error.__cause__ or error.__context__:
         error = before

@@ -3,8 +3,9 @@ from typing import Literal
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
-from un2clip.config import UserError, build, flags, merge, read_yaml
+from un2clip.config import UserError, build, flags, merge, read_yaml, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,28 @@ def test_flags_say_the_same_as_the_overlay() -> None:
     assert names == ("method", "finetune.training.lr", "finetune.training.timesteps")
     assert [yaml.safe_load(value) for value in values][::2] == ["un2clip", [0, 9]]
     assert float(values[1]) == 1e-6
+
+
+def test_hashes_are_one_value() -> None:
+    """An overlay replaces a mapping of hashes, whose keys are file names; overlays are stacked, the later wins."""
+    assert merge({"a": {"sha256": {"old": "1"}}}, {"a": {"sha256": {"x.json": "2"}}}) == {
+        "a": {"sha256": {"x.json": "2"}}
+    }
+    first, second = {"a": {"b": 1, "sha256": {"x": "1"}}}, {"a": {"c": 2, "sha256": {"y": "2"}}}
+    assert stack([first, second]) == {"a": {"b": 1, "c": 2, "sha256": {"y": "2"}}}
+    assert first == {"a": {"b": 1, "sha256": {"x": "1"}}}
+
+
+def test_dvc_reads_what_flags_writes(tmp_path) -> None:
+    """DVC's own parser puts an overlay with hashes, dots, slashes and an empty text where merge puts it."""
+    params = {"a": {"weights": "toy", "revision": "1", "sha256": {}, "steps": 1}, "b": {"sha256": {}}}
+    overlay = {
+        "a": {"weights": "models:/x@y", "revision": "", "sha256": {"unet/m.safetensors": "0" * 64, "m_1.json": "1e5"}},
+        "b": {"sha256": {}},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    apply_overrides(tmp_path / "params.yaml", flags(overlay)[1::2])
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == merge(params, overlay)
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", ""])

@@ -12,6 +12,7 @@ from un2clip.config import UserError
 from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoder import load_generator, save_generator
+from un2clip.encoder import Encoder, import_clip
 from un2clip.toy.clip import ClipSize, new_clip, train_clip
 from un2clip.toy.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
 
@@ -20,6 +21,7 @@ from un2clip.toy.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unc
 class Backbones:
     """The section `backbones` of params.yaml, which says what each number means."""
 
+    encoder: Encoder
     clip: ClipSize
     vae: VaeSize
     unet: UnetSize
@@ -36,10 +38,12 @@ def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = new_clip(params.clip, backbones / "clip")
+        toy = params.encoder.weights == "toy"
+        clip = new_clip(params.clip, backbones / "clip") if toy else import_clip(params.encoder, backbones / "clip")
         pixel_values, pictures, texts = _read(clip, images / "train", params)
-        train_clip(clip, pixel_values, texts, params.clip)
-        save_clip(clip, backbones / "clip")
+        if toy:
+            train_clip(clip, pixel_values, texts, params.clip)
+            save_clip(clip, backbones / "clip")
         vae = new_vae(params.vae, params.clip.image_px)
         train_vae(vae, pictures, params.vae)
         image_embeds = torch.cat([clip.embed(part) for part in pixel_values.split(256)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from un2clip import tracking
-from un2clip.checkpoint import encoder_sha256
+from un2clip.checkpoint import clip_files, encoder_sha256
 from un2clip.config import UserError
 from un2clip.evidence import read_json, read_lineage, tuned_pairs
 from un2clip.gate import Decision, Rule, decide
@@ -153,7 +153,7 @@ def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: s
         registry.tag(version.number, tags)
         return version, False
     with tempfile.TemporaryDirectory() as folder:
-        for name in FILES:
+        for name in clip_files(encoder):
             (Path(folder) / name).symlink_to((encoder / name).resolve())
         return registry.register(Path(folder), tags, run_id), True
 
