@@ -60,6 +60,10 @@ def _run(words: list[str]) -> int:
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
     aggregate = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
     aggregate.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
+    calibrated = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
+    calibrated.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
+    calibrated.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
+    calibrated.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -90,6 +94,17 @@ def _run(words: list[str]) -> int:
             from un2clip.seeds import aggregate as aggregate_reports
 
             print(aggregate_reports(options.reports), end="")
+        case "calibrate":
+            from un2clip.benchmarks import Options
+            from un2clip.calibrate import calibrate, published
+
+            calibrate(
+                published(options.model),
+                data=options.data,
+                clip=options.clip,
+                device=params["device"],
+                options=build(Options, params["evaluate"], "evaluate"),
+            )
         case "show":
             from un2clip.show import show
 
