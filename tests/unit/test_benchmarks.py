@@ -117,13 +117,13 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
     """A label that no name belongs to is refused, with the sample."""
     shutil.copytree(tiny.benchmarks / "zeroshot", tmp_path / "z")
     (tmp_path / "z" / "classnames.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="has class 2, but classnames.txt names 2"):
+    with pytest.raises(UserError, match="has class '2', but there are 2 names"):
         run("zeroshot", load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
 
 
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
-    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, zeroshot"):
+    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*zeroshot"):
         get_benchmark("mmvp")
 
 
