@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 
 from un2clip.results import flatten
-from un2clip.scores import SCALE, Item, Scores
-from un2clip.statistics import Difference, paired_difference
+from un2clip.scores import SCALE, Item, Scores, Unit, by_type, score_of
+from un2clip.statistics import Difference, Discordant, discordant, paired_differences
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
 LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
@@ -23,14 +23,15 @@ LONGEST = 12  # a longer list of types is left out in the shell and folded on th
 class Row:
     """One type of a benchmark, or all of it: scores and their difference in the benchmark's unit.
 
-    `reading` is "better", "worse", or "noise" where the interval holds 0. `one_item` is what one item more
-    or less is worth; None for a loss, where an item has no fixed worth.
+    `reading` is "better", "worse", or "noise" where the interval holds 0. `discordant` and `one_item`, what one item
+    more or less is worth, are None where items are not right or wrong: for a loss and for mIoU.
     """
 
     type: str
     reference: float
     tuned: float
     difference: Difference
+    discordant: Discordant | None
     one_item: float | None
     reading: str
 
@@ -40,7 +41,8 @@ class Comparison:
     """One benchmark: `whole` over all items, `types` in the order of the data (none when there is only one)."""
 
     benchmark: str
-    unit: str
+    unit: Unit
+    protocol: str
     data_sha256: str
     reference_sha256: str
     whole: Row
@@ -58,43 +60,42 @@ class Comparison:
 
 def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:
     """Compare two encoders on one benchmark, over all items and for each type."""
+    whole, of_types = paired_differences(
+        reference.items, tuned.items, unit=tuned.unit, confidence=confidence, resamples=resamples, seed=seed
+    )
+    before, after = by_type(reference.items), by_type(tuned.items)
 
-    def row(name: str, before: Sequence[Item], after: Sequence[Item]) -> Row:
-        scale = SCALE[tuned.unit]
-        difference = paired_difference(
-            before, after, scale=scale, confidence=confidence, resamples=resamples, seed=seed
-        )
+    def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
         good = (difference.mean < 0) == tuned.lower_is_better
         return Row(
             type=name,
-            reference=scale * math.fsum(item.value for item in before) / len(before),
-            tuned=scale * math.fsum(item.value for item in after) / len(after),
+            reference=score_of(before, tuned.unit),
+            tuned=score_of(after, tuned.unit),
             difference=difference,
-            one_item=scale / len(before) if tuned.unit == "%" else None,
+            discordant=discordant(before, after) if tuned.unit == "%" else None,
+            one_item=SCALE["%"] / len(before) if tuned.unit == "%" else None,
             reading="noise" if difference.is_noise else "better" if good else "worse",
         )
 
-    def of(scores: Scores, name: str) -> list[Item]:
-        return [item for item in scores.items if item.type == name]
-
-    types = list(tuned.per_type())
+    types = [row(name, before[name], after[name], difference) for name, difference in of_types.items()]
     return Comparison(
         benchmark=tuned.benchmark,
         unit=tuned.unit,
+        protocol=tuned.protocol,
         data_sha256=tuned.data_sha256,
         reference_sha256=reference.encoder_sha256,
-        whole=row("all", reference.items, tuned.items),
-        types=tuple(row(name, of(reference, name), of(tuned, name)) for name in types) if len(types) > 1 else (),
+        whole=row("all", reference.items, tuned.items, whole),
+        types=tuple(types) if len(types) > 1 else (),
     )
 
 
-def number(value: float, unit: str, *, signed: bool = False) -> str:
+def number(value: float, unit: Unit, *, signed: bool = False) -> str:
     """A score or a difference as text: one decimal of a percentage, five of a loss."""
-    text = f"{value:{'+' if signed else ''}.{1 if unit == '%' else 5}f}"
+    text = f"{value:{'+' if signed else ''}.{5 if unit == 'mse' else 1}f}"
     return text if float(text) else text.lstrip("+-")
 
 
-def interval(difference: Difference, unit: str) -> str:
+def interval(difference: Difference, unit: Unit) -> str:
     """The interval as text."""
     return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
 

@@ -163,7 +163,7 @@ class _Numbers:
     """A benchmark's numbers as text: percent with one decimal, a loss in thousandths with three."""
 
     def __init__(self, unit: str) -> None:
-        self.name = "thousandths of a squared error, less is better" if unit == "mse" else "%"
+        self.name = "thousandths of a squared error, less is better" if unit == "mse" else unit
         self._scale, self._digits = (1000.0, 3) if unit == "mse" else (1.0, 1)
 
     def __call__(self, value: float, sign: str = "") -> str:

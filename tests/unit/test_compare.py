@@ -20,7 +20,7 @@ SHA = {"reference": "a" * 64, "tuned": "b" * 64}
 def save(folder, benchmark, role, values, *, unit="%", types=("shape", HOSTILE), data="d", sha=None):
     """Write scores whose items take the types in turn."""
     items = tuple(Item(id=str(i), type=types[i % len(types)], value=value) for i, value in enumerate(values))
-    Scores(benchmark=benchmark, role=role, method="un2clip" if role == "tuned" else "reference", unit=unit,
+    Scores(benchmark=benchmark, role=role, method="un2clip" if role == "tuned" else "reference", unit=unit, protocol="",
            data_sha256=data * 64, encoder_sha256=sha or SHA[role], items=items,
     ).save(folder / benchmark / f"{role}.json")  # fmt: skip
 

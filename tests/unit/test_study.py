@@ -53,7 +53,14 @@ def test_table_by_hand() -> None:
     def scores(role: str, values: list[float]) -> Scores:
         items = tuple(Item(id=str(i), type="ab"[i % 2], value=value) for i, value in enumerate(values))
         return Scores(
-            benchmark="pairs", role=role, method="m", unit="%", data_sha256="d", encoder_sha256=role, items=items
+            benchmark="pairs",
+            role=role,
+            method="m",
+            unit="%",
+            protocol="",
+            data_sha256="d",
+            encoder_sha256=role,
+            items=items,
         )
 
     before = scores("reference", [1, 0, 0, 0])

@@ -92,6 +92,7 @@ def diffusion_loss(
             role=role,
             method=method,
             unit="mse",
+            protocol=f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}",
             data_sha256=digest(shards),
             encoder_sha256=encoder_sha256(folder),
             items=tuple(items[role]),
