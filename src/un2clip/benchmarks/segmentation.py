@@ -48,14 +48,17 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
 
 
 def draw(clips: Mapping[str, Clip], folder: Path, options: Options, path: Path) -> None:
-    """The first images of the data set, their masks, and what each encoder sees, in one PNG.
+    """The first images of the data set, their masks, and what each encoder sees where it counts, in one PNG.
 
     Args:
         clips: encoders by the name that stands beside their row.
     """
     data = read_data_set(folder)
     few = data.first(options.segmentation.pictures)
-    rows = {name: [predicted for *_, predicted in _predictions(clip, few, options)] for name, clip in clips.items()}
+    rows = {
+        name: [np.where(truth == IGNORED, truth, predicted) for _, truth, predicted in _predictions(clip, few, options)]
+        for name, clip in clips.items()
+    }
     images = [read_photograph(photograph) for photograph in few.photographs]
     truth = [read_mask(few, each, *image.shape[:2]) for each, image in zip(few.photographs, images, strict=True)]
     save_grid(images, {"labels": truth} | rows, [each[0] for each in data.names], path)

@@ -6,6 +6,7 @@ who attends to whom, and whether residual and feed-forward stay; a method is a r
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
@@ -73,7 +74,7 @@ def get_dense_method(name: str) -> DenseMethod:
 
 
 def neighbourhood(grid: Grid) -> Tensor:
-    """NACLIP's bonus, (1 + h * w, 1 + h * w): a Gaussian of the distance of two patches, peak 1; 0 for the class token."""
+    """NACLIP's bonus, (1 + h * w, 1 + h * w): a Gaussian of two patches' distance, peak 1; 0 for the class token."""
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
     places = torch.stack([rows.flatten(), columns.flatten()], dim=1)
     distance = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
@@ -90,9 +91,9 @@ def check_tower(visual: nn.Module) -> None:
         plain = all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
         known = plain and visual.attn_pool is None and not visual.final_ln_after_pool and visual.transformer.batch_first
     else:
-        pool = getattr(getattr(visual, "trunk", None), "attn_pool", None)
-        known = isinstance(pool, AttentionPoolLatent) and pool.pos_embed is None and pool.latent_len == 1
-        known = known and visual.trunk.num_prefix_tokens == 0
+        trunk: Any = getattr(visual, "trunk", None)
+        pool = getattr(trunk, "attn_pool", None)
+        known = isinstance(pool, AttentionPoolLatent) and pool.pos_embed is None and trunk.num_prefix_tokens == 0
     if not known:
         raise UserError(
             f"no dense features for an image tower {type(visual).__name__} built like this; known are open_clip's "
@@ -102,8 +103,9 @@ def check_tower(visual: nn.Module) -> None:
 
 def patch_size(visual: nn.Module) -> Grid:
     """Height and width of a patch in pixels."""
-    size: Grid = visual.trunk.patch_embed.patch_size if isinstance(visual, TimmModel) else visual.patch_size
-    return size
+    trunk: Any = visual.trunk.patch_embed if isinstance(visual, TimmModel) else visual
+    down, across = trunk.patch_size
+    return down, across
 
 
 @torch.no_grad()

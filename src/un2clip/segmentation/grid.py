@@ -20,7 +20,9 @@ def palette(n: int) -> NDArray[np.uint8]:
     return colours
 
 
-def save_grid(images: Sequence[Pixels], rows: Mapping[str, Sequence[Classes]], names: Sequence[str], path: Path) -> None:
+def save_grid(
+    images: Sequence[Pixels], rows: Mapping[str, Sequence[Classes]], names: Sequence[str], path: Path
+) -> None:
     """Write a PNG: the photographs, below them a row of class maps each, and a legend of the classes that occur.
 
     Pixels that do not count are white.
@@ -34,7 +36,9 @@ def save_grid(images: Sequence[Pixels], rows: Mapping[str, Sequence[Classes]], n
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    found = sorted({int(each) for maps in rows.values() for each in np.unique(np.concatenate([m.ravel() for m in maps]))})
+    found = sorted(
+        {int(each) for maps in rows.values() for each in np.unique(np.concatenate([m.ravel() for m in maps]))}
+    )
     handles = [Patch(color=colours[each] / 255, label=names[each]) for each in found if each >= 0]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(2, 2 * len(images)), fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pad
 
-from un2clip.segmentation.dense import dense_features, patch_size
+from un2clip.segmentation.dense import Grid, dense_features, patch_size
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,33 @@ def _together(
             pixel_values = torch.stack([held[i][0][:, *window.inside] for i, window in part])
             found.update(zip(part, patch_similarities(visual, pixel_values, text_features, method), strict=True))
     for i, (picture, places) in enumerate(held):
-        yield _averaged([(window, found.pop((i, window))) for window in places], *picture.shape[1:], patch_size(visual))
+        parts = [(window, found.pop((i, window))) for window in places]
+        yield _averaged(parts, (picture.shape[1], picture.shape[2]), patch_size(visual))
 
 
 def patch_similarities(visual: nn.Module, pixel_values: Tensor, text_features: Tensor, method: str) -> Tensor:
     """Cosines (B, Q, h, w) of every patch of a batch of windows; sizes that the patch does not divide are padded."""
-    padded = pad(pixel_values, _margins(*pixel_values.shape[-2:], patch_size(visual)))
+    margins = _margins((pixel_values.shape[2], pixel_values.shape[3]), patch_size(visual))
+    padded = pad(pixel_values, margins)
     features = normalize(dense_features(visual, padded.to(text_features.device), method), dim=1)
     return torch.einsum("bdhw,dq->bqhw", features, text_features)
 
 
-def _margins(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int, int, int]:
+def _margins(size: Grid, patch: Grid) -> tuple[int, int, int, int]:
     """Left, right, top, bottom: zeros on both sides up to a multiple of the patch, as ClearCLIP pads."""
-    down, across = -height % patch[0], -width % patch[1]
+    down, across = -size[0] % patch[0], -size[1] % patch[1]
     return across // 2, across - across // 2, down // 2, down - down // 2
 
 
-def _averaged(parts: list[tuple[Window, Tensor]], height: int, width: int, patch: tuple[int, int]) -> Tensor:
+def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid) -> Tensor:
     """Patch similarities (Q, h, w) of each window -> their mean at every pixel, (Q, H, W)."""
     first = parts[0][1]
-    total = first.new_zeros((len(first), height, width))
-    count = first.new_zeros((height, width))
+    total = first.new_zeros((len(first), *size))
+    count = first.new_zeros(size)
     for window, similarities in parts:
-        left, _, top, _ = _margins(window.height, window.width, patch)
-        size = (similarities.shape[1] * patch[0], similarities.shape[2] * patch[1])
-        pixels = interpolate(similarities[None], size=size, mode="bilinear")[0]
+        left, _, top, _ = _margins((window.height, window.width), patch)
+        padded = (similarities.shape[1] * patch[0], similarities.shape[2] * patch[1])
+        pixels = interpolate(similarities[None], size=padded, mode="bilinear")[0]
         total[:, *window.inside] += pixels[:, top : top + window.height, left : left + window.width]
         count[window.inside] += 1
     return total.div_(count)
