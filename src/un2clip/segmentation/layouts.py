@@ -208,9 +208,10 @@ def _ids(folder: Path, layout: Layout) -> list[str]:
             raise UserError(f"no {path}, which lists the images")
         return path.read_text().split()
     start, _, end = layout.images.partition("{id}")
-    endings = (end,) if end else PHOTOGRAPHS
     found = (path.relative_to(folder / start).as_posix() for path in (folder / start).rglob("*") if path.is_file())
-    return sorted(name.removesuffix(end) for name in found if name.lower().endswith(endings))
+    if not end:
+        return sorted(name for name in found if name.lower().endswith(PHOTOGRAPHS))
+    return sorted(name.removesuffix(end) for name in found if name.endswith(end))
 
 
 def _photograph(folder: Path, layout: Layout, name: str) -> Photograph:
