@@ -81,20 +81,20 @@ def classify(similarity: Tensor, size: tuple[int, int], names: Names, settings: 
     Bilinear to the size, times logit_scale, softmax over the names; a class has its best name's probability. With a
     background (class 0), what is unlikely or small becomes background, as the protocol says.
     """
-    logits = interpolate(similarity[None], size=size, mode="bilinear")[0].mul_(settings.logit_scale)
-    probability = logits.softmax(0)
-    if len(probability) > len(names):
-        parts = probability.split([len(each) for each in names])
-        probability = torch.stack([part.amax(0) for part in parts])
+    logits = interpolate(similarity[None], size=size, mode="bilinear")[0]
+    if not (background and (settings.threshold or settings.area_threshold)):  # a softmax changes no order
+        class_of = torch.tensor([i for i, each in enumerate(names) for _ in each], device=logits.device)
+        return class_of[logits.argmax(0)].cpu().numpy()
+    probability = logits.mul_(settings.logit_scale).softmax(0)
+    probability = torch.stack([part.amax(0) for part in probability.split([len(each) for each in names])])
     likely, predicted = probability.max(0)
-    if background and settings.area_threshold:
+    if settings.area_threshold:
         area = predicted.flatten().bincount(minlength=len(names))
         area[0] = 0
         small = area <= settings.area_threshold * area.sum()
         small[0] = False
         likely, predicted = probability.masked_fill(small[:, None, None], 0.0).max(0)
-    if background:
-        predicted[likely < settings.threshold] = 0
+    predicted[likely < settings.threshold] = 0
     return predicted.cpu().numpy()
 
 
