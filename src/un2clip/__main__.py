@@ -64,6 +64,12 @@ def _run(words: list[str]) -> int:
     calibrated.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
     calibrated.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
     calibrated.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
+    fetch = commands.add_parser("fetch", help="a benchmark's data: licence first, then the download; no NAME: the list")
+    fetch.add_argument("name", nargs="?")
+    fetch.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
+    fetch.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
+    fetch.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
+    fetch.add_argument("--revision", default="", help="commit of a hub id, where we know none")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -105,6 +111,8 @@ def _run(words: list[str]) -> int:
                 device=params["device"],
                 options=build(Options, params["evaluate"], "evaluate"),
             )
+        case "fetch":
+            _fetch(options)
         case "show":
             from un2clip.show import show
 
@@ -117,6 +125,19 @@ def _run(words: list[str]) -> int:
                 encoder=Path("models/encoder"),
             )
     return 0
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from un2clip import catalogue
+    from un2clip.fetch import fetch
+
+    if options.name is None:
+        print(catalogue.table(), end="")
+    elif options.check is not None:
+        print(catalogue.check(catalogue.get_entry(options.name), options.check))
+    else:
+        to = options.to or Path("data") / options.name
+        fetch(options.name, to=to, given=options.given, revision=options.revision)
 
 
 def _encoder(params: dict[str, Any], options: argparse.Namespace) -> None:
