@@ -81,7 +81,7 @@ def model_of(family: str, seed: int = 0) -> CLIP | CustomTextCLIP:
         model = new_model(MODEL_CFG[family]).eval()
         with torch.no_grad():
             for value in model.parameters():
-                value.add_(torch.randn_like(value) * 0.05)
+                value.add_(torch.randn_like(value) * (0.2 if family == "siglip" else 0.05))
     return model
 
 

@@ -38,8 +38,11 @@ def _run(words: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
-    export = commands.add_parser("export", help="get a registered encoder back as an open_clip folder")
-    export.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    export = commands.add_parser("export", help="get an encoder as open_clip, OpenAI or Hugging Face load it")
+    place = export.add_mutually_exclusive_group()
+    place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
+    export.add_argument("--format", choices=["open_clip", "openai", "hf"], default="open_clip")
     export.add_argument("--to", required=True, type=Path, help="new or empty folder")
     export.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
     encoder = commands.add_parser("encoder", help="make an open_clip folder from weights as they were published")
@@ -60,25 +63,31 @@ def _run(words: list[str]) -> int:
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
     aggregate = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
     aggregate.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
-    calibrated = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
-    calibrated.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
-    calibrated.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
-    calibrated.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
     fetch = commands.add_parser("fetch", help="a benchmark's data: licence first, then the download; no NAME: the list")
     fetch.add_argument("name", nargs="?")
     fetch.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
     fetch.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
     fetch.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
     fetch.add_argument("--revision", default="", help="commit of a hub id, where we know none")
+    calibrated = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
+    calibrated.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
+    calibrated.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
+    calibrated.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
     params = read_yaml(Path("params.yaml"))
     match options.command:
         case "export":
-            from un2clip.registry import export as export_version
+            if options.folder:
+                from un2clip.exports import write_export
 
-            export_version(options.alias, options.to, options.model or params["promote"]["registered_model"])
+                print(f"{options.to}: {write_export(options.folder, options.to, options.format)}")
+            else:
+                from un2clip.registry import export as export_version
+
+                model = options.model or params["promote"]["registered_model"]
+                export_version(options.alias, options.to, model, options.format)
         case "encoder":
             _encoder(params, options)
         case "pin":
@@ -100,6 +109,8 @@ def _run(words: list[str]) -> int:
             from un2clip.seeds import aggregate as aggregate_reports
 
             print(aggregate_reports(options.reports), end="")
+        case "fetch":
+            _fetch(options)
         case "calibrate":
             from un2clip.benchmarks import Options
             from un2clip.calibrate import calibrate, published
@@ -111,8 +122,6 @@ def _run(words: list[str]) -> int:
                 device=params["device"],
                 options=build(Options, params["evaluate"], "evaluate"),
             )
-        case "fetch":
-            _fetch(options)
         case "show":
             from un2clip.show import show
 

@@ -5,15 +5,15 @@ A version's files are exactly those that open_clip loads; nothing is pickled. Th
 """
 
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip import tracking
-from un2clip.checkpoint import CONFIG, WEIGHTS, clip_files, encoder_sha256
+from un2clip.checkpoint import CONFIG, WEIGHTS, encoder_sha256
 from un2clip.config import UserError
+from un2clip.exports import Form, check_free, write_export
 
 FILES = (WEIGHTS, CONFIG)
 EVIDENCE = "evidence_run"
@@ -122,8 +122,8 @@ class Registry:
         return fetched
 
 
-def export(alias: str, to: Path, registered_model: str) -> Version:
-    """Get the encoder behind an alias back as a folder that open_clip loads (`local-dir:...`).
+def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip") -> Version:
+    """Get the encoder behind an alias back, in one of the forms of un2clip.exports.
 
     Args:
         alias: champion, challenger, or one that was set by hand.
@@ -133,20 +133,15 @@ def export(alias: str, to: Path, registered_model: str) -> Version:
     Raises:
         UserError: there is no such alias, the folder is in use, or the weights are not those that were registered.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to={to} is in use and nothing is overwritten; name a new or empty folder")
+    check_free(to)
     registry = Registry(registered_model)
     version = registry.version(registry.aliased(alias))
     with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
-        fetched = registry.fetch(version, Path(folder))
-        to.mkdir(parents=True, exist_ok=True)
-        for name in clip_files(fetched):
-            shutil.move(fetched / name, to / name)
-    name = f"{registered_model} version {version.number} ({alias})"
-    print(f"{name} is in {to}: open_clip.create_model_and_transforms('local-dir:{to}')")
+        how = write_export(registry.fetch(version, Path(folder)), to, form)
+    print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")
     return version
 
 
 def _existing_parent(path: Path) -> Path:
-    """The nearest folder that exists, so that the download ends on the same disk."""
+    """The nearest folder that exists, so that the download has the room that its copy will have."""
     return next(parent for parent in path.resolve().parents if parent.is_dir())

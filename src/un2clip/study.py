@@ -53,12 +53,13 @@ def study(params: Mapping[str, Any], to: Path) -> None:
         run("shapes", seed=seed, images="images", benchmarks="benchmarks")
         run("ingest", images="images", shards="shards")
         run("backbones", seed=seed, images="images", backbones="backbones")
+        run("latents", shards="shards", backbones="backbones", latents="latents")
         for method in section.methods:
-            made = {"shards": "shards", "backbones": "backbones"}
+            made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
             run("finetune", method=method, seed=seed, **made, encoder=f"{method}/encoder")
             tuned = made | {"encoder": f"{method}/encoder"}
             run("diffusion_loss", seed=seed, **tuned, scores=f"{method}/scores/diffusion_loss")
-            del tuned["shards"]
+            del tuned["shards"], tuned["latents"]
             for benchmark in params["benchmarks"]:
                 run(
                     "evaluate",
@@ -93,8 +94,8 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     def run(stage: str, **names: Any) -> None:
         function = get_stage(stage)
         hints = get_type_hints(function)
-        if "device" in hints:
-            names = {"device": params["device"]} | names
+        words = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
+        names = {name: word for name, word in words.items() if name in hints} | names
         paths = {name: world / value if hints[name] is Path else value for name, value in names.items()}
         output = list(paths)[-1]
         if paths[output].exists():

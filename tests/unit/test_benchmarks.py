@@ -7,7 +7,7 @@ import torch
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
-from un2clip.benchmarks import Options, data_sha256, get_benchmark
+from un2clip.benchmarks import Options, Segmentation, data_sha256, get_benchmark
 from un2clip.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
 from un2clip.checkpoint import Clip, load_clip
 from un2clip.config import UserError
@@ -16,7 +16,8 @@ from un2clip.stages.evaluate import evaluate
 
 
 def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
-    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size)).items
+    segmentation = Segmentation(method="clip", protocol="laptop", pictures=1)
+    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size, segmentation=segmentation)).items
 
 
 def test_pairs_by_a_hand_made_table() -> None:
@@ -124,7 +125,7 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
 
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
-    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*zeroshot"):
+    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*segmentation, .*zeroshot"):
         get_benchmark("mmvp")
 
 

@@ -1,16 +1,16 @@
-import shutil
+import re
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from torch.testing import assert_close
 
 from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
 from un2clip.decoder import Generator, load_generator
+from un2clip.decoder.sampling import sample
 from un2clip.huggingface import to_hugging_face_vision
-from un2clip.stages.reconstruct import Reconstruct, sample
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,27 @@ def test_noise_level_may_differ_by_sample(generator, pipeline) -> None:
         assert_close(ours[i : i + 1], theirs.detach(), rtol=0, atol=1e-6)
 
 
+def remade(generator: Generator, **changes: object) -> Generator:
+    """The same generator with other parts."""
+    names = ("unet", "vae", "scheduler", "image_noising_scheduler", "mean", "std", "prompt_embeds")
+    parts = {name: getattr(generator, name) for name in (*names, "empty_prompt_embeds", "normalise")}
+    return Generator(**{**parts, **changes})
+
+
+def test_without_the_normaliser_the_condition_is_the_pipelines_with_none(generator, pipeline) -> None:
+    """normalise=False equals noise_image_embeddings under mean 0 and deviation 1, and differs from True."""
+    embeds, noise = torch.randn(2, 3, generator.embed_dim)
+    ours = remade(generator, normalise=False).class_labels(embeds, torch.full((3,), 400), noise)
+    noised = pipeline.image_noising_scheduler.add_noise(embeds, noise, torch.full((3,), 400))
+    assert torch.equal(ours[:, : generator.embed_dim], noised)
+    assert not torch.allclose(ours, generator.class_labels(embeds, torch.full((3,), 400), noise))
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noising_and_target_equal_the_scheduler_and_the_formula(generator, prediction_type: str) -> None:
     """Both prediction types against diffusers' scheduler and against the formula written out."""
     scheduler = DDPMScheduler.from_config(generator.scheduler.config, prediction_type=prediction_type)
-    ours = Generator(
-        unet=generator.unet,
-        vae=generator.vae,
-        scheduler=scheduler,
-        image_noising_scheduler=generator.image_noising_scheduler,
-        mean=generator.mean,
-        std=generator.std,
-        prompt_embeds=generator.prompt_embeds,
-    )
+    ours = remade(generator, scheduler=scheduler)
     latents, noise = torch.randn(2, 5, 4, 8, 8)
     timesteps = torch.tensor([0, 1, 400, 800, 999])
     signal = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
@@ -65,18 +73,21 @@ def test_noising_and_target_equal_the_scheduler_and_the_formula(generator, predi
     assert_close(ours.target(latents, noise, timesteps), formula)
 
 
-def test_other_prediction_types_are_refused(generator) -> None:
-    """A generator that predicts the sample itself is a UserError that lists what is allowed."""
-    with pytest.raises(UserError, match="'sample'; training needs one of epsilon, v_prediction"):
-        Generator(
-            unet=generator.unet,
-            vae=generator.vae,
-            scheduler=DDPMScheduler(prediction_type="sample"),
-            image_noising_scheduler=generator.image_noising_scheduler,
-            mean=generator.mean,
-            std=generator.std,
-            prompt_embeds=generator.prompt_embeds,
-        )
+def test_parts_that_do_not_fit_are_named(generator) -> None:
+    """A prediction type without a formula, and parts of other checkpoints, are UserErrors that say what is wrong."""
+    dim = generator.embed_dim
+    wrong: dict[str, dict[str, object]] = {
+        "'sample'; training needs one of epsilon, v_prediction": {"scheduler": DDPMScheduler(prediction_type="sample")},
+        f"class labels of {2 * dim} numbers and the normaliser gives 2 x 768": {"mean": torch.zeros(1, 768)},
+        "latents of 4 channels and the VAE gives 3": {
+            "vae": AutoencoderKL(latent_channels=3, norm_num_groups=8, block_out_channels=(8,))
+        },
+        "text of width 32 and the text encoder gives 40": {"prompt_embeds": torch.zeros(1, 24, 40)},
+        "image_px must be a multiple of 4, the VAE's step, got 34": {"image_px": 34},
+    }
+    for message, changes in wrong.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            remade(generator, **changes)
 
 
 def test_statistics_stay_frozen_through_to(generator) -> None:
@@ -96,23 +107,20 @@ def test_prediction_equals_the_pipelines_unet(generator, pipeline) -> None:
         assert_close(generator(latents, timesteps, labels), theirs)
 
 
-def test_sampling_equals_the_pipelines(tiny, generator, pipeline) -> None:
-    """The same embedding, latents and noise give the pipeline's picture (within rounding of the guidance)."""
-    params = Reconstruct(images=1, sampling_steps=3, guidance_scale=2.0, noise_level=0)
-    embeds = torch.randn(1, generator.embed_dim)
-    ours = sample(generator, embeds, params, seed=5)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize("noise_level", [0, 300])
+def test_sampling_equals_the_pipelines_call(generator, pipeline, guidance_scale: float, noise_level: int) -> None:
+    """The same embeddings and the same random generator give the pipeline's own images, three at once."""
+    embeds = torch.randn(3, generator.embed_dim)
+    how = {"guidance_scale": guidance_scale, "noise_level": noise_level}
+    ours = sample(generator, embeds, torch.Generator().manual_seed(5), sampling_steps=3, **how)
     rng = torch.Generator().manual_seed(5)
-    latents = torch.randn((1, 4, 8, 8), generator=rng)
     theirs = pipeline(
-        image_embeds=embeds,
-        prompt="",
-        latents=latents,
-        generator=rng,
-        num_inference_steps=3,
-        guidance_scale=2.0,
-        output_type="pt",
+        image_embeds=embeds, prompt=[""] * 3, generator=rng, num_inference_steps=3, output_type="pt", **how
     ).images
-    assert_close(ours / 2 + 0.5, theirs, rtol=0, atol=1e-4)
+    assert_close(ours / 2 + 0.5, theirs, rtol=0, atol=1e-6)
+    other = sample(generator, embeds, torch.Generator().manual_seed(6), sampling_steps=3, **how)
+    assert not torch.allclose(ours, other)
 
 
 def test_pipeline_draws_from_a_picture(pipeline) -> None:
@@ -130,21 +138,12 @@ def test_hugging_face_tower_gives_the_same_embedding(tiny) -> None:
         assert_close(theirs, clip.model.encode_image(pixel_values), rtol=0, atol=1e-5)
 
 
-def test_width_that_does_not_fit_is_named(generator) -> None:
-    """An embedding of another width is refused with both widths in the message."""
-    with pytest.raises(UserError, match=f"768 numbers and the generator understands {generator.embed_dim}"):
-        generator.check_fits(768)
-
-
-@pytest.mark.parametrize("part", ["model_index.json", "unet", "vae", "image_normalizer", "scheduler"])
-def test_missing_part_is_named(tiny, tmp_path, part: str) -> None:
-    """A directory without one of its parts is a UserError, not a traceback."""
-    folder = tmp_path / "unclip"
-    shutil.copytree(tiny.backbones / "unclip", folder)
-    target = folder / part
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
-    with pytest.raises(UserError, match=r"unclip"):
-        load_generator(folder)
+@pytest.mark.parametrize(("width", "fits"), [(768, "unCLIP-L"), (1024, "unCLIP-H"), (1152, "--method=align")])
+def test_width_that_does_not_fit_is_named(generator, width: int, fits: str) -> None:
+    """An embedding of another width is refused with both widths, and with what would fit it."""
+    generator.check_fits(generator.embed_dim)
+    with pytest.raises(UserError, match=f"{width} numbers and the generator understands {generator.embed_dim}.*{fits}"):
+        generator.check_fits(width)
 
 
 def test_tokenizer_is_open_clips(tiny, pipeline) -> None:

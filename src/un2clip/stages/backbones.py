@@ -1,4 +1,7 @@
-"""Stage `backbones`: on a laptop, what you would otherwise download: a tiny CLIP, and the unCLIP that inverts it."""
+"""Stage `backbones`: the CLIP to be tuned, and the unCLIP that inverts it.
+
+Of each, what you have or download, verified; or, for a laptop, a tiny one trained here.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from un2clip.config import UserError
 from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoder import load_generator, save_generator
+from un2clip.decoder.assemble import measure_statistics
+from un2clip.decoder.fetch import TOY, GeneratorSource, fetch_generator
 from un2clip.encoder import Encoder, import_clip
 from un2clip.toy.clip import ClipSize, new_clip, train_clip
 from un2clip.toy.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
@@ -22,37 +27,50 @@ class Backbones:
     """The section `backbones` of params.yaml, which says what each number means."""
 
     encoder: Encoder
+    generator: GeneratorSource
     clip: ClipSize
     vae: VaeSize
     unet: UnetSize
 
 
 def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbones: Path) -> None:
-    """Train a CLIP on image-text pairs, a VAE on the images, and an unCLIP on both.
+    """Write the CLIP and its unCLIP: a toy CLIP learns from image-text pairs, a toy unCLIP from their images.
 
     Args:
         seed: initialisation, order and noise.
         device: auto, cpu or cuda.
-        images: train/*.tar of the laptop world.
+        images: train/*.tar of the laptop world; read for toys only.
         backbones: folder that gets clip/ (open_clip) and unclip/ (StableUnCLIPImg2ImgPipeline).
     """
+    toy_clip, toy_unclip = params.encoder.weights == TOY, params.generator.weights == TOY
+    folder = backbones / "clip"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        toy = params.encoder.weights == "toy"
-        clip = new_clip(params.clip, backbones / "clip") if toy else import_clip(params.encoder, backbones / "clip")
-        pixel_values, pictures, texts = _read(clip, images / "train", params)
-        if toy:
+        clip = new_clip(params.clip, folder) if toy_clip else import_clip(params.encoder, folder)
+        if toy_clip or toy_unclip:
+            pixel_values, pictures, texts = _read(clip, images / "train", params)
+        if toy_clip:
             train_clip(clip, pixel_values, texts, params.clip)
-            save_clip(clip, backbones / "clip")
-        vae = new_vae(params.vae, params.clip.image_px)
-        train_vae(vae, pictures, params.vae)
-        image_embeds = torch.cat([clip.embed(part) for part in pixel_values.split(256)])
-        unclip = new_unclip(clip, vae, params.unet, image_embeds)
-        unclip.save_pretrained(backbones / "unclip", safe_serialization=True)
-        generator = load_generator(backbones / "unclip")
-        latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
-        train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
-        save_generator(generator, like=backbones / "unclip", folder=backbones / "unclip")
+            save_clip(clip, folder)
+        if toy_unclip:
+            _train_unclip(params, clip, pixel_values, pictures, seed, backbones / "unclip")
+        else:
+            fetch_generator(params.generator, clip, backbones / "unclip")
+
+
+def _train_unclip(
+    params: Backbones, clip: Clip, pixel_values: Tensor, pictures: Tensor, seed: int, folder: Path
+) -> None:
+    """A VAE on the images, and a U-Net on its latents and the CLIP's embeddings."""
+    vae = new_vae(params.vae, params.clip.image_px)
+    train_vae(vae, pictures, params.vae)
+    mean, std = measure_statistics(clip, pixel_values.split(256), at_most=len(pixel_values))
+    new_unclip(clip, vae, params.unet, mean, std).save_pretrained(folder, safe_serialization=True)
+    params.generator.options.save(folder)
+    generator = load_generator(folder)
+    latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
+    train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
+    save_generator(generator, like=folder, folder=folder)
 
 
 def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from un2clip.checkpoint import load_clip
 from un2clip.config import at_least_one
 from un2clip.datasets import loader
-from un2clip.decoder import Generator, load_generator
+from un2clip.decoder import load_generator
+from un2clip.decoder.sampling import sample
 from un2clip.devices import pick_device
 
 
@@ -49,37 +48,21 @@ def reconstruct(
     generator = load_generator(backbones / "unclip", where)
     reference, tuned = load_clip(backbones / "clip", where), load_clip(encoder, where)
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
-    batch = next(
-        loader.epoch(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), n, seed=None)
-    )
-    rows = {"original": batch.images, "the VAE alone": generator.decode(generator.encode(batch.images))}
+    reader = loader.open_split(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px))
+    batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
+    assert batch.images is not None, "nothing is cached here"
+    rows = {"original": batch.images, "the VAE alone": generator.decode(batch.encoded(generator))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
-        rows[name] = sample(generator, clip.embed(batch.pixel_values), params, seed)
+        rows[name] = sample(
+            generator,
+            clip.embed(batch.pixel_values),
+            torch.Generator().manual_seed(seed),
+            sampling_steps=params.sampling_steps,
+            guidance_scale=params.guidance_scale,
+            noise_level=params.noise_level,
+        )
     reconstructions.mkdir(parents=True, exist_ok=True)
     _save_grid(rows, reconstructions / "grid.png")
-
-
-@torch.no_grad()
-def sample(generator: Generator, image_embeds: Tensor, params: Reconstruct, seed: int) -> Tensor:
-    """Draw one image an embedding (B, D) -> (B, 3, S, S) in [-1, 1], by DDIM with classifier-free guidance.
-
-    The unconditional branch's class labels are zero, embedding and level, as in the pipeline.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    n, size = len(image_embeds), int(generator.unet.config.sample_size)
-    device = image_embeds.device
-    latents = torch.randn((n, generator.unet.config.in_channels, size, size), generator=rng).to(device)
-    noise = torch.randn((n, generator.embed_dim), generator=rng).to(device)
-    labels = generator.class_labels(image_embeds, torch.full((n,), params.noise_level, device=device), noise)
-    scheduler = DDIMScheduler.from_config(generator.scheduler.config)
-    scheduler.set_timesteps(params.sampling_steps)
-    for timestep in tqdm(scheduler.timesteps, unit="step", desc="reconstruct", mininterval=1):
-        timesteps = timestep.to(device).expand(n)
-        conditional = generator(latents, timesteps, labels)
-        unconditional = generator(latents, timesteps, torch.zeros_like(labels))
-        prediction = unconditional + params.guidance_scale * (conditional - unconditional)
-        latents = scheduler.step(prediction, timestep, latents).prev_sample
-    return generator.decode(latents)
 
 
 def _save_grid(rows: dict[str, Tensor], path: Path) -> None:

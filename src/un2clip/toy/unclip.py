@@ -7,23 +7,23 @@ from typing import Literal
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from open_clip.tokenizer import default_bpe
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip
 from un2clip.config import at_least_one
 from un2clip.decoder import Generator
-from un2clip.huggingface import to_hugging_face_vision
+from un2clip.decoder.assemble import assemble
 from un2clip.methods import METHODS
+from un2clip.running import plainly
 from un2clip.toy import orders
-from un2clip.train import Training, fit, rate_schedule
+from un2clip.train import Share, Training, fit, rate_schedule
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
 
@@ -109,13 +109,15 @@ def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize) -> None:
     vae.register_to_config(scaling_factor=1 / std)
 
 
-def new_unclip(clip: Clip, vae: AutoencoderKL, size: UnetSize, image_embeds: Tensor) -> StableUnCLIPImg2ImgPipeline:
-    """The whole pipeline with an untrained U-Net; the normaliser's statistics are measured on the data."""
-    vision_cfg, text_cfg = (clip.config["model_cfg"][name] for name in ("vision_cfg", "text_cfg"))
-    image_px, dim = vision_cfg["image_size"], clip.embed_dim
-    normalizer = StableUnCLIPImageNormalizer(embedding_dim=dim)
-    normalizer.mean.data.copy_(image_embeds.mean(0, keepdim=True))
-    normalizer.std.data.copy_(image_embeds.std(0, keepdim=True).clamp_min(1e-6))
+def new_unclip(
+    clip: Clip, vae: AutoencoderKL, size: UnetSize, mean: Tensor, std: Tensor
+) -> StableUnCLIPImg2ImgPipeline:
+    """The whole pipeline with an untrained U-Net.
+
+    Args:
+        mean, std: (1, D) statistics of the embedding.
+    """
+    text_cfg = clip.config["model_cfg"]["text_cfg"]
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=text_cfg["width"],
@@ -130,7 +132,7 @@ def new_unclip(clip: Clip, vae: AutoencoderKL, size: UnetSize, image_embeds: Ten
     )
     blocks = len(size.block_out_channels)
     unet = UNet2DConditionModel(
-        sample_size=image_px // 2 ** (len(vae.config.block_out_channels) - 1),
+        sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
         down_block_types=("DownBlock2D",) * blocks,
@@ -141,31 +143,25 @@ def new_unclip(clip: Clip, vae: AutoencoderKL, size: UnetSize, image_embeds: Ten
         norm_num_groups=NORM_GROUPS,
         cross_attention_dim=text_cfg["width"],
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=2 * dim,
+        projection_class_embeddings_input_dim=2 * clip.embed_dim,
     )
-    mean, std = (clip.config["preprocess_cfg"][key] for key in ("mean", "std"))
-    return StableUnCLIPImg2ImgPipeline(
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": image_px},
-            crop_size={"height": image_px, "width": image_px},
-            image_mean=mean,
-            image_std=std,
-        ),
-        image_encoder=to_hugging_face_vision(clip),
-        image_normalizer=normalizer,
-        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-        tokenizer=_bpe_tokenizer(text_cfg["context_length"]),
-        text_encoder=text_encoder,
+    scheduler = DDIMScheduler(  # the noise schedule is that of Stable Diffusion 2.1 unCLIP
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type=size.prediction_type,
+        rescale_betas_zero_snr=False,
+    )
+    return assemble(
+        clip,
         unet=unet,
-        scheduler=DDIMScheduler(  # the noise schedules are those of Stable Diffusion 2.1 unCLIP
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            prediction_type=size.prediction_type,
-            rescale_betas_zero_snr=False,
-        ),
         vae=vae,
+        scheduler=scheduler,
+        text_encoder=text_encoder,
+        tokenizer=_bpe_tokenizer(text_cfg["context_length"]),
+        mean=mean,
+        std=std,
     )
 
 
@@ -174,18 +170,25 @@ def train_unclip(
 ) -> None:
     """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
 
-    def batches() -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    def shares(start: int) -> Iterator[Share]:
         for index in orders(len(latents), size.batch_size, size.training.steps):
-            yield [str(i) for i in index.tolist()], pixel_values[index], latents[index]
+            yield Share(
+                keys=[str(i) for i in index.tolist()],
+                pixel_values=pixel_values[index],
+                latents=latents[index],
+                readable=torch.ones(len(index), dtype=torch.bool, device=latents.device),
+            )
 
     fit(
         clip.model,
         generator,
         METHODS["align"],
         size.training,
-        batches(),
+        plainly(size.batch_size),
+        shares,
         torch.Generator().manual_seed(seed),
-        lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": value for name, value in record.items()}),
+        history=[],
+        watch=lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": x for name, x in record.items()}),
     )
 
 

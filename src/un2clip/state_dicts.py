@@ -1,0 +1,105 @@
+"""The same weights under Hugging Face's names: what changes between the libraries is names, and two splits.
+
+open_clip keeps query, key and value in one matrix, Hugging Face in three; projections are transposed.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def clip_state(source: State) -> State:
+    """open_clip's CLIP -> CLIPModel."""
+    visual = {name.removeprefix("visual."): value for name, value in source.items() if name.startswith("visual.")}
+    state = clip_vision_state(visual)
+    state |= _prefixed("text_model.", _text_state(source, ""))
+    state["text_projection.weight"] = source["text_projection"].T.contiguous()
+    return state | {"logit_scale": source["logit_scale"].reshape(())}
+
+
+def clip_vision_state(source: State) -> State:
+    """open_clip's VisionTransformer -> CLIPVisionModelWithProjection."""
+    state = {
+        "embeddings.class_embedding": source["class_embedding"],
+        "embeddings.patch_embedding.weight": source["conv1.weight"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+    }
+    state |= _same("pre_layrnorm", source, "ln_pre") | _same("post_layernorm", source, "ln_post")
+    state |= _layers(source, "transformer.resblocks.")
+    return _prefixed("vision_model.", state) | {"visual_projection.weight": source["proj"].T.contiguous()}
+
+
+def siglip_state(source: State) -> State:
+    """open_clip's CustomTextCLIP with timm's ViT -> SiglipModel."""
+    text = _text_state(source, "text.") | _same("head", source, "text.text_projection")
+    state = _prefixed("text_model.", text) | _prefixed("vision_model.", _siglip_vision_state(source))
+    return state | {name: source[name].reshape(1) for name in ("logit_scale", "logit_bias")}
+
+
+def _text_state(source: State, prefix: str) -> State:
+    return {
+        "embeddings.token_embedding.weight": source[f"{prefix}token_embedding.weight"],
+        "embeddings.position_embedding.weight": source[f"{prefix}positional_embedding"],
+        **_same("final_layer_norm", source, f"{prefix}ln_final"),
+        **_layers(source, f"{prefix}transformer.resblocks."),
+    }
+
+
+def _layers(source: State, blocks: str) -> State:
+    """The residual blocks of open_clip's transformers."""
+    state: State = {}
+    for i in range(_count(source, blocks)):
+        block, layer = f"{blocks}{i}", f"encoder.layers.{i}"
+        for kind in ("weight", "bias"):
+            state |= _split(f"{layer}.self_attn.", "qkv", kind, source[f"{block}.attn.in_proj_{kind}"])
+        state |= _same(f"{layer}.self_attn.out_proj", source, f"{block}.attn.out_proj")
+        state |= _same(f"{layer}.mlp.fc1", source, f"{block}.mlp.c_fc")
+        state |= _same(f"{layer}.mlp.fc2", source, f"{block}.mlp.c_proj")
+        state |= _same(f"{layer}.layer_norm1", source, f"{block}.ln_1")
+        state |= _same(f"{layer}.layer_norm2", source, f"{block}.ln_2")
+    return state
+
+
+def _siglip_vision_state(source: State) -> State:
+    """timm's ViT with its pooling by attention."""
+    trunk, pool = "visual.trunk.", "visual.trunk.attn_pool."
+    state = {
+        "embeddings.position_embedding.weight": source[f"{trunk}pos_embed"][0],
+        "head.probe": source[f"{pool}latent"],
+    }
+    state |= _same("embeddings.patch_embedding", source, f"{trunk}patch_embed.proj")
+    state |= _same("post_layernorm", source, f"{trunk}norm") | _same("head.layernorm", source, f"{pool}norm")
+    state |= _same("head.attention.out_proj", source, f"{pool}proj")
+    for kind in ("weight", "bias"):
+        state[f"head.attention.in_proj_{kind}"] = torch.cat([source[f"{pool}q.{kind}"], source[f"{pool}kv.{kind}"]])
+    for part in ("fc1", "fc2"):
+        state |= _same(f"head.mlp.{part}", source, f"{pool}mlp.{part}")
+    for i in range(_count(source, f"{trunk}blocks.")):
+        block, layer = f"{trunk}blocks.{i}", f"encoder.layers.{i}"
+        for kind in ("weight", "bias"):
+            state |= _split(f"{layer}.self_attn.", "qkv", kind, source[f"{block}.attn.qkv.{kind}"])
+        state |= _same(f"{layer}.self_attn.out_proj", source, f"{block}.attn.proj")
+        for part in ("fc1", "fc2"):
+            state |= _same(f"{layer}.mlp.{part}", source, f"{block}.mlp.{part}")
+        state |= _same(f"{layer}.layer_norm1", source, f"{block}.norm1")
+        state |= _same(f"{layer}.layer_norm2", source, f"{block}.norm2")
+    return state
+
+
+def _count(source: State, blocks: str) -> int:
+    return len({name.removeprefix(blocks).split(".")[0] for name in source if name.startswith(blocks)})
+
+
+def _split(prefix: str, parts: Iterable[str], kind: str, value: Tensor) -> State:
+    return {f"{prefix}{part}_proj.{kind}": each for part, each in zip(parts, value.chunk(3), strict=True)}
+
+
+def _same(name: str, source: State, from_name: str) -> State:
+    return {f"{name}.{kind}": source[f"{from_name}.{kind}"] for kind in ("weight", "bias")}
+
+
+def _prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}

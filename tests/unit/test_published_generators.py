@@ -1,0 +1,56 @@
+"""The published generators' shapes, on the meta device: nothing is allocated and nothing computed."""
+
+import pytest
+import torch
+from torch import nn
+
+from timings.full_width import new_generator
+from un2clip.decoder.assemble import add_class_projection
+from un2clip.decoder.generator import MADE_FOR
+from un2clip.objective import diffusion_loss, draw
+
+META = torch.device("meta")
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "embed_dim"), [("unclip-l", 768), ("unclip-h", 1024)])
+def test_sizes_are_the_published_ones(name: str, embed_dim: int) -> None:
+    """U-Net 865.91 M and VAE 83.7 M, as the original code prints; the projection 2 D -> 1280 -> 1280 on top.
+
+    The mirror's file list has 3.48 GB for unclip-l's U-Net in float32.
+    """
+    generator = new_generator(name, META)
+    projection = generator.unet.class_embedding
+    assert round((count(generator.unet) - count(projection)) / 1e6, 2) == 865.91
+    assert round(count(generator.vae) / 1e6, 1) == 83.7
+    assert count(projection) == 2 * embed_dim * 1280 + 1280 + 1280 * 1280 + 1280
+    assert round(4 * count(generator.unet) / 1e9, 2) == 3.48
+    assert embed_dim in MADE_FOR and generator.embed_dim == embed_dim
+
+
+@pytest.mark.parametrize(("image_px", "side"), [(768, 96), (512, 64)])
+def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> None:
+    """An image of 768 px has latents 4 x 96 x 96, one of 512 px 4 x 64 x 64; loss and gradient come out."""
+    generator = new_generator("unclip-l", META)
+    assert (generator.image_px, generator.latents_shape) == (768, (4, 96, 96))
+    latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
+    assert latents.shape == (2, 4, side, side)
+    embeds = torch.zeros(2, 768, device=META, requires_grad=True)
+    draws = draw(generator, latents, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    loss = diffusion_loss(generator, latents, embeds, draws.to(META))
+    loss.mean().backward()
+    assert loss.shape == (2,) and embeds.grad is not None and embeds.grad.shape == (2, 768)
+
+
+def test_a_text_to_image_unet_becomes_one_for_siglip() -> None:
+    """align adds 2 x 1152 -> 1280 -> 1280 to SD-2.1's U-Net, and nothing else."""
+    unet = new_generator("unclip-l", META).unet
+    unet.class_embedding = None
+    unet.register_to_config(class_embed_type=None)
+    before = count(unet)
+    with META:
+        add_class_projection(unet, 1152)
+    assert count(unet) - before == 2 * 1152 * 1280 + 1280 + 1280 * 1280 + 1280

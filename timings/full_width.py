@@ -1,0 +1,31 @@
+"""The published generators at full size with random weights, on any device; `meta` allocates nothing."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+from un2clip.config import read_yaml
+from un2clip.decoder import Generator
+
+CONFIG = read_yaml(Path(__file__).parent / "sd21_unclip.yaml")
+
+
+def new_generator(name: str, device: torch.device) -> Generator:
+    """`unclip-l` or `unclip-h`: shapes as published, weights random, frozen."""
+    dim, text = CONFIG["embed_dim"][name], CONFIG["text"]
+    with torch.device(device):
+        unet = UNet2DConditionModel(**CONFIG["unet"], projection_class_embeddings_input_dim=2 * dim)
+        vae = AutoencoderKL(**CONFIG["vae"])
+        prompt_embeds = torch.randn(1, text["tokens"], text["width"])
+        return Generator(
+            unet=unet,
+            vae=vae,
+            scheduler=DDPMScheduler(**CONFIG["scheduler"]),
+            image_noising_scheduler=DDPMScheduler(**CONFIG["image_noising_scheduler"]),
+            mean=torch.zeros(1, dim),
+            std=torch.ones(1, dim),
+            prompt_embeds=prompt_embeds,
+            empty_prompt_embeds=prompt_embeds,
+            normalise=True,
+        )
