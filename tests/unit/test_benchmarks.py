@@ -11,7 +11,8 @@ from un2clip.benchmarks import Options, Segmentation, data_sha256, get_benchmark
 from un2clip.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
 from un2clip.checkpoint import Clip, load_clip
 from un2clip.config import UserError
-from un2clip.scores import Item
+from un2clip.scores import ROLES, Item, load_scores
+from un2clip.stages.evaluate import evaluate
 
 
 def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
@@ -141,3 +142,12 @@ def test_data_hash_sees_names_and_contents(tmp_path) -> None:
     assert len({first, data_sha256(tmp_path / "b"), data_sha256(folder)}) == 3
     with pytest.raises(UserError, match="no benchmark data"):
         data_sha256(tmp_path / "none")
+
+
+def test_an_encoder_that_was_not_made_here_can_be_scored(tiny, tmp_path) -> None:
+    """A CLIP folder without a lineage, as `un2clip encoder` writes, is scored beside the reference as imported."""
+    made = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip", "benchmarks": tiny.benchmarks}
+    evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
+    reference, tuned = (load_scores(tmp_path / f"{role}.json") for role in ROLES)
+    assert (reference.method, tuned.method) == ("reference", "imported")
+    assert reference.items == tuned.items and reference.protocol.startswith("fp32; top-1")

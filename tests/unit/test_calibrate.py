@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +14,9 @@ from un2clip.benchmarks import Options, get_benchmark
 from un2clip.calibrate import Published, calibrate, count_of, is_calibrated, published
 from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
+from un2clip.encoder import architecture_config
 
+ROOT = Path(__file__).parents[2]
 TABLE = yaml.safe_load((files("un2clip") / "mmvp_vlm.yaml").read_text())
 
 
@@ -132,3 +135,15 @@ def test_a_record_that_is_no_record(tiny, data):
     path.write_text("{")
     with pytest.raises(UserError, match="is not a calibration record"):
         is_calibrated(data)
+
+
+@pytest.mark.parametrize("model", TABLE["models"])
+def test_the_page_has_the_same_counts(model):
+    """docs/reproduce.md restates the table; both are equal, and open_clip knows the architecture at that size."""
+    page = (ROOT / "docs/reproduce.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| {model} |"))
+    counts = list(published(model).right.values())
+    architecture, average = TABLE["models"][model]["architecture"], TABLE["models"][model]["average"]
+    cells = [model, architecture, " ".join(map(str, counts)), str(sum(counts)), str(average)]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == cells
+    assert architecture_config(architecture)["model_cfg"]["vision_cfg"]["image_size"] == int(model.rpartition("-")[2])
