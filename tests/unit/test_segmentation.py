@@ -19,9 +19,8 @@ from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
 from un2clip.scores import Item, load_scores, score_of
 from un2clip.segmentation.dense import dense_features
-from un2clip.segmentation.grid import palette
 from un2clip.segmentation.layouts import LAYOUTS, read_data_set
-from un2clip.segmentation.masks import read_mask, read_photograph
+from un2clip.segmentation.masks import class_colours, palette, read_mask, read_photograph
 from un2clip.segmentation.names import check_names, packaged_names, text_features
 from un2clip.segmentation.protocols import Settings, get_settings, load_protocols
 from un2clip.segmentation.windows import similarity_maps, windows
@@ -379,7 +378,19 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     data = read_data_set(tiny.benchmarks / "segmentation").first(2)
     shown = np.unique(np.concatenate([read_mask(data, each, 64, 64).ravel() for each in data.photographs]))
     for each in shown[shown >= 0]:
-        assert (picture == palette(6)[each]).all(1).sum() > 20
+        assert (picture == class_colours(data)[each]).all(1).sum() > 20
+
+
+def test_colours_of_the_pictures(tmp_path, tiny) -> None:
+    """The laptop's classes have the colours they are called by; a mask without a palette gets VOC's."""
+    laptop = class_colours(read_data_set(tiny.benchmarks / "segmentation"))
+    assert laptop[0].tolist() == [220, 40, 40] and laptop[2].tolist() == [50, 80, 230]
+    first = [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128]]
+    assert palette(256)[:9].tolist() == [[0, 0, 0], *first, [64, 0, 0]]
+    ade = class_colours(read_data_set(lay_out(tmp_path / "segmentation-ade20k", "ade20k", [1])))
+    assert ade[:7].tolist() == first and len(np.unique(ade, axis=0)) == 150
+    voc = class_colours(read_data_set(lay_out(tmp_path / "segmentation-voc20", "voc20", [1])))
+    assert voc[:7].tolist() == first
 
 
 def test_photographs_of_coco(tmp_path, clip) -> None:

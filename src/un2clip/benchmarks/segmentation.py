@@ -19,7 +19,7 @@ from un2clip.checkpoint import Clip
 from un2clip.scores import Item
 from un2clip.segmentation.grid import save_grid
 from un2clip.segmentation.layouts import IGNORED, DataSet, Photograph, read_data_set
-from un2clip.segmentation.masks import Classes, Pixels, read_mask, read_photograph
+from un2clip.segmentation.masks import Classes, Pixels, class_colours, read_mask, read_photograph
 from un2clip.segmentation.names import Names, names_sha256, text_features
 from un2clip.segmentation.protocols import Settings, get_protocol, get_settings
 from un2clip.segmentation.windows import similarity_maps
@@ -61,7 +61,8 @@ def draw(clips: Mapping[str, Clip], folder: Path, options: Options, path: Path) 
     }
     images = [read_photograph(photograph) for photograph in few.photographs]
     truth = [read_mask(few, each, *image.shape[:2]) for each, image in zip(few.photographs, images, strict=True)]
-    save_grid(images, {"labels": truth} | rows, [each[0] for each in data.names], path)
+    legend = {each[0]: colour for each, colour in zip(data.names, class_colours(data), strict=True)}
+    save_grid(images, {"labels": truth} | rows, legend, path)
 
 
 def overlaps(truth: Classes, predicted: Classes, names: Names) -> Iterator[tuple[str, int, int]]:

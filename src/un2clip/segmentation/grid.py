@@ -6,28 +6,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from un2clip.segmentation.masks import Classes, Pixels
 
 
-def palette(n: int) -> NDArray[np.uint8]:
-    """n colours (n, 3) that can be told apart: PASCAL VOC's, which spread the bits of a class over the channels."""
-    colours = np.zeros((n, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((np.arange(n) >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
-
-
 def save_grid(
-    images: Sequence[Pixels], rows: Mapping[str, Sequence[Classes]], names: Sequence[str], path: Path
+    images: Sequence[Pixels], rows: Mapping[str, Sequence[Classes]], legend: Mapping[str, Pixels], path: Path
 ) -> None:
     """Write a PNG: the photographs, below them a row of class maps each, and a legend of the classes that occur.
 
     Pixels that do not count are white.
+
+    Args:
+        legend: a colour (3,) for the name of each class, in their order.
     """
-    colours = np.vstack([palette(len(names)), [[255, 255, 255]]]).astype(np.uint8)  # the last one is class -1
+    names = list(legend)
+    colours = np.array([*legend.values(), (255, 255, 255)], np.uint8)  # the last one is that of class -1
     pictures = {"photograph": list(images)} | {name: [colours[each] for each in maps] for name, maps in rows.items()}
     figure = Figure(figsize=(1.2 + 1.6 * len(images), 1.6 * len(pictures) + 0.8), layout="constrained")
     grid = figure.subplots(len(pictures), len(images), squeeze=False)

@@ -42,6 +42,25 @@ def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) ->
     return found
 
 
+def class_colours(data: DataSet) -> Pixels:
+    """A colour for each class (n, 3): those of the first mask's own palette, where it has one, or PASCAL VOC's."""
+    fallback = palette(len(data.names) + 1)[1:]
+    own = _open(data.photographs[0], mask=True).getpalette()
+    if own is None or max(data.classes) >= len(own) // 3:
+        return fallback
+    label_of = {each: label for label, each in data.classes.items()}
+    return np.array(own, np.uint8).reshape(-1, 3)[[label_of[each] for each in range(len(data.names))]]
+
+
+def palette(n: int) -> Pixels:
+    """PASCAL VOC's first n colours (n, 3): black, then such as can be told apart."""
+    colours = np.zeros((n, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((np.arange(n) >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
 def _open(photograph: Photograph, mask: bool = False) -> Image.Image:
     path = photograph.mask if mask else photograph.image
     try:

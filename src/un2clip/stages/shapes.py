@@ -23,7 +23,7 @@ from un2clip.config import at_least_one
 from un2clip.datasets import shapes as world
 from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
 from un2clip.datasets.shards import EncodedSample, write_shards
-from un2clip.segmentation.grid import palette
+from un2clip.segmentation.masks import palette
 
 #: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -161,12 +161,14 @@ def _write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None
     scenes = world.draw(rng, 4 * params.segmentation_images, plain=params.plain, heldout=True)
     pixels, masks = world.render_with_masks(rng, scenes, params.image_px)
     labels = (masks * (scenes[:, COLUMN["colour"], None, None] + 1)).astype(np.uint8)
+    colours = palette(256)
+    colours[1 : len(world.RGB) + 1] = world.RGB
     ids = [f"{i:06d}" for i in range(params.segmentation_images)]
     for i, name in enumerate(ids):
         four = slice(4 * i, 4 * i + 4)
         Image.fromarray(_square(pixels[four])).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
         mask = Image.fromarray(_square(labels[four]))
-        mask.putpalette(palette(256).tobytes())
+        mask.putpalette(colours.tobytes())
         mask.save(root / f"SegmentationClass/{name}.png")
     (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(ids) + "\n")
     (folder / "segmentation.yaml").write_text("layout: voc20\n")
