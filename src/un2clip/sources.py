@@ -143,6 +143,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Source:
     """What to write so that a hub id is pinned as it is now: small files are fetched, large ones are not.
 
+    Torch files are left out where safetensors lie beside them.
+
     Args:
         revision: branch, tag or commit.
         files: patterns of the files to pin; none: every file that may be opened.
@@ -161,6 +163,12 @@ def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Sourc
     except Exception as error:
         raise UserError(f"cannot ask {constants.ENDPOINT} about {location}: {reason(error)}") from None
     check_opened(sha256, kind, location)
+    safe = {PurePosixPath(path).parent for path in sha256 if path.endswith(".safetensors")}
+    sha256 = {
+        path: digest
+        for path, digest in sha256.items()
+        if not (path.endswith(TORCH_FILES) and PurePosixPath(path).parent in safe)
+    }
     return Source(location=location, revision=str(info.sha), sha256=sha256)
 
 
