@@ -40,4 +40,4 @@ study: $(READY)  ## all methods over seeds 0-4 (about an hour); the table for do
 	un2clip study
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)
-	rm -rf data/world data/shards models scores reports local_outputs study
+	rm -rf data/world data/shards data/latents models scores reports local_outputs study

@@ -52,6 +52,7 @@ STAGES = {
     "shapes": Needs(),
     "ingest": Needs(cpu="2"),
     "backbones": Needs(accelerated=True, retries=2),
+    "latents": Needs(accelerated=True, retries=2),
     "finetune": Needs(accelerated=True, retries=2),
     "diffusion_loss": Needs(accelerated=True, retries=2),
     "evaluate": Needs(accelerated=True, retries=2),

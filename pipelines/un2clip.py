@@ -26,6 +26,7 @@ from components.diffusion_loss.component import diffusion_loss
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.latents.component import latents
 from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
@@ -42,10 +43,12 @@ def un2clip(
     seed: int,
     method: str,
     device: str,
+    checkpoints: str,
     benchmarks: list,
     shapes_params: dict,
     ingest_params: dict,
     backbones_params: dict,
+    latents_params: dict,
     finetune_params: dict,
     diffusion_loss_params: dict,
     evaluate_params: dict,
@@ -67,10 +70,12 @@ def un2clip(
         seed: of everything random.
         method: row of the method table.
         device: auto, cpu or cuda, for the stages that compute.
+        checkpoints: folder for the state of trainings that are not finished; it helps on a volume that outlives a pod.
         benchmarks: names of the benchmarks to evaluate.
         shapes_params: section `shapes` of params.yaml, whole; likewise the other sections.
         ingest_params: see shapes_params.
         backbones_params: see shapes_params.
+        latents_params: see shapes_params.
         finetune_params: see shapes_params.
         diffusion_loss_params: see shapes_params.
         evaluate_params: see shapes_params.
@@ -101,14 +106,24 @@ def un2clip(
     world = placed(shapes(params=shapes_params, seed=seed))
     ingested = placed(ingest(params=ingest_params, images=world.outputs["images"]))
     pretrained = placed(backbones(params=backbones_params, seed=seed, device=device, images=world.outputs["images"]))
+    encoded = placed(
+        latents(
+            params=latents_params,
+            device=device,
+            shards=ingested.outputs["shards"],
+            backbones=pretrained.outputs["backbones"],
+        )
+    )
     tuned = placed(
         finetune(
             params=finetune_params,
             method=method,
             seed=seed,
             device=device,
+            checkpoints=checkpoints,
             shards=ingested.outputs["shards"],
             backbones=pretrained.outputs["backbones"],
+            latents=encoded.outputs["latents"],
         )
     )
     diagnosed = placed(
@@ -118,6 +133,7 @@ def un2clip(
             device=device,
             shards=ingested.outputs["shards"],
             backbones=pretrained.outputs["backbones"],
+            latents=encoded.outputs["latents"],
             encoder=tuned.outputs["encoder"],
         )
     )

@@ -12,6 +12,7 @@ os.environ["UN2CLIP_TRACKING"] = "off"  # tests that need MLflow switch it on fo
 from un2clip.config import build, merge, read_yaml
 from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.ingest import Ingest, ingest
+from un2clip.stages.latents import Latents, latents
 from un2clip.stages.shapes import Shapes, shapes
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +34,12 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Rendered world, shards and backbones; a test must not write into them."""
+    """Rendered world, shards, backbones and latents; a test must not write into them."""
     params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))
     made = Tiny(tmp_path_factory.mktemp("tiny"), params)
     shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
     ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)
     backbones(made.section(Backbones, "backbones"), seed=1, device="cpu", images=made.images, backbones=made.backbones)
+    section = made.section(Latents, "latents")
+    latents(section, device="cpu", shards=made.shards, backbones=made.backbones, latents=made.latents)
     return made

@@ -57,7 +57,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if name.startswith(root):
                     large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
                     entry = {"rfilename": name.removeprefix(root), "size": len(content), "blobId": "b"}
-                    siblings.append(entry | ({"lfs": large} if name.endswith(".safetensors") else {}))
+                    siblings.append(entry | ({"lfs": large} if name.endswith((".safetensors", ".tar")) else {}))
             return json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0})
 
         def send(

@@ -12,6 +12,7 @@ def diffusion_loss(
     device: str,
     shards: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
+    latents: dsl.Input[dsl.Dataset],
     encoder: dsl.Input[dsl.Model],
     scores: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -30,6 +31,7 @@ def diffusion_loss(
         device=device,
         shards=shards.path,
         backbones=backbones.path,
+        latents=latents.path,
         encoder=encoder.path,
         scores=scores.path,
     )

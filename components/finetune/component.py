@@ -11,8 +11,10 @@ def finetune(
     method: str,
     seed: int,
     device: str,
+    checkpoints: str,
     shards: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
+    latents: dsl.Input[dsl.Dataset],
     encoder: dsl.Output[dsl.Model],
 ):
     """Train the encoder until the generator's diffusion loss falls: the method."""
@@ -24,7 +26,9 @@ def finetune(
         method=method,
         seed=seed,
         device=device,
+        checkpoints=checkpoints,
         shards=shards.path,
         backbones=backbones.path,
+        latents=latents.path,
         encoder=encoder.path,
     )

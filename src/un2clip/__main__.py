@@ -62,6 +62,14 @@ def _run(words: list[str]) -> int:
     study = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     study.add_argument("--to", type=Path, default=Path("study"))
     study.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    aggregate = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
+    aggregate.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
+    fetch = commands.add_parser("fetch", help="a benchmark's data: licence first, then the download; no NAME: the list")
+    fetch.add_argument("name", nargs="?")
+    fetch.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
+    fetch.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
+    fetch.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
+    fetch.add_argument("--revision", default="", help="commit of a hub id, where we know none")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -98,6 +106,12 @@ def _run(words: list[str]) -> int:
             if options.seeds:
                 params["study"]["seeds"] = options.seeds
             run_study(params, options.to)
+        case "aggregate":
+            from un2clip.seeds import aggregate as aggregate_reports
+
+            print(aggregate_reports(options.reports), end="")
+        case "fetch":
+            _fetch(options)
         case "show":
             from un2clip.show import show
 
@@ -110,6 +124,19 @@ def _run(words: list[str]) -> int:
                 encoder=Path("models/encoder"),
             )
     return 0
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from un2clip import catalogue
+    from un2clip.fetch import fetch
+
+    if options.name is None:
+        print(catalogue.table(), end="")
+    elif options.check is not None:
+        print(catalogue.check(catalogue.get_entry(options.name), options.check))
+    else:
+        to = options.to or Path("data") / options.name
+        fetch(options.name, to=to, given=options.given, revision=options.revision)
 
 
 def _encoder(params: dict[str, Any], options: argparse.Namespace) -> None:

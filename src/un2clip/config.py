@@ -25,6 +25,10 @@ class UserError(ValueError):
     """Something the user can mend. The command line prints its message alone, without a traceback."""
 
 
+class Stopped(UserError):
+    """A signal asked a stage to stop, and what it did so far is kept."""
+
+
 def at_least_one(section: object, *names: str) -> None:
     """Refuse a count below 1 in a dataclass of numbers; for its `__post_init__`.
 
@@ -34,6 +38,17 @@ def at_least_one(section: object, *names: str) -> None:
     for name in names:
         if getattr(section, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(section, name)}")
+
+
+def not_negative(section: object, *names: str) -> None:
+    """Refuse a negative number in a dataclass of numbers; for its `__post_init__`.
+
+    Raises:
+        ValueError: names the field; `build` puts the section's name before it.
+    """
+    for name in names:
+        if getattr(section, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(section, name)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

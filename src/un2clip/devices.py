@@ -2,6 +2,7 @@
 
 import torch
 
+from un2clip import distributed
 from un2clip.config import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -27,4 +28,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", distributed.local_rank())
+    torch.cuda.set_device(device)
+    return device

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from un2clip.scores import SCALE, Scores, mismatch
+from un2clip.scores import Scores, Unit, mismatch
 from un2clip.statistics import Difference, paired_difference
 
 
@@ -36,7 +36,7 @@ class Finding:
     rule: Rule
     passed: bool
     sentence: str
-    unit: str | None = None
+    unit: Unit | None = None
     champion: float | None = None
     challenger: float | None = None
     gain: Difference | None = None
@@ -73,7 +73,7 @@ def decide(
 
     def gain(before: Scores, after: Scores) -> Difference:
         difference = paired_difference(
-            before.items, after.items, scale=SCALE[after.unit], confidence=confidence, resamples=resamples, seed=seed
+            before.items, after.items, unit=after.unit, confidence=confidence, resamples=resamples, seed=seed
         )
         return difference.negated() if after.lower_is_better else difference
 
@@ -96,7 +96,7 @@ def _refusal(rule: Rule, reason: str) -> Finding:
 
 def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float) -> Finding:
     passed = gain.low > rule.gain_above
-    unit = "points" if after.unit == "%" else after.unit
+    unit = "mse" if after.unit == "mse" else "points"
     change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit}" if gain.mean else "did not change"
     sentence = (
         f"{rule.benchmark} {change} over {gain.n} samples "

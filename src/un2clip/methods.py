@@ -23,12 +23,14 @@ class Method:
         anchored: whether lambda (finetune.anchor_weight) pulls the embedding back to the reference's.
         noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
             for each sample as in the generator's own training (arXiv 2204.06125).
+        measures_statistics: whether the generator's normaliser gets the statistics of this encoder's embeddings first.
         says: one line for people.
     """
 
     trains: tuple[Part, ...]
     anchored: bool
     noise_level: Literal["configured", "uniform"]
+    measures_statistics: bool = False
     says: str
 
 
@@ -55,6 +57,7 @@ METHODS: dict[str, Method] = {
         trains=("decoder",),
         anchored=False,
         noise_level="uniform",
+        measures_statistics=True,
         says="trains an unCLIP for a frozen encoder; `backbones` uses it",
     ),
 }

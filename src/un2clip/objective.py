@@ -3,6 +3,7 @@
 Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class Draws:
     embedding_noise: Tensor
     keep: Tensor
 
+    def rows(self, rows: slice) -> "Draws":
+        """Those of a part of the batch."""
+        return Draws(**{name: value[rows] for name, value in vars(self).items()})
+
     def to(self, device: torch.device) -> "Draws":
         """The same numbers on another device: they are drawn on the CPU, so that a GPU meets the same ones."""
         return Draws(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
@@ -36,21 +41,21 @@ class Draws:
 
 def draw(
     generator: Generator,
-    latents: Tensor,
+    shape: Sequence[int],
     rng: torch.Generator,
     *,
     timesteps: tuple[int, int],
     noise_level: int | None,
     condition_dropout: float,
 ) -> Draws:
-    """Draw for a batch of latents.
+    """Draw for a batch of latents of this shape, (B, C, h, w).
 
     Args:
         timesteps: lowest and highest timestep, both included, drawn uniformly.
         noise_level: one level for all, or None: uniform over all levels, one for each sample.
         condition_dropout: probability that a sample's condition is dropped.
     """
-    n = len(latents)
+    n = shape[0]
     low, high = timesteps
     level = (
         torch.randint(generator.num_noise_levels, (n,), generator=rng)
@@ -59,7 +64,7 @@ def draw(
     )
     return Draws(
         timesteps=torch.randint(low, high + 1, (n,), generator=rng),
-        noise=torch.randn(latents.shape, generator=rng),
+        noise=torch.randn(tuple(shape), generator=rng),
         noise_level=level,
         embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
         keep=torch.rand(n, generator=rng) >= condition_dropout,

@@ -12,10 +12,15 @@ from typing import Any
 import jinja2
 
 from un2clip.results import flatten
-from un2clip.scores import SCALE, Item, Scores
-from un2clip.statistics import Difference, paired_difference
+from un2clip.scores import SCALE, Item, Scores, Unit, by_type, score_of
+from un2clip.statistics import Difference, Discordant, discordant, paired_differences
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
+UNIT_SAYS: dict[Unit, str] = {
+    "%": "% correct",
+    "mse": "mean squared error, lower is better",
+    "mIoU": "mIoU, %",
+}
 LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
 
 
@@ -23,14 +28,15 @@ LONGEST = 12  # a longer list of types is left out in the shell and folded on th
 class Row:
     """One type of a benchmark, or all of it: scores and their difference in the benchmark's unit.
 
-    `reading` is "better", "worse", or "noise" where the interval holds 0. `one_item` is what one item more
-    or less is worth; None for a loss, where an item has no fixed worth.
+    `reading` is "better", "worse", or "noise" where the interval holds 0. `discordant` and `one_item`, what one item
+    more or less is worth, are None where items are not right or wrong: for a loss and for mIoU.
     """
 
     type: str
     reference: float
     tuned: float
     difference: Difference
+    discordant: Discordant | None
     one_item: float | None
     reading: str
 
@@ -40,7 +46,8 @@ class Comparison:
     """One benchmark: `whole` over all items, `types` in the order of the data (none when there is only one)."""
 
     benchmark: str
-    unit: str
+    unit: Unit
+    protocol: str
     data_sha256: str
     reference_sha256: str
     whole: Row
@@ -58,45 +65,54 @@ class Comparison:
 
 def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:
     """Compare two encoders on one benchmark, over all items and for each type."""
+    whole, of_types = paired_differences(
+        reference.items, tuned.items, unit=tuned.unit, confidence=confidence, resamples=resamples, seed=seed
+    )
+    before, after = by_type(reference.items), by_type(tuned.items)
 
-    def row(name: str, before: Sequence[Item], after: Sequence[Item]) -> Row:
-        scale = SCALE[tuned.unit]
-        difference = paired_difference(
-            before, after, scale=scale, confidence=confidence, resamples=resamples, seed=seed
-        )
+    def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
         good = (difference.mean < 0) == tuned.lower_is_better
         return Row(
             type=name,
-            reference=scale * math.fsum(item.value for item in before) / len(before),
-            tuned=scale * math.fsum(item.value for item in after) / len(after),
+            reference=score_of(before, tuned.unit),
+            tuned=score_of(after, tuned.unit),
             difference=difference,
-            one_item=scale / len(before) if tuned.unit == "%" else None,
+            discordant=discordant(before, after) if tuned.unit == "%" else None,
+            one_item=SCALE["%"] / len(before) if tuned.unit == "%" else None,
             reading="noise" if difference.is_noise else "better" if good else "worse",
         )
 
-    def of(scores: Scores, name: str) -> list[Item]:
-        return [item for item in scores.items if item.type == name]
-
-    types = list(tuned.per_type())
+    types = [row(name, before[name], after[name], difference) for name, difference in of_types.items()]
     return Comparison(
         benchmark=tuned.benchmark,
         unit=tuned.unit,
+        protocol=tuned.protocol,
         data_sha256=tuned.data_sha256,
         reference_sha256=reference.encoder_sha256,
-        whole=row("all", reference.items, tuned.items),
-        types=tuple(row(name, of(reference, name), of(tuned, name)) for name in types) if len(types) > 1 else (),
+        whole=row("all", reference.items, tuned.items, whole),
+        types=tuple(types) if len(types) > 1 else (),
     )
 
 
-def number(value: float, unit: str, *, signed: bool = False) -> str:
+def number(value: float, unit: Unit, *, signed: bool = False) -> str:
     """A score or a difference as text: one decimal of a percentage, five of a loss."""
-    text = f"{value:{'+' if signed else ''}.{1 if unit == '%' else 5}f}"
+    text = f"{value:{'+' if signed else ''}.{5 if unit == 'mse' else 1}f}"
     return text if float(text) else text.lstrip("+-")
 
 
-def interval(difference: Difference, unit: str) -> str:
+def interval(difference: Difference, unit: Unit) -> str:
     """The interval as text."""
     return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
+
+
+def changed(row: Row) -> str:
+    """How many samples changed: gained and lost where that is known, as `+12 -5`."""
+    return f"+{row.discordant.gained} -{row.discordant.lost}" if row.discordant else str(row.difference.changed)
+
+
+def p_value(value: float) -> str:
+    """Two places, three where it is small."""
+    return "<0.001" if value < 0.001 else f"{value:.{3 if value < 0.1 else 2}f}"
 
 
 def render(
@@ -116,13 +132,14 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval}
+    environment.filters |= {"number": number, "interval": interval, "changed": changed, "p_value": p_value}
     return environment.get_template("report.html.j2").render(
         comparisons=comparisons,
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",
         sign=SIGN,
+        unit_says=UNIT_SAYS,
         longest=LONGEST,
         training=_data_uri(plot_history(history), "svg+xml") if history else None,
         plots=[_data_uri(path.read_bytes(), "png") for path in plots],
@@ -162,7 +179,7 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
 
     table = Table(title=Text(f"reference and {method}"), title_justify="left", header_style="bold")
     table.add_column("benchmark")
-    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval"):
+    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reading", no_wrap=True)
     for comparison in comparisons:
@@ -176,6 +193,8 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
                 number(row.tuned, unit),
                 number(row.difference.mean, unit, signed=True),
                 interval(row.difference, unit),
+                changed(row),
+                p_value(row.discordant.p_value) if row.discordant else "",
                 row.reading,
                 style="bold" if whole else "",
             )

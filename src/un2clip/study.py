@@ -5,16 +5,16 @@ What is done is kept and not done again, so a study that was stopped goes on whe
 
 import json
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from un2clip.config import UserError, build
-from un2clip.report import LONGEST, Comparison, Row, compare_scores
+from un2clip.report import compare_scores
 from un2clip.scores import collect_scores
+from un2clip.seeds import Result, table
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
 
@@ -46,19 +46,20 @@ def study(params: Mapping[str, Any], to: Path) -> None:
     section = build(Study, params["study"], "study")
     compare = build(Compare, params["compare"], "compare")
     _same_numbers(params, to / "params.json")
-    results: list[tuple[int, str, dict[str, Comparison]]] = []
+    results: list[Result] = []
     for seed in section.seeds:
         world = to / f"seed{seed}"
         run = _runner(params, world)
         run("shapes", seed=seed, images="images", benchmarks="benchmarks")
         run("ingest", images="images", shards="shards")
         run("backbones", seed=seed, images="images", backbones="backbones")
+        run("latents", shards="shards", backbones="backbones", latents="latents")
         for method in section.methods:
-            made = {"shards": "shards", "backbones": "backbones"}
+            made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
             run("finetune", method=method, seed=seed, **made, encoder=f"{method}/encoder")
             tuned = made | {"encoder": f"{method}/encoder"}
             run("diffusion_loss", seed=seed, **tuned, scores=f"{method}/scores/diffusion_loss")
-            del tuned["shards"]
+            del tuned["shards"], tuned["latents"]
             for benchmark in params["benchmarks"]:
                 run(
                     "evaluate",
@@ -74,7 +75,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
                     for name, pair in pairs.items()
                 })
             )  # fmt: skip
-            _write(to, results)
+            _write(to, results, compare.confidence)
     print((to / "study.md").read_text())
 
 
@@ -93,8 +94,8 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     def run(stage: str, **names: Any) -> None:
         function = get_stage(stage)
         hints = get_type_hints(function)
-        if "device" in hints:
-            names = {"device": params["device"]} | names
+        words = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
+        names = {name: word for name, word in words.items() if name in hints} | names
         paths = {name: world / value if hints[name] is Path else value for name, value in names.items()}
         output = list(paths)[-1]
         if paths[output].exists():
@@ -115,67 +116,10 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     return run
 
 
-def _write(to: Path, results: list[tuple[int, str, dict[str, Comparison]]]) -> None:
+def _write(to: Path, results: list[Result], confidence: float) -> None:
     rows = [
         {"seed": seed, "method": method, "benchmarks": {name: each.as_json() for name, each in compared.items()}}
         for seed, method, compared in results
     ]
     (to / "study.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (to / "study.md").write_text(table(results))
-
-
-def table(results: list[tuple[int, str, dict[str, Comparison]]]) -> str:
-    """Markdown: for each benchmark a row a method and a column a seed; then its types, as means over the seeds.
-
-    A cell is `reference → tuned (difference, interval)`. The spread is the sample standard deviation of the
-    seeds' differences.
-    """
-    methods = list(dict.fromkeys(method for _, method, _ in results))
-    seeds = list(dict.fromkeys(seed for seed, _, _ in results))
-    found = {(seed, method): compared for seed, method, compared in results}
-    lines: list[str] = []
-    for benchmark, first in results[0][2].items():
-        show = _Numbers(first.unit)
-        lines += [f"\n### {benchmark} ({show.name}), n = {first.whole.difference.n} a seed\n"]
-        lines += _row("method", *(f"seed {seed}" for seed in seeds), "mean difference", "deviation")
-        lines += ["|---" * (len(seeds) + 3) + "|"]
-        for method in methods:
-            rows = [found[seed, method][benchmark].whole if (seed, method) in found else None for seed in seeds]
-            means = [row.difference.mean for row in rows if row]
-            spread = show(statistics.stdev(means)) if len(means) > 1 else "-"
-            lines += _row(method, *map(show.cell, rows), show(statistics.mean(means), "+"), spread)
-        types = [row.type for row in first.types]
-        if 1 < len(types) <= LONGEST:
-            lines += ["\nBy type, reference → tuned, means over the seeds:\n", *_row("method", *types)]
-            lines += ["|---" * (len(types) + 1) + "|"]
-            for method in methods:
-                compared = [each[benchmark].types for (_, name), each in found.items() if name == method]
-                columns = list(zip(*compared, strict=True))
-                lines += _row(method, *(show.arrow(column) for column in columns))
-    return "\n".join(lines).strip() + "\n"
-
-
-def _row(*cells: str) -> list[str]:
-    return [f"| {' | '.join(cells)} |"]
-
-
-class _Numbers:
-    """A benchmark's numbers as text: percent with one decimal, a loss in thousandths with three."""
-
-    def __init__(self, unit: str) -> None:
-        self.name = "thousandths of a squared error, less is better" if unit == "mse" else "%"
-        self._scale, self._digits = (1000.0, 3) if unit == "mse" else (1.0, 1)
-
-    def __call__(self, value: float, sign: str = "") -> str:
-        return f"{self._scale * value:{sign}.{self._digits}f}"
-
-    def cell(self, row: Row | None) -> str:
-        if row is None:
-            return ""
-        d = row.difference
-        interval = f"{self(d.mean, '+')}, {self(d.low, '+')} to {self(d.high, '+')}"
-        return f"{self(row.reference)} → {self(row.tuned)} ({interval})"
-
-    def arrow(self, rows: Sequence[Row]) -> str:
-        before, after = (statistics.mean(getattr(row, name) for row in rows) for name in ("reference", "tuned"))
-        return f"{self(before)} → {self(after)}"
+    (to / "study.md").write_text(table(results, confidence))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from un2clip import distributed
 from un2clip.config import UserError
 from un2clip.datasets.shards import digest
 from un2clip.results import Result, flatten, read_history, result_files
@@ -32,7 +33,7 @@ SCORES_FILES = tuple(f"{role}.json" for role in ROLES)
 METRICS_PER_REQUEST = 1000  # MLflow's limit
 FLUSH_SECONDS = 5.0  # live curves are sent this often: a write takes 10 ms and more
 
-_active: "_StageRun | None" = None
+_active: "_Live | None" = None
 
 
 def active_run() -> str | None:
@@ -55,7 +56,7 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
-    if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off":
+    if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off" or distributed.rank() > 0:
         yield
         return
     before = result_files(names)
@@ -69,6 +70,28 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         run.end("FINISHED", names, before)
     finally:
         _active = None
+
+
+@contextmanager
+def attached(run_id: str | None) -> Iterator[None]:
+    """In a process that a stage has started: what it logs goes to the stage's run."""
+    global _active
+    if run_id is None:
+        yield
+        return
+    _active = _Live(connect(), run_id)
+    try:
+        yield
+    finally:
+        _active.flush()
+        _active = None
+
+
+def tag(name: str, value: str | None) -> None:
+    """Tag the stage's run; does nothing outside of a tracked stage, or without a value."""
+    if _active and value:
+        with _tolerate(f"tag {name}"):
+            _active.client.set_tag(_active.run_id, f"un2clip.{name}", value)
 
 
 def log_metrics(step: int, values: Mapping[str, float]) -> None:
@@ -133,29 +156,14 @@ def download(client: "MlflowClient", uri: str, to: Path) -> Path:
     return Path(download_artifacts(uri, dst_path=str(to), tracking_uri=client.tracking_uri))
 
 
-class _StageRun:
-    """The run of one stage. Only its creation may raise; everything later is tolerated and reported."""
+class _Live:
+    """The curves of a run that is going on. Nothing here raises; what goes wrong is reported."""
 
-    def __init__(self, name: str, params: Mapping[str, Any], names: Mapping[str, Any]) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self.client = connect()
-        self.started = self.flushed = time.monotonic()
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self.flushed = time.monotonic()
         self.waiting: list[tuple[int, str, float]] = []
         self.sent: set[tuple[int, str]] = set()
-        words = [name, *(value for value in names.values() if isinstance(value, str))]  # "evaluate zeroshot"
-        with as_user_error():
-            self.parent_id = _parent(self.client)
-            tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | _git_tag()
-            run = self.client.create_run(_experiment(self.client), tags=tags, run_name=" ".join(words))
-            self.run_id: str = run.info.run_id
-            self.client.update_run(self.parent_id, status="RUNNING")
-        with _tolerate("parameters"):
-            self._log_params(self.run_id, flatten(params) | {key: str(value) for key, value in names.items()})
-        with _tolerate("parameters of the parent run"):
-            self._log_params(self.parent_id, flatten(params, f"{name}."))
-        self.monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.client.tracking_uri)
-        self.monitor.start()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         self.waiting += [(step, name, float(value)) for name, value in values.items() if name != "step"]
@@ -168,6 +176,37 @@ class _StageRun:
         with _tolerate("curves"):
             self._log_points(points)
             self.sent.update((step, name) for step, name, _ in points)
+
+    def _log_points(self, points: list[tuple[int, str, float]]) -> None:
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        metrics = [Metric(name, value, now, step) for step, name, value in points]
+        for first in range(0, len(metrics), METRICS_PER_REQUEST):
+            self.client.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_REQUEST])
+
+
+class _StageRun(_Live):
+    """The run of one stage. Only its creation may raise; everything later is tolerated and reported."""
+
+    def __init__(self, name: str, params: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self.client = connect()
+        self.started = time.monotonic()
+        words = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
+        with as_user_error():
+            self.parent_id = _parent(self.client)
+            tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | _git_tag()
+            run = self.client.create_run(_experiment(self.client), tags=tags, run_name=" ".join(words))
+            super().__init__(self.client, run.info.run_id)
+            self.client.update_run(self.parent_id, status="RUNNING")
+        with _tolerate("parameters"):
+            self._log_params(self.run_id, flatten(params) | {key: str(value) for key, value in names.items()})
+        with _tolerate("parameters of the parent run"):
+            self._log_params(self.parent_id, flatten(params, f"{name}."))
+        self.monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.client.tracking_uri)
+        self.monitor.start()
 
     def end(self, status: str, names: Mapping[str, Any], before: Mapping[Path, Result]) -> None:
         self.flush()
@@ -200,14 +239,6 @@ class _StageRun:
         from mlflow.entities import Param
 
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
-
-    def _log_points(self, points: list[tuple[int, str, float]]) -> None:
-        from mlflow.entities import Metric
-
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(name, value, now, step) for step, name, value in points]
-        for first in range(0, len(metrics), METRICS_PER_REQUEST):
-            self.client.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_REQUEST])
 
     def _log_dataset(self, name: str, shards: Path, context: str) -> None:
         """Log name and digest of a folder of shards; MLflow has room for 36 letters of a digest."""

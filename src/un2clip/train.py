@@ -1,8 +1,13 @@
-"""The loop: encode, noise, predict, loss, backward, in reading order. Every method of the table goes through it."""
+"""The loop: encode, noise, predict, loss, backward, in reading order. Every method of the table goes through it.
+
+It runs in one process or in many (DistributedDataParallel). The random numbers of a step are drawn for its whole
+batch in every process, which takes its own rows of them: so their number changes nothing but rounding.
+"""
 
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,16 +15,19 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from un2clip.config import UserError, at_least_one
+from un2clip import distributed
+from un2clip.config import Stopped, UserError, at_least_one, not_negative
 from un2clip.decoder import Generator
 from un2clip.methods import Method
-from un2clip.objective import anchor_distance, diffusion_loss, draw
+from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.resume import Checkpoints, Interruption, Saved, pack, unpack
+from un2clip.running import Progress, Record, Running
 
 Decay = Literal["constant", "cosine"]
-Record = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,7 @@ class Training:
         warmup_steps: steps over which the rate rises linearly; it stays constant afterwards or decays.
         decay: what the rate does after the warm-up: constant, or a cosine down to zero.
         clip_grad_norm: the gradient's norm is clipped to this.
+        ema_decay: of the moving average of the weights, which is the result then; 0 for none.
         anchor_weight: lambda, for methods that are anchored.
         timesteps: lowest and highest timestep drawn, both included.
         noise_level: of the embedding's noise augmentation, where the method does not draw it.
@@ -46,6 +55,7 @@ class Training:
     warmup_steps: int
     decay: Decay
     clip_grad_norm: float
+    ema_decay: float
     anchor_weight: float
     timesteps: tuple[int, ...]
     noise_level: int
@@ -53,13 +63,53 @@ class Training:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
-        for name in ("encoder_lr", "decoder_lr", "weight_decay", "warmup_steps", "clip_grad_norm", "anchor_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
+        not_negative(self, "clip_grad_norm", "anchor_weight")
         if len(self.timesteps) != 2:
             raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What this process has of one step's batch, on its device.
+
+    Attributes:
+        keys: the samples' names, for messages.
+        pixel_values: (b, 3, H, W).
+        latents: (b, C, h, w), scaled.
+        readable: (b,) bool; a sample that could not be read does not count.
+    """
+
+    keys: list[str]
+    pixel_values: Tensor
+    latents: Tensor
+    readable: Tensor
+
+
+class Losses(nn.Module):
+    """The two terms of the equation: what DistributedDataParallel wraps. The reference is the encoder as it is now."""
+
+    visual: nn.Module
+    reference: nn.Module
+
+    def __init__(self, visual: nn.Module, generator: Generator, *, trains_encoder: bool) -> None:
+        super().__init__()
+        self.visual, self.generator, self.trains_encoder = visual, generator, trains_encoder
+        self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
+
+    def forward(self, pixel_values: Tensor, latents: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Diffusion loss, distance to the reference's embedding, cosine to it: (b,) float32 each."""
+        with torch.set_grad_enabled(self.trains_encoder):
+            image_embeds = self.visual(pixel_values).float()
+        with torch.no_grad():
+            reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
+        rec = diffusion_loss(self.generator, latents, image_embeds, draws)
+        anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
+        return rec, anchor, cosine_similarity(image_embeds.detach(), reference_embeds)
 
 
 def fit(
@@ -67,75 +117,133 @@ def fit(
     generator: Generator,
     method: Method,
     training: Training,
-    batches: Iterator[tuple[list[str], Tensor, Tensor]],
+    running: Running,
+    shares: Callable[[int], Iterator[Share]],
     rng: torch.Generator,
-    log: Callable[[int, Record], None],
+    history: list[Record],
+    *,
+    watch: Callable[[int, Record], None] = lambda step, record: None,
+    checkpoints: Checkpoints | None = None,
+    saved: Saved | None = None,
 ) -> None:
     """Train what the method says, in place.
 
     Args:
         model: the CLIP whose image tower is the encoder; its text tower is never touched.
-        batches: keys, pixel_values (B, 3, H, W) and latents (B, C, h, w).
-        rng: source of timesteps and noise.
-        log: called after each step with its number and its record: step, loss, diffusion_loss, anchor, grad_norm,
-            cosine (of the embedding to the reference's).
+        shares: step -> this process's share of the batch of that step, and of every one after it.
+        rng: source of timesteps and noise, in the same state in every process.
+        history: gets one record a step: step, loss, diffusion_loss, anchor, grad_norm, cosine (of the embedding to
+            the reference's), unreadable (samples so far). A step none of whose samples could be read leaves none,
+            and changes nothing.
+        watch: called with each step's number, its record, and images_per_s and memory_gib.
+        checkpoints: where the state is kept.
+        saved: a state to go on from.
 
     Raises:
         UserError: the loss is not finite, or a setting is outside the generator's range. The weights are
             then those of the last step that was finite.
+        Stopped: a signal asked for it; the state is in `checkpoints`.
     """
-    generator.check_fits(model.visual.output_dim)
     timesteps = _check_ranges(training, generator)
-    reference = copy.deepcopy(model.visual).requires_grad_(False).eval()
     groups = _parameter_groups(model, generator, method, training)
     trained = [parameter for group in groups for parameter in group["params"]]
+    device = trained[0].device
     optimizer = torch.optim.AdamW(groups, fused=True)
-    schedule = rate_schedule(optimizer, training.steps, training.warmup_steps, training.decay)
+    rates = [group["lr"] for group in groups]
+    losses = Losses(model.visual, generator, trains_encoder="encoder" in method.trains)
+    averages = [parameter.detach().clone() for parameter in trained] if training.ema_decay else []
     noise_level = None if method.noise_level == "uniform" else training.noise_level
+    anchor_weight = training.anchor_weight if method.anchored else 0.0
 
-    progress = tqdm(range(training.steps), unit="step", mininterval=1, desc=" + ".join(method.trains))
-    for step in progress:
-        keys, pixel_values, latents = next(batches)
-        with torch.set_grad_enabled("encoder" in method.trains):
-            image_embeds = model.visual(pixel_values)
-        with torch.no_grad():
-            reference_embeds = reference(pixel_values) if "encoder" in method.trains else image_embeds
-        draws = draw(
-            generator,
-            latents,
-            rng,
-            timesteps=timesteps,
-            noise_level=noise_level,
-            condition_dropout=training.condition_dropout,
-        )
-        rec = diffusion_loss(generator, latents, image_embeds, draws).mean()
-        anchor = anchor_distance(generator, image_embeds, reference_embeds).mean()
-        loss = rec + training.anchor_weight * anchor if method.anchored else rec
-
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(trained, training.clip_grad_norm)
-        if not math.isfinite(loss.item()) or not math.isfinite(grad_norm.item()):
-            raise UserError(
-                f"the loss is {loss.item()} at step {step} (samples {', '.join(keys[:4])}, ...); "
-                "lower the learning rate, or look at these images"
-            )
-        optimizer.step()
-        schedule.step()
-
-        cosine = cosine_similarity(image_embeds.detach(), reference_embeds).mean()
-        record = {
-            "step": step,
-            "loss": loss.item(),
-            "diffusion_loss": rec.item(),
-            "anchor": anchor.item(),
-            "grad_norm": grad_norm.item(),
-            "cosine": cosine.item(),
-        }
-        log(step, record)
-        progress.set_postfix({name: f"{record[name]:.4f}" for name in ("loss", "grad_norm", "cosine")}, refresh=False)
+    start = 0
+    if saved is not None:
+        start = saved.step
+        unpack(saved.tensors, trained, averages, optimizer, rng)
+        history[:] = saved.history
+    unreadable = int(history[-1]["unreadable"]) if history else 0
+    parallel = _prepare(losses, running, method)
+    batches = shares(start)
+    with Interruption() as interruption, Progress(training.steps, start, device, " + ".join(method.trains)) as progress:
+        for step in range(start, training.steps):
+            share = next(batches)
+            b = len(share.keys)
+            rank, world = distributed.rank(), distributed.world_size()
+            readable, stop = distributed.summed([float(share.readable.sum()), float(interruption.wanted)], device)
+            draws = draw(
+                generator,
+                (b * world, *share.latents.shape[1:]),
+                rng,
+                timesteps=timesteps,
+                noise_level=noise_level,
+                condition_dropout=training.condition_dropout,
+            ).rows(slice(rank * b, rank * b + b))
+            unreadable += b * world - int(readable)
+            optimizer.zero_grad(set_to_none=True)
+            sums = torch.zeros(3, dtype=torch.float64, device=device)
+            for rows in running.pieces(b):
+                last = rows.stop >= b
+                waits = nullcontext() if last or isinstance(parallel, Losses) else parallel.no_sync()
+                with waits, running.autocast(device):
+                    each = parallel(share.pixel_values[rows], share.latents[rows], draws.rows(rows).to(device))
+                    rec, anchor, _ = each = [torch.where(share.readable[rows], value, 0.0) for value in each]
+                    # every process has the mean over the whole batch for its aim: DistributedDataParallel averages
+                    loss = (rec + anchor_weight * anchor).sum() * (world / max(readable, 1.0))
+                    loss.backward()
+                sums += torch.stack([value.detach().sum() for value in each]).double()
+            if readable:
+                diffusion, distance, cosine = (value / readable for value in distributed.summed(sums.tolist(), device))
+                record = {
+                    "step": step,
+                    "loss": diffusion + anchor_weight * distance,
+                    "diffusion_loss": diffusion,
+                    "anchor": distance,
+                    "grad_norm": nn.utils.clip_grad_norm_(trained, training.clip_grad_norm).item(),
+                    "cosine": cosine,
+                    "unreadable": unreadable,
+                }
+                _check_finite(record, share.keys)
+                for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = lr * rate(step, training.steps, training.warmup_steps, training.decay)
+                optimizer.step()
+                if averages:
+                    get_ema_multi_avg_fn(training.ema_decay)(averages, trained, step)
+                history.append(record)
+                watch(step, record | progress.update(record, samples=int(readable)))
+            if checkpoints is not None and rank == 0 and (stop or (step + 1) % running.checkpoint_every == 0):
+                checkpoints.save(step + 1, pack(trained, averages, optimizer, rng), history)
+            if stop:
+                raise Stopped(f"stopped by a signal after {step + 1} of {training.steps} steps")
+    for parameter, average in zip(trained, averages, strict=bool(averages)):
+        parameter.data.copy_(average)
     model.visual.requires_grad_(False).eval()
     generator.requires_grad_(False).eval()
+
+
+def _prepare(losses: Losses, running: Running, method: Method) -> Losses | DistributedDataParallel:
+    """Make the parts lighter as `running` says, and wrap them for several processes."""
+    frozen = torch.bfloat16 if running.frozen == "bf16" else torch.float32
+    losses.generator.prepare(
+        dtype=torch.float32 if "decoder" in method.trains else frozen,
+        checkpointing=running.gradient_checkpointing,
+        channels_last=running.channels_last,
+        compiled=running.compile,
+    )
+    losses.visual.set_grad_checkpointing(running.gradient_checkpointing)  # type: ignore[operator]
+    if losses.trains_encoder:
+        losses.reference.to(frozen)
+    if running.compile:
+        losses.visual.compile()
+    if distributed.world_size() == 1:
+        return losses
+    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _check_finite(record: Record, keys: list[str]) -> None:
+    if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
+        raise UserError(
+            f"the loss is {record['loss']} at step {record['step']:.0f} (samples {', '.join(keys[:4])}, ...); "
+            "lower the learning rate, or look at these images"
+        )
 
 
 def _parameter_groups(model: CLIP, generator: Generator, method: Method, training: Training) -> list[dict[str, Any]]:
@@ -157,17 +265,18 @@ def _parameter_groups(model: CLIP, generator: Generator, method: Method, trainin
     return groups
 
 
+def rate(step: int, steps: int, warmup_steps: int, decay: Decay) -> float:
+    """Factor of the learning rate: a linear rise over the warm-up, then constant, or half a cosine down to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
 def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
-    """The rate rises linearly over the warm-up, then stays, or falls to zero as half a cosine."""
-
-    def rate(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if decay == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-    return LambdaLR(optimizer, rate)
+    """`rate` as a scheduler, for the loops of the toy backbones."""
+    return LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, decay))
 
 
 def _check_ranges(training: Training, generator: Generator) -> tuple[int, int]:

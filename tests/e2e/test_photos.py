@@ -22,9 +22,13 @@ def test_photographs_to_a_report(tiny, tmp_path: Path) -> None:
     index = json.loads((shards / "index.json").read_text())
     assert (index["read"], index["kept"], index["rejected"]) == (111, 111, {})
     given = {"device": "cpu", "shards": shards, "backbones": tiny.backbones}
-    run_stage("finetune", params["finetune"], method="un2clip-anchored", seed=0, **given, encoder=encoder)
-    given |= {"encoder": encoder, "seed": 0}
+    run_stage("latents", params["latents"], **given, latents=tmp_path / "latents")
+    given |= {"seed": 0, "latents": tmp_path / "latents"}
+    words = {"method": "un2clip-anchored", "checkpoints": ""}
+    run_stage("finetune", params["finetune"], **words, **given, encoder=encoder)
+    given |= {"encoder": encoder}
     run_stage("diffusion_loss", params["diffusion_loss"], **given, scores=scores / "diffusion_loss")
+    del given["latents"]
     run_stage("reconstruct", params["reconstruct"], **given, reconstructions=tmp_path / "pictures")
     for name in params["benchmarks"]:
         given = {"device": "cpu", "benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder}

@@ -21,6 +21,7 @@ def save(folder, benchmark, role, values, *, unit="%", types=("shape", HOSTILE),
     """Write scores whose items take the types in turn."""
     items = tuple(Item(id=str(i), type=types[i % len(types)], value=value) for i, value in enumerate(values))
     Scores(benchmark=benchmark, role=role, method="un2clip" if role == "tuned" else "reference", unit=unit,
+           protocol="fp32; ties are image 2",
            data_sha256=data * 64, encoder_sha256=sha or SHA[role], items=items,
     ).save(folder / benchmark / f"{role}.json")  # fmt: skip
 
@@ -57,10 +58,15 @@ def run(world, report="report", scores=None, seed=10):
     return json.loads((world / report / "report.json").read_text()), (world / report / "index.html").read_text()
 
 
+def whole_discordant(benchmark) -> tuple:
+    return tuple(benchmark["whole"]["discordant"].values())
+
+
 def test_numbers_by_hand(world, capsys):
     """Half of 40 becomes 30 of 40: +25 points in all, +50 in one type, 0 in the other; the loss falls by 0.02."""
     content, page = run(world)
     loss, detail = content["benchmarks"]
+    assert whole_discordant(detail) == (10, 0, pytest.approx(2 / 1024)) and loss["whole"]["discordant"] is None
     assert [each["benchmark"] for each in (loss, detail)] == ["diffusion_loss", "mmvp_vlm"]
     whole = detail["whole"]
     assert (whole["reference"], whole["tuned"], whole["one_item"], whole["reading"]) == (50.0, 75.0, 2.5, "better")
@@ -75,8 +81,10 @@ def test_numbers_by_hand(world, capsys):
     assert loss["types"] == [] and loss["whole"]["one_item"] is None
     assert (content["seed"], content["confidence"], content["resamples"]) == (10, 0.95, 2000)
     printed = capsys.readouterr().out
-    for text in ("mmvp_vlm (%)", "50.0", "75.0", "+25.0", "better", "noise", "-0.02000"):
+    for text in ("mmvp_vlm (%)", "50.0", "75.0", "+25.0", "+10 -0", "0.002", "better", "noise", "-0.02000"):
         assert text in printed
+    for text in ("one item is 2.50 points", "+10 -0, p = 0.002", "uncorrected", "Measured: fp32; ties are image 2."):
+        assert text in page
     assert "▲ +25.0" in page and "phase.lr" in page and "c" * 64 in page
 
 
@@ -87,6 +95,28 @@ def test_a_loss_that_rises_is_worse(world):
     save(world / "scores", "diffusion_loss", "tuned", [loss + 0.02 for loss in losses], unit="mse")
     content, _ = run(world)
     assert content["benchmarks"][0]["whole"]["reading"] == "worse"
+
+
+def test_miou_has_its_own_words(world):
+    """Two images, sky 10 of 20 to 16 of 20 and cat 5 of 10 to none of 10: 50 becomes 40 %, and n counts images."""
+    for role, sky, cat in (("reference", 5, 5), ("tuned", 8, 0)):
+        rows = [("1", "sky", sky, 10), ("2", "sky", sky, 10), ("2", "cat", cat, 10)]
+        items = tuple(Item(id=f"{i}@{c}", type=c, value=float(inside), of=float(union)) for i, c, inside, union in rows)
+        Scores(benchmark="segmentation-voc20", role=role, method="un2clip", unit="mIoU", protocol="clearclip",
+               data_sha256="d", encoder_sha256=SHA[role], items=items,
+        ).save(world / "scores" / "segmentation-voc20" / f"{role}.json")  # fmt: skip
+    content, page = run(world)
+    found = content["benchmarks"][-1]
+    assert (found["whole"]["reference"], found["whole"]["tuned"], found["whole"]["difference"]["mean"]) == (50, 40, -10)
+    assert (found["whole"]["difference"]["n"], found["whole"]["one_item"], found["whole"]["discordant"]) == (
+        2,
+        None,
+        None,
+    )
+    assert [(row["type"], row["difference"]["mean"], row["reading"]) for row in found["types"]] == [
+        ("sky", pytest.approx(30), "noise"), ("cat", -50, "noise")
+    ]  # fmt: skip
+    assert "Intersection over union" in page and "“n” counts images" in page
 
 
 def test_same_inputs_same_bytes(world):

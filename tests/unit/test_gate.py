@@ -22,7 +22,7 @@ def outcomes(right: int, n: int = 400) -> list[float]:
 def stored(folder: Path, benchmark: str, values, *, unit="%", data="d", first_id=0) -> Scores:
     """Scores that went through a file of their own."""
     items = tuple(Item(id=str(first_id + i), type="all", value=value) for i, value in enumerate(values))
-    scores = Scores(benchmark=benchmark, role="tuned", method="un2clip", unit=unit, data_sha256=data * 64,
+    scores = Scores(benchmark=benchmark, role="tuned", method="un2clip", unit=unit, protocol="", data_sha256=data * 64,
                     encoder_sha256="e" * 64, items=items)  # fmt: skip
     path = folder / benchmark / "tuned.json"
     scores.save(path)

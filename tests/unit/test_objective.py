@@ -17,7 +17,11 @@ def generator(tiny):
 def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, Draws]:
     rng = torch.Generator().manual_seed(0)
     latents, embeds = torch.randn(6, 4, 8, 8, generator=rng), torch.randn(6, generator.embed_dim, generator=rng)
-    return latents, embeds, draw(generator, latents, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    return (
+        latents,
+        embeds,
+        draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0),
+    )
 
 
 class Oracle(nn.Module):
@@ -71,12 +75,12 @@ def test_draws_cover_their_ranges(generator) -> None:
     """Timesteps stay within their bounds and reach both; levels are uniform or constant; dropout is as asked."""
     latents = torch.zeros(4000, 1, 1, 1)
     rng = torch.Generator().manual_seed(0)
-    draws = draw(generator, latents, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
+    draws = draw(generator, latents.shape, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
     assert set(draws.timesteps.tolist()) == {3, 4, 5, 6, 7}
     assert draws.noise_level.min() < 10 and draws.noise_level.max() > 990
     assert draws.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
     assert set(
-        draw(generator, latents, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()
+        draw(generator, latents.shape, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()
     ) == {9}
 
 

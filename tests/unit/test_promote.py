@@ -73,7 +73,7 @@ class Candidate:
 
     def _save(self, role, benchmark, right, data):
         items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(400))
-        Scores(benchmark=benchmark, role=role, method=role, unit="%", data_sha256=data * 64, items=items,
+        Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol="", data_sha256=data * 64, items=items,
                encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
         ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
 

@@ -12,8 +12,9 @@ HAND = [("1", "colour", 1.0), ("2", "colour", 0.0), ("3", "count", 1.0), ("4", "
 
 
 def make(rows=HAND, **changes) -> Scores:
-    fields = {"benchmark": "mmvp_vlm", "role": "tuned", "method": "un2clip", "unit": "%", "data_sha256": "d" * 64,
-              "encoder_sha256": "e" * 64, "items": tuple(Item(id=i, type=t, value=v) for i, t, v in rows)}  # fmt: skip
+    fields = {"benchmark": "mmvp_vlm", "role": "tuned", "method": "un2clip", "unit": "%", "protocol": "",
+              "data_sha256": "d" * 64, "encoder_sha256": "e" * 64,
+              "items": tuple(Item(id=i, type=t, value=v) for i, t, v in rows)}  # fmt: skip
     return Scores(**(fields | changes))
 
 
@@ -94,6 +95,84 @@ def test_a_broken_file_is_refused_by_name(tmp_path, edit):
         load_scores(path)
 
 
+# Three images; the union of a class in an image is its labels or its prediction, so the two sets differ.
+MIOU = {
+    "reference": [("1", "sky", 6, 8), ("1", "cat", 0, 3), ("2", "cat", 4, 4), ("3", "sky", 1, 2)],
+    "tuned": [("1", "sky", 8, 8), ("2", "cat", 3, 4), ("2", "sky", 0, 1), ("3", "sky", 1, 2), ("3", "dog", 0, 5)],
+}
+
+
+def miou(role, rows=None, **changes) -> Scores:
+    items = tuple(
+        Item(id=f"{image}@{name}", type=name, value=float(inside), of=float(union))
+        for image, name, inside, union in rows or MIOU[role]
+    )
+    return make(unit="mIoU", benchmark="segmentation", role=role, items=items, **changes)
+
+
+def test_miou_by_hand():
+    """Pixels are summed over the set class by class: sky 7 of 10, cat 4 of 7; then the mean over the classes."""
+    assert miou("reference").per_type() == {"sky": (pytest.approx(70), 2), "cat": (pytest.approx(400 / 7), 2)}
+    assert miou("reference").score == pytest.approx((70 + 400 / 7) / 2)
+    assert miou("tuned").score == pytest.approx((900 / 11 + 75 + 0) / 3)  # the dog that is nowhere costs
+
+
+def test_miou_is_that_of_torchmetrics():
+    """On random label maps, with void pixels and a class that is nowhere, the score is MulticlassJaccardIndex's."""
+    import torch
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    rng = torch.Generator().manual_seed(0)
+    labels, predicted = torch.randint(0, 4, (2, 5, 8, 8), generator=rng)
+    labels[:, :2] = 255
+    oracle = MulticlassJaccardIndex(num_classes=5, average="macro", ignore_index=255)
+    oracle.update(predicted, labels)
+    rows = []
+    for i, (label, guess) in enumerate(zip(labels, predicted, strict=True)):
+        for c in range(5):
+            inside, union = (label == c) & (guess == c), ((label == c) | (guess == c)) & (label != 255)
+            rows += [(str(i), str(c), int(inside.sum()), int(union.sum()))] if union.any() else []
+    assert miou("tuned", rows).score == pytest.approx(100 * float(oracle.compute()))
+
+
+def test_only_miou_stores_what_a_value_is_out_of(tmp_path):
+    """Files of the other units stay small; mIoU comes back from its file to the byte, and an edited union is seen."""
+    make().save(tmp_path / "percent.json")
+    assert '"of"' not in (tmp_path / "percent.json").read_text()
+    path, again = tmp_path / "tuned.json", tmp_path / "again.json"
+    miou("tuned").save(path)
+    load_scores(path).save(again)
+    assert again.read_bytes() == path.read_bytes()
+    path.write_text(path.read_text().replace('"of": 8.0', '"of": 9.0'))
+    with pytest.raises(UserError, match="edited by hand"):
+        load_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda: miou("tuned", [("1", "sky", 3, 2)]), "within a union"),
+        (lambda: miou("tuned", [("1", "sky", -1, 2)]), "within a union"),
+        (lambda: miou("tuned", [("1", "sky", 0, 0)]), "within a union"),
+        (lambda: miou("tuned", [("1", "sky", math.nan, 2)]), "within a union"),
+        (lambda: miou("tuned", [("1", "a@b", 1, 2)]), "image@class"),
+        (lambda: make(items=(Item(id="1", type="a", value=1.0, of=2.0),)), "out of 1"),
+        (lambda: make(protocol="one\ntwo"), "one line"),
+    ],
+    ids=["more than the union", "negative", "empty union", "nan", "@ in a class", "of in %", "lines"],
+)
+def test_what_a_unit_does_not_have_is_refused(broken, says):
+    """A count that cannot be is stopped where it is made, not in a table."""
+    with pytest.raises(ValueError, match=says):
+        broken()
+
+
+def test_miou_needs_the_same_images_not_the_same_items():
+    """Which classes an image has a union for depends on the prediction; which images there are does not."""
+    assert mismatch(miou("reference"), miou("tuned")) is None
+    assert mismatch(miou("reference"), miou("tuned", MIOU["tuned"][:-2])) == "the images differ"
+
+
 def test_collects_from_a_parent_folder_and_from_a_list_alike(tmp_path):
     """DVC hands over one parent, Kubeflow a list of folders; other files there are left alone."""
     for benchmark in ("mmvp_vlm", "zeroshot"):
@@ -123,6 +202,7 @@ def test_refuses_two_of_a_role_and_none_at_all(tmp_path):
         (make(), None),
         (make(encoder_sha256="f" * 64, method="x"), None),
         (make(data_sha256="0" * 64), "data_sha256 differs"),
+        (make(protocol="336 px"), r"measured in different ways \(''.*'336 px'\)"),
         (make(unit="mse"), "unit differs"),
         (make(benchmark="zeroshot"), "benchmark differs"),
         (make(HAND[:3]), r"n differs \(4 and 3\)"),

@@ -27,6 +27,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def given(tiny) -> dict[str, Path]:
+    return {"shards": tiny.shards, "backbones": tiny.backbones, "latents": tiny.latents}
+
+
 def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: object) -> Path:
     section = dict(tiny.params["finetune"])
     section["training"] = section["training"] | {k: v for k, v in changes.items() if k in section["training"]}
@@ -37,8 +41,8 @@ def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: objec
         method=method,
         seed=3,
         device="cpu",
-        shards=tiny.shards,
-        backbones=tiny.backbones,
+        checkpoints="",
+        **given(tiny),
         encoder=encoder,
     )
     return encoder
@@ -116,14 +120,11 @@ def test_finetune_refuses(tiny, tmp_path, method: str, changes: dict[str, object
 
 def test_missing_inputs_are_named(tiny, tmp_path) -> None:
     """Shards or backbones that are not there are a UserError with their path."""
-    section, names = (
-        tiny.section(Finetune, "finetune"),
-        {"method": "un2clip", "seed": 0, "device": "cpu", "encoder": tmp_path / "e"},
-    )
-    with pytest.raises(UserError, match=r"index\.json"):
-        finetune(section, shards=tmp_path / "none", backbones=tiny.backbones, **names)
-    with pytest.raises(UserError, match="is not a CLIP checkpoint"):
-        finetune(section, shards=tiny.shards, backbones=tmp_path, **names)
+    section, words = tiny.section(Finetune, "finetune"), {"method": "un2clip", "seed": 0, "device": "cpu"}
+    for name, message in (("shards", r"index\.json"), ("backbones", "is not a CLIP"), ("latents", r"latents\.json")):
+        with pytest.raises(UserError, match=message):
+            paths = given(tiny) | {name: tmp_path / "none"}
+            finetune(section, **words, checkpoints="", **paths, encoder=tmp_path / "e")
 
 
 def test_damaged_checkpoint_is_named(tiny, tmp_path) -> None:
@@ -138,9 +139,7 @@ def test_damaged_checkpoint_is_named(tiny, tmp_path) -> None:
 
 def diagnose(tiny, encoder: Path, to: Path) -> tuple[object, object]:
     section = tiny.section(DiffusionLoss, "diffusion_loss")
-    diffusion_loss(
-        section, seed=0, device="cpu", shards=tiny.shards, backbones=tiny.backbones, encoder=encoder, scores=to
-    )
+    diffusion_loss(section, seed=0, device="cpu", **given(tiny), encoder=encoder, scores=to)
     return load_scores(to / "reference.json"), load_scores(to / "tuned.json")
 
 
@@ -187,26 +186,6 @@ def test_reconstruct_draws_a_grid(tiny, encoder: Path, tmp_path) -> None:
         pictures.append(np.asarray(Image.open(tmp_path / "grid.png")))
     assert pictures[0].std() > 5
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
-
-
-def views(tiny):
-    clip = load_clip(tiny.backbones / "clip")
-    return tiny.shards, "train", clip.preprocess, loader.generator_view(32)
-
-
-def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own(tiny) -> None:
-    """Three epochs: the same set of keys, none twice, in different orders; without a seed, the shards' order."""
-    epochs = [[key for batch in loader.epoch(*views(tiny), 50, seed) for key in batch.keys] for seed in (None, 0, 1)]
-    assert all(sorted(keys) == sorted(epochs[0]) and len(set(keys)) == 192 for keys in epochs)
-    assert epochs[0] == sorted(epochs[0]) and epochs[0] != epochs[1] != epochs[2]
-
-
-def test_endless_batches_are_full(tiny) -> None:
-    """192 images in batches of 50: three full ones an epoch, the fourth begins the next epoch."""
-    batches = loader.forever(*views(tiny), 50, 0)
-    taken = [next(batches) for _ in range(4)]
-    assert {len(batch.keys) for batch in taken} == {50}
-    assert len({key for batch in taken[:3] for key in batch.keys}) == 150
 
 
 def test_the_generators_view_equals_open_clips_geometry() -> None:

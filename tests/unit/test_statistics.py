@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from un2clip.scores import Item
-from un2clip.statistics import Difference, paired_difference
+from un2clip.scores import Item, score_of
+from un2clip.statistics import Difference, discordant, paired_difference, paired_differences
 
 
 def items(values) -> list[Item]:
     return [Item(id=str(index), type="all", value=float(value)) for index, value in enumerate(values)]
 
 
-def difference(before, after, *, scale=1.0, confidence=0.95, resamples=10000, seed=0) -> Difference:
+def difference(before, after, *, unit="mse", confidence=0.95, resamples=10000, seed=0) -> Difference:
     return paired_difference(
-        items(before), items(after), scale=scale, confidence=confidence, resamples=resamples, seed=seed
+        items(before), items(after), unit=unit, confidence=confidence, resamples=resamples, seed=seed
     )
 
 
@@ -48,7 +48,7 @@ def test_agrees_with_every_possible_resample():
 def test_agrees_with_normal_theory():
     """For many items the interval is mean +- 1.96 standard errors, in the scale asked for."""
     values = np.random.default_rng(5).normal(0.3, 2.0, 4000)
-    found = difference(np.zeros(4000), values, scale=100.0)
+    found = difference(np.zeros(4000), values, unit="%")
     half = 100 * 1.959964 * values.std() / math.sqrt(4000)
     assert found.mean == pytest.approx(100 * values.mean())
     assert found.low == pytest.approx(100 * values.mean() - half, abs=0.05 * half)
@@ -74,7 +74,7 @@ def test_parts_of_a_sample_are_drawn_together():
     parts = shared[:, None] + rng.normal(0.0, 0.1, (200, 8))
     before = [Item(id=f"a@b{i}@t {part}", type=str(part), value=0.0) for i in range(200) for part in range(8)]
     after = [Item(id=item.id, type=item.type, value=value) for item, value in zip(before, parts.flat, strict=True)]
-    found = paired_difference(before, after, scale=1.0, confidence=0.95, resamples=10000, seed=0)
+    found = paired_difference(before, after, unit="mse", confidence=0.95, resamples=10000, seed=0)
     images = difference(np.zeros(200), parts.mean(axis=1))
     assert (found.mean, found.low, found.high) == pytest.approx((images.mean, images.low, images.high), abs=0.01)
     assert (found.n, found.changed) == (200, 200)
@@ -85,7 +85,7 @@ def test_samples_of_unequal_size():
     sums, sizes = np.random.default_rng(2).normal(1, 1, 60), np.tile([1, 2, 3], 20)
     before = [Item(id=f"{i}@{part}", type="all", value=0.0) for i in range(60) for part in range(sizes[i])]
     after = [Item(id=item.id, type="all", value=sums[int(item.sample)] / sizes[int(item.sample)]) for item in before]
-    found = paired_difference(before, after, scale=1.0, confidence=0.9, resamples=10000, seed=0)
+    found = paired_difference(before, after, unit="mse", confidence=0.9, resamples=10000, seed=0)
     expected = scipy.stats.bootstrap(
         (sums, sizes), lambda s, m, axis: s.sum(axis) / m.sum(axis), paired=True, confidence_level=0.9,
         n_resamples=10000, method="percentile", rng=1,
@@ -137,4 +137,65 @@ def test_negated_reads_the_other_way_round():
 def test_refuses_what_is_not_a_pair(before, after):
     """No items, different items or a value that is not finite is a ValueError."""
     with pytest.raises(ValueError):
-        paired_difference(before, after, scale=1.0, confidence=0.95, resamples=100, seed=0)
+        paired_difference(before, after, unit="mse", confidence=0.95, resamples=100, seed=0)
+
+
+def masks(rng, images=12, classes=4, keep=0.7) -> list[Item]:
+    """Intersections and unions of an encoder that predicts some classes in some images; the first in all."""
+    return [
+        Item(id=f"{i}@{c}", type=str(c), value=float(rng.integers(0, 50)), of=float(rng.integers(50, 99)))
+        for i in range(images)
+        for c in range(classes)
+        if c == 0 or rng.random() < keep
+    ]
+
+
+def test_miou_agrees_with_a_loop_over_resampled_images():
+    """Whole and classes: images drawn one by one, scored by `score_of` on copies with ids of their own, sorted."""
+    rng = np.random.default_rng(4)
+    before, after = masks(rng), masks(rng)
+    found, of_types = paired_differences(before, after, unit="mIoU", confidence=0.9, resamples=20_000, seed=0)
+    differences = {name: [] for name in ("all", *of_types)}
+    for _ in range(3000):
+        drawn = rng.integers(0, 12, 12)
+        sides = [[item for i in drawn for item in side if item.sample == str(i)] for side in (before, after)]
+        for name, seen in differences.items():
+            scores = [score_of([item for item in side if name in ("all", item.type)], "mIoU") for side in sides]
+            seen += [scores[1] - scores[0]] if np.isfinite(scores).all() else []
+    for name, difference in {"all": found, **of_types}.items():
+        low, high = np.quantile(differences[name], [0.05, 0.95])
+        assert (difference.low, difference.high) == pytest.approx((low, high), abs=0.08 * (high - low)), name
+    assert found.mean == pytest.approx(score_of(after, "mIoU") - score_of(before, "mIoU"))
+    assert (found.n, found.changed) == (12, 12)
+    assert found == paired_difference(before, after, unit="mIoU", confidence=0.9, resamples=20_000, seed=0)
+
+
+def test_a_class_that_only_one_predicts():
+    """It counts as 0 in that encoder's mean, and has no row, for the other encoder has no number for it."""
+    before = [Item(id=f"{i}@sky", type="sky", value=5.0, of=10.0) for i in range(8)]
+    after = [*before, Item(id="3@dog", type="dog", value=0.0, of=2.0)]
+    found, of_types = paired_differences(before, after, unit="mIoU", confidence=0.95, resamples=1000, seed=0)
+    assert found.mean == -25.0 and found.changed == 1 and found.is_noise
+    assert list(of_types) == ["sky"] and of_types["sky"].mean == 0.0 and of_types["sky"].n == 8
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p_value"),
+    # two-sided: 2 * sum_{i <= min} C(n, i) / 2^n, at most 1
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (1, 9, 22 / 1024), (4, 4, 1.0), (10, 3, 756 / 8192)],
+)
+def test_mcnemar_by_hand(gained, lost, p_value):
+    """Exact binomial test on the discordant items; concordant ones do not matter."""
+    before = items([0] * gained + [1] * lost + [1, 0, 0])
+    after = items([1] * gained + [0] * lost + [1, 0, 0])
+    found = discordant(before, after)
+    assert (found.gained, found.lost) == (gained, lost)
+    assert found.p_value == pytest.approx(p_value)
+
+
+def test_mcnemar_is_for_independent_outcomes_of_0_or_1():
+    """Parts of one sample, or shares of 1, have none."""
+    half = items([0.5, 1.0])
+    assert discordant(half, half) is None
+    parts = [Item(id=f"1@{i}", type="all", value=1.0) for i in range(2)]
+    assert discordant(parts, parts) is None

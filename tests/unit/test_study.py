@@ -1,12 +1,9 @@
 import json
-import re
 
 import pytest
 
 from un2clip.config import UserError, merge
-from un2clip.report import compare_scores
-from un2clip.scores import Item, Scores
-from un2clip.study import study, table
+from un2clip.study import study
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +42,3 @@ def test_other_numbers_are_refused(done) -> None:
     params, to = done
     with pytest.raises(UserError, match="made with other numbers"):
         study(merge(params, {"finetune": {"batch_size": 8}}), to)
-
-
-def test_table_by_hand() -> None:
-    """Two seeds of one method: differences of +50 and 0 points, mean 25, sample deviation 35.4."""
-
-    def scores(role: str, values: list[float]) -> Scores:
-        items = tuple(Item(id=str(i), type="ab"[i % 2], value=value) for i, value in enumerate(values))
-        return Scores(
-            benchmark="pairs", role=role, method="m", unit="%", data_sha256="d", encoder_sha256=role, items=items
-        )
-
-    before = scores("reference", [1, 0, 0, 0])
-    results = [
-        (seed, "m", {"pairs": compare_scores(before, scores("tuned", after), confidence=0.95, resamples=100, seed=0)})
-        for seed, after in ((0, [1, 1, 1, 0]), (1, [1, 0, 0, 0]))
-    ]
-    lines = table(results).splitlines()
-    row = next(line for line in lines if line.startswith("| m |"))
-    assert re.match(
-        r"\| m \| 25\.0 → 75\.0 \(\+50\.0, .*\) \| 25\.0 → 25\.0 \(\+0\.0, .*\) \| \+25\.0 \| 35\.4 \|", row
-    )
-    assert lines[-1] == "| m | 50.0 → 75.0 | 0.0 → 25.0 |"

@@ -61,7 +61,8 @@ def test_one_parent_and_a_nested_run_a_stage(client, tmp_path, monkeypatch):
         (encoder / "open_clip_model.safetensors").write_bytes(b"weights")
     names = {"benchmark": "zeroshot", "encoder": encoder, "scores": scores}
     with tracking.stage_run("evaluate", params={}, names=names):
-        Scores(benchmark="zeroshot", role="tuned", method="un2clip", unit="%", data_sha256="d", encoder_sha256="e",
+        Scores(benchmark="zeroshot", role="tuned", method="un2clip", unit="%", protocol="",
+               data_sha256="d", encoder_sha256="e",
                items=(Item(id="0", type="a", value=1.0), Item(id="1", type="a", value=0.0)),
         ).save(scores / "tuned.json")  # fmt: skip
         (scores / "plot.png").write_bytes(b"png")

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -6,36 +7,37 @@ import torch
 
 from un2clip.checkpoint import load_clip, sha256_of, text_sha256
 from un2clip.config import UserError, build
-from un2clip.decoder import Generator, load_generator
+from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
-from un2clip.train import Training, fit
+from un2clip.running import Running, plainly
+from un2clip.train import Share, Training, fit
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def batches(generator: Generator, n: int = 8):
+def shares(start: int = 0, n: int = 8):
+    """Endless batches of noise, from step `start` on."""
     rng = torch.Generator().manual_seed(0)
-    while True:
-        latents = torch.randn(n, 4, 8, 8, generator=rng)
-        yield [f"sample{i}" for i in range(n)], torch.randn(n, 3, 32, 32, generator=rng), latents
+    for step in itertools.count():
+        latents, pixel_values = torch.randn(n, 4, 8, 8, generator=rng), torch.randn(n, 3, 32, 32, generator=rng)
+        if step >= start:
+            keys = [f"sample{i}" for i in range(n)]
+            yield Share(keys=keys, pixel_values=pixel_values, latents=latents, readable=torch.ones(n, dtype=torch.bool))
 
 
-def run(tiny, method: str, **changes: object):
+def run(tiny, method: str, shares=shares, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
-    training = dataclasses.replace(build(Training, tiny.params["finetune"]["training"], "finetune"), **changes)
+    training = build(Training, tiny.params["finetune"]["training"], "finetune")
+    running = build(Running, tiny.params["finetune"]["running"], "running")
+    names = {field.name for field in dataclasses.fields(Training)}
+    training = dataclasses.replace(training, **{k: v for k, v in changes.items() if k in names})
+    running = dataclasses.replace(running, **{k: v for k, v in changes.items() if k not in names})
     history: list[dict[str, float]] = []
-    fit(
-        clip.model,
-        generator,
-        METHODS[method],
-        training,
-        batches(generator),
-        torch.Generator().manual_seed(0),
-        lambda step, record: history.append(record),
-    )
+    rng = torch.Generator().manual_seed(0)
+    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history)
     return clip, generator, history
 
 
@@ -100,10 +102,10 @@ def test_first_step_is_adamws(tiny) -> None:
     clip, _, history = run(tiny, "un2clip", **changes)
     mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     visual = mine.model.visual.requires_grad_(True).train()
-    _, pixel_values, latents = next(batches(generator))
+    share = next(shares())
     rng = torch.Generator().manual_seed(0)
-    draws = draw(generator, latents, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
-    loss = diffusion_loss(generator, latents, visual(pixel_values), draws).mean()
+    draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    loss = diffusion_loss(generator, share.latents, visual(share.pixel_values), draws).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
     decayed = [p for p in visual.parameters() if p.ndim >= 2]
@@ -127,20 +129,13 @@ def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     training = build(Training, tiny.params["finetune"]["training"], "finetune")
 
-    def poisoned():
-        for i, (keys, pixel_values, latents) in enumerate(batches(generator)):
-            yield keys, pixel_values, latents if i == 0 else latents * math.nan
+    def poisoned(start: int):
+        for i, share in enumerate(shares()):
+            yield share if i == 0 else dataclasses.replace(share, latents=share.latents * math.nan)
 
+    rng = torch.Generator().manual_seed(0)
     with pytest.raises(UserError, match=r"loss is nan at step 1 \(samples sample0, sample1"):
-        fit(
-            clip.model,
-            generator,
-            METHODS["un2clip"],
-            training,
-            poisoned(),
-            torch.Generator().manual_seed(0),
-            lambda *_: None,
-        )
+        fit(clip.model, generator, METHODS["un2clip"], training, plainly(8), poisoned, rng, [])
     assert sha256_of(clip.model.state_dict()) == sha256_of(good.model.state_dict())
 
 
@@ -166,13 +161,14 @@ def test_a_trained_generator_listens(tiny) -> None:
     kinds = torch.tensor([1.0, -1.0]).repeat(8)
     pixel_values = kinds[:, None, None, None].expand(-1, 3, 32, 32)
     latents = kinds[:, None, None, None].expand(-1, 4, 8, 8)
-    keys = [str(i) for i in range(16)]
+    share = Share(
+        keys=[str(i) for i in range(16)], pixel_values=pixel_values, latents=latents, readable=torch.ones(16) > 0
+    )
     numbers = tiny.params["finetune"]["training"] | {"steps": 60, "decoder_lr": 1e-2}
     training = build(Training, numbers, "finetune")
-    same = iter(lambda: (keys, pixel_values, latents), None)
     rng = torch.Generator().manual_seed(0)
-    fit(clip.model, generator, METHODS["align"], training, same, rng, lambda *_: None)
-    draws = draw(generator, latents, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
+    fit(clip.model, generator, METHODS["align"], training, plainly(16), lambda _: itertools.repeat(share), rng, [])
+    draws = draw(generator, latents.shape, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
     with torch.no_grad():
         embeds = clip.model.encode_image(pixel_values)
         matched = diffusion_loss(generator, latents, embeds, draws).mean()

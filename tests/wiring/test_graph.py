@@ -154,7 +154,8 @@ def test_one_name_in_four_places(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_outputs_are_outputs_everywhere(stage: str) -> None:
     """What a component gives out is what dvc.yaml lists as outs, and the rest of its paths are deps."""
-    outs = {name for name, value in flags(stage).items() if value in DVC[stage]["outs"]}
+    listed = [path for each in DVC[stage]["outs"] for path in (each if isinstance(each, dict) else [each])]
+    outs = {name for name, value in flags(stage).items() if value in listed}
     deps = {name for name, value in flags(stage).items() if value in DVC[stage].get("deps", [])}
     spec = component_of(stage)
     paths = {name for name, each in spec.inputs.items() if each.type.startswith("system.")}
@@ -175,9 +176,9 @@ def test_types_are_the_same(stage: str) -> None:
 
 
 def test_each_stage_gets_its_own_section() -> None:
-    """A stage's `params` is its own section and no other, in a loop too; seed, method and device are the pipeline's."""
+    """A stage's `params` is its own section and no other, in a loop too; seed, method, device are the pipeline's."""
     for stage, parameters, _ in all_tasks():
         assert parameters["params"] == f"{stage}_params"
-        for name in {"seed", "method", "device"} & set(parameters):
+        for name in {"seed", "method", "device", "checkpoints"} & set(parameters):
             assert parameters[name] == name
         assert DVC[stage]["params"] == [stage]

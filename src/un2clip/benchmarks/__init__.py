@@ -31,9 +31,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one encoder reached: every item, in the order of the data, and the unit of their score."""
+    """What one encoder reached: every item, in the order of the data, the unit of their score, and the protocol.
+
+    The protocol is one line on how it was measured, as far as that moves the number and is not in the data's hash.
+    """
 
     unit: Unit
+    protocol: str
     items: tuple[Item, ...]
 
 

@@ -23,6 +23,7 @@ from un2clip.scores import Item
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 COLUMNS = ["Question ID", "Type", "Statement"]
+PROTOCOL = "fp32; 'a photo of ' + statement; ties are image 2; patterns by the Type column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
     )
-    return Outcome(unit="%", items=items)
+    return Outcome(unit="%", protocol=PROTOCOL, items=items)
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:

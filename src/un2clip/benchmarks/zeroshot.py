@@ -18,6 +18,8 @@ from un2clip.checkpoint import Clip
 from un2clip.config import UserError
 from un2clip.scores import Item
 
+PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
+
 
 def run(clip: Clip, folder: Path, options: Options) -> Outcome:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
@@ -48,7 +50,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
             items.append(Item(id=key, type=names[label], value=float(predicted == label)))
     if not items:
         raise UserError(f"{folder}/test holds no images")
-    return Outcome(unit="%", items=tuple(items))
+    return Outcome(unit="%", protocol=PROTOCOL, items=tuple(items))
 
 
 def _batches(clip: Clip, folder: Path, batch_size: int) -> Iterator[tuple[list[str], Tensor, list[int]]]:

@@ -1,22 +1,30 @@
 """Batches for training and validation: each image in two views, in an order that a seed decides.
 
-An epoch goes through every shard once, in a permuted order, and through each shard's samples once, in a
-permuted order: reading stays sequential, every sample is seen exactly once, and no state is hidden.
+The order is a formula. An epoch goes through the shards in a permuted order, and through each shard's samples
+in a permuted order; epoch follows epoch without a gap. Step k of a training takes the k-th `batch_size` samples
+of it, of which each process takes its share. So every sample is seen exactly once an epoch on any number of
+processes and workers, and a training goes on at any step without reading what came before.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from un2clip.config import UserError
-from un2clip.datasets.shards import read_index, samples
+from un2clip.datasets.latents import CachedLatents
+from un2clip.datasets.random_access import Unreadable, read_image
+from un2clip.datasets.shards import Shard, read_index
+from un2clip.decoder import Generator
 
 View = Callable[[Image.Image], Tensor]
+Place = tuple[int, int]  # number of the shard, number of the sample in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +32,30 @@ class Batch:
     """One batch of images in two views.
 
     Attributes:
-        keys: the samples' names, for messages.
+        keys: the samples' names, for messages; a reason where one is unreadable.
         pixel_values: (B, 3, H, W) float32, as the encoder wants it.
-        images: (B, 3, S, S) float32 in [-1, 1], as the generator's VAE wants it.
+        images: (B, 3, S, S) float32 in [-1, 1], as the generator's VAE wants it; None where latents are cached.
+        latents: (B, C, h, w), scaled, from the cache; or None.
+        readable: (B,) bool; a sample that could not be read is zeros and must not count.
     """
 
     keys: list[str]
     pixel_values: Tensor
-    images: Tensor
+    images: Tensor | None
+    latents: Tensor | None
+    readable: Tensor
+
+    def encoded(self, generator: Generator, at_once: int | None = None) -> Tensor:
+        """The latents on the generator's device: from the cache, or encoded here, `at_once` images at a time."""
+        if self.images is None:
+            assert self.latents is not None
+            return self.latents.to(generator.mean.device, non_blocking=True)
+        return torch.cat([generator.encode(part) for part in self.images.split(at_once or len(self.keys))])
+
+    def rows(self, rows: slice) -> "Batch":
+        """A part of the batch."""
+        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        return replace(self, **parts)
 
 
 def generator_view(image_px: int) -> View:
@@ -58,41 +82,102 @@ def count(shards: Path, split: str, at_least: int) -> int:
     return found
 
 
-def epoch(
-    shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int | None
-) -> Iterator[Batch]:
-    """All samples of a split once, in batches; the last one may be smaller.
+@dataclass(frozen=True, kw_only=True)
+class Reader(Dataset[Batch]):
+    """One sample of a split in its views, as a batch of one.
 
-    Args:
-        seed: decides the order; None keeps the order of the shards.
+    Attributes:
+        folder: the split's tars.
+        listed: its shards, as the index lists them.
+        encoder_view: of CLIP.
+        image_view: of the VAE; not made where latents are cached.
+        cached: the VAE's latents, or None.
     """
-    rng = None if seed is None else torch.Generator().manual_seed(seed)
-    names = [shard.name for shard in read_index(shards).splits[split]]
-    pending: list[tuple[str, Tensor, Tensor]] = []
-    for i in range(len(names)) if rng is None else torch.randperm(len(names), generator=rng).tolist():
-        shard = [(sample.key, sample.image) for sample in samples(shards / split, names[i])]
-        for j in range(len(shard)) if rng is None else torch.randperm(len(shard), generator=rng).tolist():
-            key, image = shard[j]
-            pending.append((key, encoder_view(image), image_view(image)))
-            if len(pending) == batch_size:
-                yield _stack(pending)
-                pending = []
-    if pending:
-        yield _stack(pending)
+
+    folder: Path
+    listed: tuple[Shard, ...]
+    encoder_view: View
+    image_view: View
+    cached: CachedLatents | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples in each shard."""
+        return [shard.samples for shard in self.listed]
+
+    def __getitem__(self, place: Place) -> Batch:
+        shard, number = place
+        tar = self.folder / self.listed[shard].name
+        try:
+            key, image = read_image(tar, number)
+            readable = True
+        except Unreadable as error:
+            key, image, readable = str(error), Image.new("RGB", (1, 1)), False
+        latents = None if self.cached is None else self.cached.read(tar, number)[None]
+        return Batch(
+            keys=[key],
+            pixel_values=self.encoder_view(image)[None] * readable,
+            images=self.image_view(image)[None] * readable if latents is None else None,
+            latents=latents,
+            readable=torch.tensor([readable]),
+        )
 
 
-def forever(
-    shards: Path, split: str, encoder_view: View, image_view: View, batch_size: int, seed: int
-) -> Iterator[Batch]:
-    """Full batches, epoch after epoch, each in an order of its own; an epoch's incomplete batch is left out."""
-    number = 0
+def open_split(
+    shards: Path, split: str, encoder_view: View, image_view: View, cached: CachedLatents | None = None
+) -> Reader:
+    """The samples of a split that `ingest` wrote (train or heldout)."""
+    listed = read_index(shards).splits[split]
+    return Reader(folder=shards / split, listed=listed, encoder_view=encoder_view, image_view=image_view, cached=cached)
+
+
+def in_order(sizes: Sequence[int]) -> Iterator[Place]:
+    """Every sample once, in the order of the shards."""
+    return ((shard, number) for shard, size in enumerate(sizes) for number in range(size))
+
+
+def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[Place]:
+    """Epoch after epoch without end, each in an order of its own, from the sample at position `start` on."""
+    epoch, skip = divmod(start, sum(sizes))
     while True:
-        for batch in epoch(shards, split, encoder_view, image_view, batch_size, seed=seed * 1_000_003 + number):
-            if len(batch.keys) == batch_size:
-                yield batch
-        number += 1
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for shard in torch.randperm(len(sizes), generator=rng).tolist():
+            numbers = torch.randperm(sizes[shard], generator=rng).tolist()
+            yield from ((shard, number) for number in numbers[skip:])
+            skip = max(0, skip - len(numbers))
+        epoch += 1
 
 
-def _stack(pending: list[tuple[str, Tensor, Tensor]]) -> Batch:
-    keys, pixel_values, images = zip(*pending, strict=True)
-    return Batch(keys=list(keys), pixel_values=torch.stack(pixel_values), images=torch.stack(images))
+def batched(places: Iterator[Place], batch_size: int, share: slice = slice(None)) -> Iterator[list[Place]]:
+    """Batches of places, the last one as it comes; `share` is the part of each that this process reads."""
+    while batch := list(islice(places, batch_size)):
+        yield batch[share]
+
+
+def read(reader: Reader, batches: Iterator[list[Place]], workers: int) -> Iterator[Batch]:
+    """Read batches of places, by `workers` processes beside this one (0: none), in their order."""
+    loader: DataLoader[Batch] = DataLoader(
+        reader,
+        batch_sampler=batches,  # any iterable of lists will do
+        collate_fn=_join,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def strict(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; a sample that cannot be read is a UserError here: what is measured must be whole."""
+    for batch in batches:
+        if not batch.readable.all():
+            raise UserError(f"{batch.keys[int(batch.readable.int().argmin())]}; run `un2clip ingest` again")
+        yield batch
+
+
+def _join(samples: list[Batch]) -> Batch:
+    def join(name: str) -> Tensor | None:
+        values = [getattr(sample, name) for sample in samples]
+        return None if values[0] is None else torch.cat(values)
+
+    tensors = {name: join(name) for name in ("pixel_values", "images", "latents", "readable")}
+    return Batch(keys=[key for sample in samples for key in sample.keys], **tensors)  # type: ignore[arg-type]

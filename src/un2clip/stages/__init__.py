@@ -17,7 +17,8 @@ from un2clip.config import UserError, build, convert
 
 #: In the order of the graph (dvc.yaml).
 STAGES = (
-    "shapes", "ingest", "backbones", "finetune", "diffusion_loss", "evaluate", "reconstruct", "compare", "promote",
+    "shapes", "ingest", "backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct",
+    "compare", "promote",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ stratified: each image meets one from every bin of equal width, drawn uniformly 
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -14,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.checkpoint import encoder_sha256, load_clip
-from un2clip.config import at_least_one
+from un2clip.config import at_least_one, not_negative
 from un2clip.datasets import loader
+from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator
 from un2clip.devices import pick_device
@@ -35,13 +37,23 @@ class DiffusionLoss:
     bins: int
     noise_level: int
     batch_size: int
+    workers: int
 
     def __post_init__(self) -> None:
         at_least_one(self, "images", "bins", "batch_size")
+        not_negative(self, "workers")
 
 
 def diffusion_loss(
-    params: DiffusionLoss, *, seed: int, device: str, shards: Path, backbones: Path, encoder: Path, scores: Path
+    params: DiffusionLoss,
+    *,
+    seed: int,
+    device: str,
+    shards: Path,
+    backbones: Path,
+    latents: Path,
+    encoder: Path,
+    scores: Path,
 ) -> None:
     """Write reference.json and tuned.json (one item an image and bin) and diffusion_loss.png.
 
@@ -50,6 +62,7 @@ def diffusion_loss(
         device: auto, cpu or cuda.
         shards: its heldout/ is measured, at most `images` of it.
         backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own.
+        latents: the cache of the VAE's latents, which may be empty.
         encoder: the tuned checkpoint.
         scores: folder of the two scores files and the plot.
     """
@@ -60,38 +73,31 @@ def diffusion_loss(
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
     rng = torch.Generator().manual_seed(seed)
     items: dict[Role, list[Item]] = {role: [] for role in clips}
-    batches = loader.epoch(
-        shards,
-        "heldout",
-        clips["reference"].preprocess,
-        loader.generator_view(generator.image_px),
-        params.batch_size,
-        seed=None,
-    )
+    view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator)
+    reader = loader.open_split(shards, "heldout", clips["reference"].preprocess, view, cached)
+    places = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
-        for batch in batches:
-            n = min(len(batch.keys), total - int(progress.n))
-            if n == 0:
-                break
-            latents = generator.encode(batch.images[:n])
-            embeds = {role: clip.embed(batch.pixel_values[:n]) for role, clip in clips.items()}
+        for batch in loader.strict(loader.read(reader, places, params.workers)):
+            encoded = batch.encoded(generator)
+            embeds = {role: clip.embed(batch.pixel_values) for role, clip in clips.items()}
             for i in range(params.bins):
-                name, draws = _draws(generator, latents, rng, i, params)
+                name, draws = _draws(generator, encoded, rng, i, params)
                 draws = draws.to(where)
                 for role, image_embeds in embeds.items():
                     with torch.no_grad():
-                        values = loss_of(generator, latents, image_embeds, draws).tolist()
+                        values = loss_of(generator, encoded, image_embeds, draws).tolist()
                     items[role] += [
                         Item(id=f"{key}@{name}", type=name, value=value)
-                        for key, value in zip(batch.keys[:n], values, strict=True)
+                        for key, value in zip(batch.keys, values, strict=True)
                     ]
-            progress.update(n)
+            progress.update(len(batch.keys))
     both = {
         role: Scores(
             benchmark="diffusion_loss",
             role=role,
             method=method,
             unit="mse",
+            protocol=f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}",
             data_sha256=digest(shards),
             encoder_sha256=encoder_sha256(folder),
             items=tuple(items[role]),

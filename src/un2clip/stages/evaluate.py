@@ -33,9 +33,10 @@ def evaluate(
             role=role,
             method=method,
             unit=outcome.unit,
+            protocol=outcome.protocol,
             data_sha256=sha256,
             encoder_sha256=encoder_sha256(folder),
             items=outcome.items,
         )
         result.save(scores / f"{role}.json")
-        print(f"{benchmark}: {role} {result.score:.1f} % of {result.n}")
+        print(f"{benchmark}: {role} {result.score:.1f} {result.unit} of {result.n}")

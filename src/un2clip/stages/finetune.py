@@ -1,94 +1,218 @@
 """Stage `finetune`: the method. The encoder trains until the generator, given its embedding, draws the image better."""
 
 import dataclasses
+import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from un2clip import tracking
-from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, text_sha256
-from un2clip.config import UserError, at_least_one
+from un2clip import distributed, tracking
+from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
+from un2clip.config import Stopped, UserError, at_least_one
 from un2clip.datasets import loader
+from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
-from un2clip.decoder import load_generator, save_generator
+from un2clip.decoder import Generator, load_generator, save_generator
+from un2clip.decoder.assemble import measure_statistics
+from un2clip.devices import pick_device
 from un2clip.methods import get_method
-from un2clip.train import Record, Training, fit
+from un2clip.resume import Checkpoints
+from un2clip.running import Record, Running
+from un2clip.train import Share, Training, fit
+
+UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """The section `finetune` of params.yaml."""
+    """The section `finetune` of params.yaml.
+
+    Attributes:
+        batch_size: images of one optimiser step, of all processes together.
+        statistics_images: how many images `align` measures the normaliser on.
+        training: what is learned.
+        running: how it is computed.
+    """
 
     batch_size: int
+    statistics_images: int
     training: Training
+    running: Running
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
+        at_least_one(self, "batch_size", "statistics_images")
+        if self.batch_size % self.running.processes:
+            raise ValueError(
+                f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
+            )
 
 
 def finetune(
-    params: Finetune, *, method: str, seed: int, device: str, shards: Path, backbones: Path, encoder: Path
+    params: Finetune,
+    *,
+    method: str,
+    seed: int,
+    device: str,
+    checkpoints: str,
+    shards: Path,
+    backbones: Path,
+    latents: Path,
+    encoder: Path,
 ) -> None:
-    """Train the encoder by one row of the method table.
+    """Train the encoder by one row of the method table. A training that was cut off goes on where it was.
 
     Args:
         method: a row of methods.py.
         seed: order of the images, timesteps and noise.
         device: auto, cpu or cuda.
+        checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
         shards: checked images; no caption is read.
         backbones: clip/ and unclip/.
+        latents: the cache of the VAE's latents, which may be empty.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and generator/, if it trained.
 
     Raises:
-        UserError: the parts do not fit, there are fewer images than a batch, or the loss is not finite. In the
-            last case the last good weights are in `encoder` all the same, and its lineage says so.
+        UserError: the parts do not fit, there are fewer images than a batch, memory is short, or the loss is not
+            finite. In the last case the last good weights are in `encoder` all the same, and its lineage says so.
+        Stopped: a signal asked for it; the same call goes on.
     """
+    get_method(method)  # a wrong name is said before anything is started
+    words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
+    paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
+    if distributed.world_size() == 1 and params.running.processes > 1:
+        distributed.launch(params.running.processes, _train, params, words | paths, tracking.active_run())
+    else:
+        _train(params, words | paths, None)
+
+
+def _train(params: Finetune, names: dict[str, Any], run_id: str | None) -> None:
+    """One process of the training. `run_id` is the stage's run in MLflow where another process has begun it."""
+    device = pick_device(names["device"])
+    main = distributed.rank() == 0
+    with distributed.group(device), tracking.attached(run_id if main else None):
+        try:
+            _finetune(params, device=device, main=main, **{k: v for k, v in names.items() if k != "device"})
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {device} ({str(error).split('. ')[0]}); lower finetune.running.max_per_device, set "
+                "finetune.running.gradient_checkpointing to true, or precision and frozen there to bf16"
+            ) from None
+
+
+def _finetune(
+    params: Finetune,
+    *,
+    method: str,
+    seed: int,
+    device: torch.device,
+    main: bool,
+    checkpoints: str,
+    shards: Path,
+    backbones: Path,
+    latents: Path,
+    encoder: Path,
+) -> None:
     row = get_method(method)
-    clip, generator = load_clip(backbones / "clip"), load_generator(backbones / "unclip")
+    clip, generator = load_clip(backbones / "clip", device), load_generator(backbones / "unclip", device)
+    generator.check_fits(clip.embed_dim)
     loader.count(shards, "train", at_least=params.batch_size)
+    cached = open_latents(latents, shards, generator)
+    reader = loader.open_split(shards, "train", clip.preprocess, loader.generator_view(generator.image_px), cached)
+    if row.measures_statistics:
+        places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
+        pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
+        generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
     text_before = text_sha256(clip.model)
-    batches = loader.forever(
-        shards, "train", clip.preprocess, loader.generator_view(generator.image_px), params.batch_size, seed
-    )
+    parents = {
+        "shards": digest(shards),
+        "clip": sha256_of(clip.model.state_dict()),
+        "generator": sha256_of(generator.state_dict()),
+    }
+    kept = _checkpoints(params, checkpoints, {"method": method, "seed": seed, "parents": parents})
+    saved = kept.newest() if kept else None
+    if kept and saved and main:
+        print(f"finetune: goes on after step {saved.step} of {params.training.steps}, from {kept.folder}")
+        tracking.tag("resumed_from", saved.tags["mlflow_run"])
     history: list[Record] = []
-
-    def log(step: int, record: Record) -> None:
-        history.append(record)
-        tracking.log_metrics(step, record)
-
-    failure = None
+    failure: UserError | None = None
     try:
         fit(
             clip.model,
             generator,
             row,
             params.training,
-            ((batch.keys, batch.pixel_values, generator.encode(batch.images)) for batch in batches),
+            params.running,
+            lambda step: _shares(reader, generator, params, seed, step),
             torch.Generator().manual_seed(seed),
-            log,
+            history,
+            watch=tracking.log_metrics,
+            checkpoints=kept,
+            saved=saved,
         )
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}; the same command goes on") from None
     except UserError as error:
         if not history:
             raise
         failure = UserError(f"{error}; the weights of step {len(history)}, the last good one, are in {encoder}")
     assert text_sha256(clip.model) == text_before, "a method must not touch the text tower"
-    save_clip(clip, encoder)
-    if "decoder" in row.trains:
-        save_generator(generator, like=backbones / "unclip", folder=encoder / "generator")
-    lineage: dict[str, Any] = {
-        "method": method,
-        "seed": seed,
-        "params": dataclasses.asdict(params),
-        "steps_done": len(history),
-        "complete": failure is None,
-        "parents": {"shards": digest(shards), "clip": encoder_sha256(backbones / "clip")},
-        "encoder_sha256": encoder_sha256(encoder),
-        "text_sha256": text_before,
-    }
-    (encoder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
-    (encoder / "history.json").write_text(json.dumps(history) + "\n")
+    if main:
+        save_clip(clip, encoder)
+        if "decoder" in row.trains:
+            save_generator(generator, like=backbones / "unclip", folder=encoder / "generator")
+        lineage = {
+            "method": method,
+            "seed": seed,
+            "params": dataclasses.asdict(params),
+            "steps_done": len(history),
+            "unreadable": int(history[-1]["unreadable"]) if history else 0,
+            "complete": failure is None,
+            "parents": parents,
+            "encoder_sha256": encoder_sha256(encoder),
+            "text_sha256": text_before,
+        }
+        (encoder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+        (encoder / "history.json").write_text(json.dumps(history) + "\n")
+        if kept is not None:
+            kept.clear()
     if failure is not None:
         raise failure
+
+
+def _shares(reader: loader.Reader, generator: Generator, params: Finetune, seed: int, step: int) -> Iterator[Share]:
+    """This process's part of every batch from `step` on, read ahead by the workers."""
+    rank, world = distributed.rank(), distributed.world_size()
+    mine = slice(rank * params.batch_size // world, (rank + 1) * params.batch_size // world)
+    places = loader.shuffled(reader.sizes, seed, start=step * params.batch_size)
+    device, told = generator.mean.device, 0
+    for batch in loader.read(reader, loader.batched(places, params.batch_size, mine), params.running.workers):
+        for key, readable in zip(batch.keys, batch.readable.tolist(), strict=True):
+            if not readable and (told := told + 1) <= UNREADABLE_TOLD:
+                tqdm.write(f"un2clip: left out: {key}", file=sys.stderr)
+        yield Share(
+            keys=batch.keys,
+            pixel_values=batch.pixel_values.to(device, non_blocking=True),
+            latents=batch.encoded(generator, at_once=params.running.max_per_device),
+            readable=batch.readable.to(device),
+        )
+
+
+def _checkpoints(params: Finetune, folder: str, names: dict[str, Any]) -> Checkpoints | None:
+    """Where the state of this very training is kept: in a folder named by all that decides its result."""
+    if not folder:
+        return None
+    running = {name: getattr(params.running, name) for name in ("precision", "frozen")}
+    decides = names | {"training": dataclasses.asdict(params.training), "batch_size": params.batch_size} | running
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return Checkpoints(
+        folder=Path(folder) / name,
+        every=params.running.checkpoint_every,
+        keep=params.running.keep_checkpoints,
+        tags={"mlflow_run": tracking.active_run()},
+    )

@@ -48,10 +48,10 @@ def reconstruct(
     generator = load_generator(backbones / "unclip", where)
     reference, tuned = load_clip(backbones / "clip", where), load_clip(encoder, where)
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
-    batch = next(
-        loader.epoch(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px), n, seed=None)
-    )
-    rows = {"original": batch.images, "the VAE alone": generator.decode(generator.encode(batch.images))}
+    reader = loader.open_split(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px))
+    batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
+    assert batch.images is not None, "nothing is cached here"
+    rows = {"original": batch.images, "the VAE alone": generator.decode(batch.encoded(generator))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
         rows[name] = sample(
             generator,

@@ -19,8 +19,9 @@ from un2clip.decoder import Generator
 from un2clip.decoder.assemble import assemble
 from un2clip.huggingface import bpe_tokenizer
 from un2clip.methods import METHODS
+from un2clip.running import plainly
 from un2clip.toy import orders
-from un2clip.train import Training, fit, rate_schedule
+from un2clip.train import Share, Training, fit, rate_schedule
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
 
@@ -167,16 +168,23 @@ def train_unclip(
 ) -> None:
     """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
 
-    def batches() -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    def shares(start: int) -> Iterator[Share]:
         for index in orders(len(latents), size.batch_size, size.training.steps):
-            yield [str(i) for i in index.tolist()], pixel_values[index], latents[index]
+            yield Share(
+                keys=[str(i) for i in index.tolist()],
+                pixel_values=pixel_values[index],
+                latents=latents[index],
+                readable=torch.ones(len(index), dtype=torch.bool, device=latents.device),
+            )
 
     fit(
         clip.model,
         generator,
         METHODS["align"],
         size.training,
-        batches(),
+        plainly(size.batch_size),
+        shares,
         torch.Generator().manual_seed(seed),
-        lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": value for name, value in record.items()}),
+        history=[],
+        watch=lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": x for name, x in record.items()}),
     )

@@ -1,0 +1,19 @@
+"""KFP dialect of the stage `latents`."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def latents(
+    params: dict,
+    device: str,
+    shards: dsl.Input[dsl.Dataset],
+    backbones: dsl.Input[dsl.Model],
+    latents: dsl.Output[dsl.Dataset],
+):
+    """Encode every image by the generator's VAE, once."""
+    from un2clip.stages import run_stage
+
+    run_stage("latents", params, device=device, shards=shards.path, backbones=backbones.path, latents=latents.path)

@@ -1,0 +1,93 @@
+"""Stage `latents`: encode every image by the VAE once, so that training and validation need not do it again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from un2clip.config import at_least_one, not_negative
+from un2clip.datasets import loader
+from un2clip.datasets.latents import INDEX, file_of, vae_sha256
+from un2clip.datasets.shards import read_index
+from un2clip.decoder import load_generator
+from un2clip.devices import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """The section `latents` of params.yaml.
+
+    Attributes:
+        cache: whether to encode here; otherwise latents are encoded whenever they are needed.
+        dtype: of the files.
+        batch_size: images encoded at once.
+        workers: processes that read images; 0 for none beside this one.
+    """
+
+    cache: bool
+    dtype: Literal["float32", "float16", "bfloat16"]
+    batch_size: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch_size")
+        not_negative(self, "workers")
+
+
+def latents(params: Latents, *, device: str, shards: Path, backbones: Path, latents: Path) -> None:
+    """Write split/00000.safetensors beside every shard, and latents.json. A file that is there and fits is kept.
+
+    Args:
+        device: auto, cpu or cuda.
+        shards: checked images.
+        backbones: its unclip/ has the VAE.
+        latents: folder of the cache; without `cache` it gets latents.json alone.
+
+    Raises:
+        UserError: a sample cannot be read.
+    """
+    generator = load_generator(backbones / "unclip", pick_device(device))
+    key, index = vae_sha256(generator), read_index(shards)
+    kept: set[Path] = set()
+    for split, listed in index.splits.items() if params.cache else ():
+        reader = loader.open_split(shards, split, _no_view, loader.generator_view(generator.image_px))
+        for number, shard in enumerate(tqdm(listed, unit="shard", desc=f"latents {split}", mininterval=1)):
+            path = file_of(latents, reader.folder / shard.name)
+            what = {"vae_sha256": key, "shard_sha256": shard.sha256, "dtype": params.dtype}
+            if _described(path) != what:
+                places = loader.batched(((number, i) for i in range(shard.samples)), params.batch_size)
+                batches = loader.strict(loader.read(reader, places, params.workers))
+                encoded = torch.cat([batch.encoded(generator).cpu() for batch in batches])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata=what)
+                partial.replace(path)
+            kept.add(path)
+    for path in [*latents.glob("*/*.safetensors"), *latents.glob("*/*.partial")]:
+        if path not in kept:
+            path.unlink()  # of a shard that is no more, or of a run that was cut off
+    made = {f"{split}/{shard.name}": shard.sha256 for split, listed in index.splits.items() for shard in listed}
+    latents.mkdir(parents=True, exist_ok=True)
+    content = {"cached": params.cache, "vae_sha256": key, "shards": made if params.cache else {}}
+    (latents / INDEX).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _no_view(image: Image.Image) -> Tensor:
+    """What the encoder would see is not wanted here."""
+    return torch.empty(0)
+
+
+def _described(path: Path) -> dict[str, str] | None:
+    """What a file of the cache says it is of; None where there is none, or it is broken."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return None

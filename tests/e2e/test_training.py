@@ -1,0 +1,157 @@
+"""Trainings that are killed, stopped, damaged, or run in several processes: the real stage, in real processes."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from un2clip import distributed, tracking
+from un2clip.config import Stopped, UserError
+from un2clip.stages import run_stage
+
+STEPS = 9
+SPAWN = multiprocessing.get_context("forkserver")  # a fork of a process whose autograd has run cannot use it
+SPAWN.set_forkserver_preload(["un2clip.stages.finetune"])
+
+
+def section(tiny, **changes: object) -> dict[str, Any]:
+    """Nine steps, a checkpoint at every second one."""
+    given = tiny.params["finetune"]
+    training = given["training"] | {"steps": STEPS, "encoder_lr": 1e-3, "ema_decay": 0.5}
+    running = given["running"] | {"checkpoint_every": 2, "keep_checkpoints": 2}
+    for name, value in changes.items():
+        (training if name in training else running)[name] = value
+    return given | {"training": training, "running": running}
+
+
+def names(tiny, folder: Path, encoder: str) -> dict[str, Any]:
+    words = {"method": "un2clip-anchored", "seed": 3, "device": "cpu", "checkpoints": str(folder / "checkpoints")}
+    paths = {"shards": tiny.shards, "backbones": tiny.backbones, "latents": tiny.latents, "encoder": folder / encoder}
+    return words | paths
+
+
+def train(params: dict[str, Any], arguments: dict[str, Any], at: int | None, number: int) -> None:
+    """Run the stage; right after step `at` the process gets a signal."""
+    os.environ["UN2CLIP_TRACKING"] = "off"
+
+    def watch(step: int, values: object) -> None:
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    tracking.log_metrics = watch
+    try:
+        run_stage("finetune", params, **arguments)
+    except Stopped as stopped:
+        Path(arguments["encoder"]).with_name("said").write_text(str(stopped))
+
+
+def in_a_process(*arguments: Any) -> int | None:
+    process = SPAWN.Process(target=train, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def content(encoder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in encoder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_stage("finetune", section(tiny), **names(tiny, folder, "encoder"))
+    assert not list((folder / "checkpoints").glob("*/*")), "what is finished keeps no state"
+    return content(folder / "encoder")
+
+
+def test_killed_at_three_random_steps_ends_with_the_same_bytes(tiny, tmp_path, unbroken) -> None:
+    """kill -9, three times, then once more without: weights, history and lineage are those of an unbroken run."""
+    steps = sorted(random.Random(20261122).sample(range(1, STEPS), 3))
+    arguments = names(tiny, tmp_path, "encoder")
+    for at in steps:
+        assert in_a_process(section(tiny), arguments, at, signal.SIGKILL) == -signal.SIGKILL
+        assert not (tmp_path / "encoder").exists()
+    run_stage("finetune", section(tiny), **arguments)
+    assert content(tmp_path / "encoder") == unbroken
+
+
+def test_a_signal_keeps_the_last_step(tiny, tmp_path, unbroken, capfd) -> None:
+    """SIGTERM ends the training after the step it is in, with a sentence; the same command goes on from there."""
+    arguments = names(tiny, tmp_path, "encoder")
+    assert in_a_process(section(tiny, checkpoint_every=1000), arguments, 2, signal.SIGTERM) == 0
+    said = (tmp_path / "said").read_text()
+    assert said == "stopped by a signal after 4 of 9 steps; the same command goes on"
+    kept = list((tmp_path / "checkpoints").glob("*/step_*"))
+    assert [path.name for path in kept] == ["step_00000004"]
+    run_stage("finetune", section(tiny), **arguments)
+    assert "goes on after step 4 of 9" in capfd.readouterr().out
+    assert content(tmp_path / "encoder")["open_clip_model.safetensors"] == unbroken["open_clip_model.safetensors"]
+
+
+def cut_in_half(folder: Path) -> None:
+    path = folder / "state.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def lose_the_description(folder: Path) -> None:
+    (folder / "state.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, flip_a_bit, lose_the_description])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tiny, tmp_path, unbroken, capfd, damage: Callable[[Path], None]
+) -> None:
+    """The newest of two is damaged: it is named, the one before is used, and the end is the same."""
+    arguments = names(tiny, tmp_path, "encoder")
+    in_a_process(section(tiny), arguments, 7, signal.SIGKILL)
+    kept = sorted((tmp_path / "checkpoints").glob("*/step_*"))
+    assert [path.name for path in kept] == ["step_00000004", "step_00000006"]
+    damage(kept[-1])
+    run_stage("finetune", section(tiny), **arguments)
+    said = capfd.readouterr()
+    assert "step_00000006 is damaged" in said.err and "goes on after step 4 of 9" in said.out
+    assert content(tmp_path / "encoder") == unbroken
+
+
+def test_other_numbers_do_not_go_on_from_this_state(tiny, tmp_path, capfd) -> None:
+    """A state belongs to what decides its result: another rate begins at the beginning."""
+    arguments = names(tiny, tmp_path, "encoder")
+    in_a_process(section(tiny), arguments, 5, signal.SIGKILL)
+    run_stage("finetune", section(tiny, encoder_lr=2e-3), **arguments)
+    assert "goes on" not in capfd.readouterr().out
+    assert len(json.loads((tmp_path / "encoder/history.json").read_text())) == STEPS
+
+
+def test_two_processes_train_as_one(tiny, tmp_path, unbroken) -> None:
+    """DistributedDataParallel over gloo: the same global batch, the same losses, whatever is accumulated."""
+    run_stage("finetune", section(tiny, processes=2, max_per_device=3), **names(tiny, tmp_path, "encoder"))
+    history = json.loads((tmp_path / "encoder/history.json").read_text())
+    alone = json.loads(unbroken["history.json"])
+    assert len(history) == len(alone) == STEPS
+    for row, other in zip(history, alone, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-6)
+    assert [row["diffusion_loss"] for row in history] == pytest.approx(
+        [row["diffusion_loss"] for row in alone], rel=1e-5
+    )
+
+
+def test_a_mistake_in_one_of_several_processes_is_one_line(tiny, tmp_path) -> None:
+    """What a process finds wrong is the stage's own UserError, and the last good weights are kept."""
+    params = section(tiny, processes=2, encoder_lr=1e30, warmup_steps=0)
+    with pytest.raises(UserError, match=r"^the loss is (nan|inf) at step \d+ .* the last good one, are in"):
+        run_stage("finetune", params, **names(tiny, tmp_path, "encoder"))
+    assert not json.loads((tmp_path / "encoder/lineage.json").read_text())["complete"]
+    assert distributed.world_size() == 1

@@ -1,0 +1,89 @@
+"""The latents cache: what is in it, when it is kept, and when it is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from un2clip.config import UserError
+from un2clip.datasets import loader
+from un2clip.datasets.latents import open_latents
+from un2clip.decoder import load_generator
+from un2clip.stages import run_stage
+from un2clip.stages.latents import _no_view
+
+
+def encode(tiny, to: Path, shards: Path | None = None, **changes: object) -> Path:
+    section = tiny.params["latents"] | changes
+    run_stage("latents", section, device="cpu", shards=shards or tiny.shards, backbones=tiny.backbones, latents=to)
+    return to
+
+
+def finetune(tiny, latents: Path, encoder: Path) -> list[dict[str, float]]:
+    words = {"method": "un2clip-anchored", "seed": 3, "device": "cpu", "checkpoints": ""}
+    paths = {"shards": tiny.shards, "backbones": tiny.backbones, "latents": latents, "encoder": encoder}
+    run_stage("finetune", tiny.params["finetune"], **words, **paths)
+    return json.loads((encoder / "history.json").read_text())
+
+
+def test_the_cache_holds_what_the_vae_makes(tiny) -> None:
+    """Every sample of both splits: the cached latents are the generator's own, image by image."""
+    generator = load_generator(tiny.backbones / "unclip")
+    cached = open_latents(tiny.latents, tiny.shards, generator)
+    assert cached is not None
+    for split, total in (("train", 192), ("heldout", 48)):
+        reader = loader.open_split(tiny.shards, split, _no_view, loader.generator_view(32))
+        batches = list(loader.read(reader, loader.batched(loader.in_order(reader.sizes), 1), 0))
+        assert len(batches) == total
+        for batch, (shard, number) in zip(batches, loader.in_order(reader.sizes), strict=True):
+            latents = cached.read(reader.folder / reader.listed[shard].name, number)
+            torch.testing.assert_close(latents[None], generator.encode(batch.images), rtol=0, atol=1e-5)
+
+
+def test_training_is_the_same_with_and_without_the_cache(tiny, tmp_path) -> None:
+    """Crops are deterministic, so the losses of every step agree, within what another batch size rounds."""
+    without = finetune(tiny, encode(tiny, tmp_path / "none", cache=False), tmp_path / "a")
+    for row, other in zip(without, finetune(tiny, tiny.latents, tmp_path / "b"), strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert [path.name for path in (tmp_path / "none").rglob("*")] == ["latents.json"]
+
+
+def test_half_precision_is_half_as_large(tiny, tmp_path) -> None:
+    """float16 files hold the same numbers within its rounding."""
+    made = encode(tiny, tmp_path / "half", dtype="float16")
+    for path in made.rglob("*.safetensors"):
+        half, full = load_file(path)["latents"], load_file(tiny.latents / path.relative_to(made))["latents"]
+        assert half.dtype == torch.float16
+        torch.testing.assert_close(half.float(), full, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_there_is_kept_and_what_is_not_is_made(tiny, tmp_path) -> None:
+    """A second run writes only the file that is missing, removes what belongs to no shard, mends what is broken."""
+    made = encode(tiny, tmp_path / "l")
+    first, second = sorted((made / "train").glob("*.safetensors"))[:2]
+    before = {path: path.read_bytes() for path in made.rglob("*.safetensors")}
+    save_file({"latents": torch.zeros(2, 4, 8, 8)}, made / "train/99999.safetensors")
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:50])
+    untouched = sorted((made / "heldout").glob("*"))[0]
+    stamp = untouched.stat().st_mtime_ns
+    encode(tiny, made)
+    assert {path: path.read_bytes() for path in made.rglob("*.safetensors")} == before
+    assert untouched.stat().st_mtime_ns == stamp
+
+
+def test_another_vae_or_other_shards_are_refused(tiny, tmp_path) -> None:
+    """The cache is keyed by the VAE and by each shard."""
+    generator = load_generator(tiny.backbones / "unclip")
+    with torch.no_grad():
+        generator.vae.encoder.conv_in.weight.mul_(1.01)
+    with pytest.raises(UserError, match="was made by VAE .* run `un2clip latents` again"):
+        open_latents(tiny.latents, tiny.shards, generator)
+    generator = load_generator(tiny.backbones / "unclip")
+    shutil.copytree(tiny.latents, tmp_path / "l")
+    next((tmp_path / "l/heldout").glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match="has no latents of heldout/00000.tar; run `un2clip latents` again"):
+        open_latents(tmp_path / "l", tiny.shards, generator)

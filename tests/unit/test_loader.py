@@ -1,0 +1,97 @@
+"""The order of samples, its shares, and what cannot be read."""
+
+import itertools
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from un2clip.checkpoint import load_clip
+from un2clip.config import UserError
+from un2clip.datasets import loader
+from un2clip.datasets.random_access import locate, read_image
+from un2clip.datasets.shards import read_index, samples
+
+SIZES = [5, 1, 7, 3]
+
+
+def open_tiny(tiny, shards: Path | None = None, split: str = "train") -> loader.Reader:
+    clip = load_clip(tiny.backbones / "clip")
+    return loader.open_split(shards or tiny.shards, split, clip.preprocess, loader.generator_view(32))
+
+
+def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
+    """Three epochs of 16 samples: each holds all of them, no two are alike; another seed gives other orders."""
+    stream = list(itertools.islice(loader.shuffled(SIZES, seed=3), 48))
+    epochs = [stream[i : i + 16] for i in (0, 16, 32)]
+    assert all(sorted(epoch) == list(loader.in_order(SIZES)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert stream != list(itertools.islice(loader.shuffled(SIZES, seed=4), 48))
+
+
+@pytest.mark.parametrize("start", [0, 1, 6, 15, 16, 17, 40])
+def test_the_order_can_be_entered_anywhere(start: int) -> None:
+    """From position k on it is what the whole order is from position k on, within an epoch and beyond it."""
+    whole = list(itertools.islice(loader.shuffled(SIZES, seed=1), 60))
+    assert list(itertools.islice(loader.shuffled(SIZES, seed=1, start=start), 60 - start)) == whole[start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_processes_and_workers_reads_each_sample_once(tiny, world: int, workers: int) -> None:
+    """The shares of all processes, put together in order, are the batches of one process; an epoch is complete."""
+    reader = open_tiny(tiny)
+    whole = list(itertools.islice(loader.shuffled(reader.sizes, 0), 192))
+    keys: list[list[str]] = [[] for _ in range(4)]
+    for rank in range(world):
+        places = itertools.islice(loader.shuffled(reader.sizes, 0), 192)
+        share = slice(rank * 48 // world, (rank + 1) * 48 // world)
+        for i, batch in enumerate(loader.read(reader, loader.batched(places, 48, share), workers if world == 2 else 0)):
+            keys[i] += batch.keys
+    flat = [key for batch in keys for key in batch]
+    names = [shard.name for shard in reader.listed]
+    assert flat == [locate(reader.folder / names[shard])[number].key for shard, number in whole]
+    assert len(set(flat)) == 192
+
+
+def test_random_access_reads_what_the_stream_reads(tiny) -> None:
+    """Each sample by its number has the key and the pixels that reading the shard from its beginning gives."""
+    for shard in read_index(tiny.shards).splits["train"]:
+        for number, sample in enumerate(samples(tiny.shards / "train", shard.name)):
+            key, image = read_image(tiny.shards / "train" / shard.name, number)
+            assert key == sample.key and image.tobytes() == sample.image.tobytes()
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path) -> Path:
+    """The shards, with the pixels of one sample overwritten and another shard's headers gone from its third on."""
+    shutil.copytree(tiny.shards, tmp_path / "shards")
+    first, second = (tmp_path / "shards/train" / f"0000{i}.tar" for i in (0, 1))
+    location = locate(tiny.shards / "train" / first.name)[4]
+    with first.open("r+b") as file:
+        file.seek(location.offset + 20)
+        file.write(b"\xff" * 40)
+    with tarfile.open(second) as tar:
+        third = [member for member in tar if member.name.endswith(".png")][2]
+    with second.open("r+b") as file:
+        file.seek(third.offset)
+        file.write(b"\xff" * 512)
+    return tmp_path / "shards"
+
+
+def test_what_cannot_be_read_is_marked_and_the_epoch_goes_on(tiny, damaged) -> None:
+    """A broken picture and a shard that breaks off: their samples are zeros and do not count; all others are there."""
+    reader, whole = open_tiny(tiny, damaged), open_tiny(tiny)
+    read = [list(loader.read(each, loader.batched(loader.in_order(whole.sizes), 50), 0)) for each in (reader, whole)]
+    broken, good = (
+        {n: torch.cat([getattr(b, n) for b in r]) for n in ("pixel_values", "images", "readable")} for r in read
+    )
+    unreadable = [4, *range(whole.sizes[0] + 2, whole.sizes[0] + whole.sizes[1])]
+    assert (~broken["readable"]).nonzero().flatten().tolist() == unreadable
+    for name in ("pixel_values", "images"):
+        assert not broken[name][unreadable].any()
+        assert torch.equal(broken[name][broken["readable"]], good[name][broken["readable"]])
+    with pytest.raises(UserError, match=r"00000.tar: sample .*; run `un2clip ingest` again"):
+        list(loader.strict(loader.read(reader, loader.batched(loader.in_order(whole.sizes), 50), 0)))
