@@ -38,7 +38,7 @@ def main() -> None:
         marks = [_now(device)]
         latents = generator.encode(images)
         marks.append(_now(device))
-        draws = draw(generator, latents, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0).to(device)
+        draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0).to(device)
         loss = diffusion_loss(generator, latents, visual(pixel_values), draws).mean()
         marks.append(_now(device))
         loss.backward()

@@ -69,7 +69,7 @@ def test_it_learns_from_the_first_step(fetched: Path, clip: Clip) -> None:
     generator, rng = load_generator(fetched), torch.Generator().manual_seed(0)
     layer = generator.unet.class_embedding.linear_2
     latents, embeds = torch.randn(4, 4, 16, 16, generator=rng), torch.randn(4, clip.embed_dim, generator=rng)
-    draws = draw(generator, latents, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.25)
+    draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.25)
     with torch.no_grad():
         assert torch.equal(
             diffusion_loss(generator, latents, embeds, draws), diffusion_loss(generator, latents, -embeds, draws)

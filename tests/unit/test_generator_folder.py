@@ -139,7 +139,7 @@ def loss_and_gradient(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(3, *generator.latents_shape, generator=rng)
     embeds = torch.randn(3, generator.embed_dim, generator=rng, requires_grad=True)
-    draws = draw(generator, latents, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.0)
+    draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.0)
     loss = diffusion_loss(generator, latents, embeds, draws)
     loss.mean().backward()
     assert embeds.grad is not None

@@ -39,7 +39,7 @@ def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> N
     latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
     assert latents.shape == (2, 4, side, side)
     embeds = torch.zeros(2, 768, device=META, requires_grad=True)
-    draws = draw(generator, latents, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    draws = draw(generator, latents.shape, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
     loss = diffusion_loss(generator, latents, embeds, draws.to(META))
     loss.mean().backward()
     assert loss.shape == (2,) and embeds.grad is not None and embeds.grad.shape == (2, 768)
