@@ -119,8 +119,9 @@ def test_a_hub_out_of_reach_is_one_line_without_the_token(monkeypatch, tmp_path)
     """A refused connection names the file and the hub, and keeps HF_TOKEN to itself."""
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library tries five times
-    point(monkeypatch, "http://127.0.0.1:9", str(tmp_path))
-    with pytest.raises(UserError, match="cannot get .* from http://127.0.0.1:9: .*; or name a local copy") as caught:
+    point(monkeypatch, "http://me:secret@127.0.0.1:9", str(tmp_path))
+    message = r"cannot get .* from http://\*\*\*@127.0.0.1:9: .*; or name a local copy"
+    with pytest.raises(UserError, match=message) as caught:
         obtain(source(), name="x")
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
