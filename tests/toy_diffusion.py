@@ -1,12 +1,13 @@
 """Stable Diffusion 2.1's own classes at toy width, with what the laptop's generator lacks: text and PNDM."""
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from un2clip.toy.unclip import _bpe_tokenizer
+from un2clip.huggingface import bpe_tokenizer
 
 IMAGE_PX = 32
 
@@ -59,10 +60,29 @@ def save_text_to_image(folder: Path, prediction_type: str = "v_prediction") -> N
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=_bpe_tokenizer(16),
+        tokenizer=bpe_tokenizer(16),
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
+    _as_published(folder / "tokenizer")
+
+
+def _as_published(folder: Path) -> None:
+    """The published directories have the slow tokenizer's files, and pad with `!`, as OpenCLIP does."""
+    bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in bpe["merges"])]))
+    words = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "!",
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(words))
+    options = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": 16}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words | options))

@@ -55,6 +55,7 @@ def _run(words: list[str]) -> int:
     pins.add_argument("location", metavar="ORG/NAME")
     pins.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
     pins.add_argument("--kind", choices=["model", "dataset"], default="model")
+    pins.add_argument("--section", default="backbones.encoder", help="of params.yaml, to print an overlay for")
     pins.add_argument("--files", nargs="+", default=[], metavar="PATTERN", help="default: all that may be opened")
     words_of = commands.add_parser("flags", help="overlays as words for `dvc exp run`; the later wins")
     words_of.add_argument("overlay", type=Path, nargs="+")
@@ -94,11 +95,15 @@ def _run(words: list[str]) -> int:
             from un2clip.sources import pin
 
             source = pin(options.location, options.revision, options.kind, options.files)
-            print(yaml.safe_dump({"revision": source.revision, "sha256": source.sha256}, sort_keys=False), end="")
+            overlay: dict[str, Any] = {"revision": source.revision, "sha256": source.sha256}
+            for key in reversed(options.section.split(".")):
+                overlay = {key: overlay}
+            print(f"# {source.location}, as it is served now: compare it with what you trust")
+            print(yaml.safe_dump(overlay, sort_keys=False), end="")
         case "flags":
-            overlay = stack(read_yaml(path) for path in options.overlay)
-            merge(params, overlay)  # refuses what params.yaml does not have
-            print(" ".join(flags(overlay)))
+            stacked = stack(read_yaml(path) for path in options.overlay)
+            merge(params, stacked)  # refuses what params.yaml does not have
+            print(" ".join(flags(stacked)))
         case "study":
             from un2clip.study import study as run_study
 

@@ -86,7 +86,8 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         config = json.loads((folder / CONFIG).read_text())
         check_config(config["model_cfg"], str(folder))
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+        never = {"trust_remote_code": False} if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}
+        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
     except UserError:
         raise
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:

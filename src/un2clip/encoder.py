@@ -89,18 +89,21 @@ def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder")
         load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
     assert text_sha256(model) == text
     folder.mkdir(parents=True, exist_ok=True)
-    for file in TOKENIZER:
-        if place.is_dir() and (place / file).is_file():
-            shutil.copyfile(place / file, folder / file)
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") and not any(
-        (folder / file).is_file() for file in TOKENIZER
-    ):
-        raise UserError(
-            f"{name}: this model needs its tokenizer's files beside the weights ({', '.join(TOKENIZER[:2])})"
-        )
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        _copy_tokenizer(place, folder, name)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
     return load_clip(folder)
+
+
+def _copy_tokenizer(place: Path, folder: Path, name: str) -> None:
+    found = [file for file in TOKENIZER if place.is_dir() and (place / file).is_file()]
+    if not found:
+        raise UserError(
+            f"{name}: this model needs its tokenizer's files beside the weights ({', '.join(TOKENIZER[:2])})"
+        )
+    for file in found:
+        shutil.copyfile(place / file, folder / file)
 
 
 def architecture_config(architecture: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.config import UserError
-from un2clip.tracking import reason
+from un2clip.tracking import as_user_error, reason, without_password
 
 Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
@@ -143,6 +143,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Source:
     """What to write so that a hub id is pinned as it is now: small files are fetched, large ones are not.
 
+    Torch files are left out where safetensors lie beside them.
+
     Args:
         revision: branch, tag or commit.
         files: patterns of the files to pin; none: every file that may be opened.
@@ -159,8 +161,16 @@ def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Sourc
                     entry.lfs.sha256 if entry.lfs else _hash_of(location, info.sha, kind, entry.rfilename)
                 )
     except Exception as error:
-        raise UserError(f"cannot ask {constants.ENDPOINT} about {location}: {reason(error)}") from None
+        raise UserError(
+            f"cannot ask {without_password(constants.ENDPOINT)} about {location}: {reason(error)}"
+        ) from None
     check_opened(sha256, kind, location)
+    safe = {PurePosixPath(path).parent for path in sha256 if path.endswith(".safetensors")}
+    sha256 = {
+        path: digest
+        for path, digest in sha256.items()
+        if not (path.endswith(TORCH_FILES) and PurePosixPath(path).parent in safe)
+    }
     return Source(location=location, revision=str(info.sha), sha256=sha256)
 
 
@@ -187,8 +197,8 @@ def _from_hub(source: Source, kind: Kind, files: tuple[str, ...], name: str) -> 
             fetched[path] = Path(hf_hub_download(repo, path, revision=source.revision, repo_type=kind))
         except Exception as error:  # the library's errors, the network's and the disk's share no class
             raise UserError(
-                f"{name}: cannot get {path} of {repo} at {source.revision[:12]} from {constants.ENDPOINT}: "
-                f"{reason(error)}; or name a local copy"
+                f"{name}: cannot get {path} of {repo} at {source.revision[:12]} from "
+                f"{without_password(constants.ENDPOINT)}: {reason(error)}; or name a local copy"
             ) from None
         verify(fetched[path].parents[len(PurePosixPath(path).parts) - 1], {path: source.sha256[path]}, name)
     return _only(fetched, source)
@@ -211,8 +221,9 @@ def _from_registry(source: Source, name: str) -> Path:
     from un2clip.registry import Registry
 
     registry = Registry(match["name"])
-    number = match["number"] or registry.aliased(match["alias"])
-    folder = Path(constants.HF_HOME) / "un2clip" / f"{registry.name}-{number}"
+    with as_user_error():
+        version = registry.version(match["number"] or registry.aliased(match["alias"]))
+    folder = Path(constants.HF_HOME) / "un2clip" / f"{registry.name}-{version.number}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return registry.fetch(registry.version(number), folder)
+    return registry.fetch(version, folder)

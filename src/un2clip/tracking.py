@@ -122,7 +122,7 @@ def connect() -> "MlflowClient":
             _experiment(client)
     except Exception as error:
         raise UserError(
-            f"MLflow at {_without_password(uri)} cannot be used ({reason(error)}); start it, or unset "
+            f"MLflow at {without_password(uri)} cannot be used ({reason(error)}); start it, or unset "
             "MLFLOW_TRACKING_URI for a local mlflow.db, or set UN2CLIP_TRACKING=off"
         ) from None
     return client
@@ -333,8 +333,9 @@ def reason(error: BaseException) -> str:
     """The error that began it, in one line: behind a refused connection MLflow stacks four."""
     while before := error.__cause__ or error.__context__:
         error = before
-    return f"{type(error).__name__}: {_without_password(' '.join(str(error).split()))}"
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))}"
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """The text, with the user and password of every address in it hidden."""
     return re.sub(r"//[^/@\s]+@", "//***@", text)

@@ -181,6 +181,20 @@ def test_a_configuration_cannot_run_code_or_fetch(tmp_path, place, key, value, m
             read(tmp_path)
 
 
+def test_a_tokenizer_cannot_run_code(tmp_path) -> None:
+    """A tokenizer that names a Python file of its folder is not asked about; its file is not run."""
+    write_folder(tmp_path, "siglip")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    try:
+        load_clip(tmp_path)
+    except UserError:
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("family", ["gelu", "siglip"])
 def test_preprocessing_is_the_models_own(tmp_path, family) -> None:
     """Against the steps by hand: shortest side and centre crop for CLIP, a squash and 0.5/0.5 for SigLIP."""

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableUnCLIPImg2ImgPipeline
 from torch.testing import assert_close
+from transformers import CLIPTokenizer
 
 from tests.toy_diffusion import save_text_to_image
 from un2clip.checkpoint import load_clip
@@ -102,6 +104,15 @@ def test_prompt_is_the_pipelines(unclip: Path, tmp_path: Path) -> None:
         assert torch.allclose(ours / 2 + 0.5, theirs, rtol=0, atol=1e-6) is same
 
 
+def test_published_tokenizers_are_read(tmp_path: Path) -> None:
+    """vocab.json and merges.txt give open_clip's token ids, and the padding is theirs: `!`, number 0."""
+    save_text_to_image(tmp_path / "sd")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "sd", subfolder="tokenizer")
+    text = "a red circle above a ball"
+    expected = open_clip.get_tokenizer("ViT-H-14", context_length=16)(text)[0].tolist()
+    assert tokenizer(text, padding="max_length", max_length=16).input_ids == expected and expected[-1] == 0
+
+
 def test_image_px_changes_the_size(unclip: Path, tmp_path: Path) -> None:
     """0 is the U-Net's own size; another multiple of the VAE's step is read and drawn at that size."""
     folder = copied(unclip, tmp_path / "size", Options(prompt="", normalise=True, image_px=48))
@@ -121,7 +132,7 @@ def test_latents_are_the_posteriors(generator) -> None:
     with torch.no_grad():
         theirs = generator.vae.encode(images).latent_dist
     assert torch.equal(mean, theirs.mean * 0.18215) and torch.equal(std, theirs.std * 0.18215)
-    assert torch.equal(generator.encode(images), mean)
+    assert torch.equal(generator.encode(images), mean) and mean.is_contiguous()
 
 
 def loss_and_gradient(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:

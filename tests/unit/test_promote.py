@@ -14,6 +14,7 @@ from un2clip.config import UserError, build, read_yaml
 from un2clip.gate import Rule
 from un2clip.registry import EVIDENCE, FILES, Registry, export
 from un2clip.scores import Item, Scores
+from un2clip.sources import Source, obtain
 from un2clip.stages.promote import Promote, promote
 
 RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
@@ -185,6 +186,23 @@ def test_export_gives_the_encoder_back(registry, candidate, tmp_path):
     assert transform.transforms[-1].mean == tuple(MEAN) or list(transform.transforms[-1].mean) == MEAN
     with pytest.raises(UserError, match="is in use and nothing is overwritten"):
         export(alias="champion", to=to, registered_model=registry.name)
+
+
+def test_a_registered_encoder_is_a_source(registry, candidate, tmp_path, monkeypatch):
+    """models:/name@alias and models:/name/number give the promoted files; export gives other forms of them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    made = candidate("a", detail=160)
+    (made.encoder / "tokenizer.json").write_text("{}")
+    made.promote(registry)
+    for place in ("@champion", "/1"):
+        folder = obtain(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
+        for name in (*FILES, "tokenizer.json"):
+            assert (folder / name).read_bytes() == (made.encoder / name).read_bytes()
+    export("champion", tmp_path / "hf", registry.name, "hf")
+    assert (tmp_path / "hf/model.safetensors").is_file()
+    for place, message in (("@best", "no alias 'best'"), ("/7", "MLflow refused: .*7")):
+        with pytest.raises(UserError, match=message):
+            obtain(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
 
 
 def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):

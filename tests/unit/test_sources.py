@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from tests.hub import COMMIT, Hub, point, served
-from un2clip.config import UserError
+from un2clip.__main__ import main
+from un2clip.config import UserError, merge, read_yaml
 from un2clip.sources import Source, obtain, pin, read_tensors
 
 WEIGHTS = bytes(range(256)) * 400
@@ -16,6 +18,7 @@ FILES = {
     "org/name/unet/model.safetensors": WEIGHTS,
     "org/name/config.json": b"{}",
     "org/name/run.py": b"import os",
+    "org/name/unet/model.bin": b"the same as a torch file",
     "datasets/org/pairs/Questions.csv": b"id\n1\n",
 }
 PINNED = {
@@ -51,6 +54,16 @@ def test_what_pin_prints_is_what_obtain_takes(hub) -> None:
     assert (pinned.revision, pinned.sha256) == (COMMIT, PINNED)
     assert not any("model.safetensors" in path for _, path, _ in hub.requests), "large files are not fetched"
     assert pin("org/pairs", "main", "dataset", ["*.csv"]).sha256.keys() == {"Questions.csv"}
+
+
+def test_pin_prints_an_overlay(hub, capsys, monkeypatch) -> None:
+    """`un2clip pin org/name` gives YAML that params.yaml takes."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert main(["pin", "org/name", "--files", "*.safetensors", "*.bin"]) == 0
+    overlay = yaml.safe_load(capsys.readouterr().out)
+    sha256 = {"unet/model.safetensors": PINNED["unet/model.safetensors"]}
+    assert overlay == {"backbones": {"encoder": {"revision": COMMIT, "sha256": sha256}}}
+    merge(read_yaml(Path("params.yaml")), overlay)
 
 
 def test_a_dataset_is_fetched_as_one(hub) -> None:
@@ -106,8 +119,9 @@ def test_a_hub_out_of_reach_is_one_line_without_the_token(monkeypatch, tmp_path)
     """A refused connection names the file and the hub, and keeps HF_TOKEN to itself."""
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library tries five times
-    point(monkeypatch, "http://127.0.0.1:9", str(tmp_path))
-    with pytest.raises(UserError, match="cannot get .* from http://127.0.0.1:9: .*; or name a local copy") as caught:
+    point(monkeypatch, "http://me:secret@127.0.0.1:9", str(tmp_path))
+    message = r"cannot get .* from http://\*\*\*@127.0.0.1:9: .*; or name a local copy"
+    with pytest.raises(UserError, match=message) as caught:
         obtain(source(), name="x")
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 

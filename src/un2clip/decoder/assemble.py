@@ -10,12 +10,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError
 from un2clip.decoder.folder import load_noise_schedule, load_unet, load_vae, new_normalizer
-from un2clip.huggingface import to_hugging_face_vision
+from un2clip.huggingface import image_processor, to_hugging_face_vision
 
 
 def assemble(
@@ -41,7 +41,7 @@ def assemble(
     except UserError:  # not a tower that the pipeline can hold; it draws from embeddings that are given
         image_encoder = None
     return StableUnCLIPImg2ImgPipeline(
-        feature_extractor=feature_extractor(clip),
+        feature_extractor=image_processor(clip),
         image_encoder=image_encoder,
         image_normalizer=new_normalizer(mean, std),
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),  # as Stable Diffusion 2.1 unCLIP
@@ -114,17 +114,3 @@ def measure_statistics(clip: Clip, batches: Iterable[Tensor], at_most: int) -> t
     if len(image_embeds) < 2:
         raise UserError(f"the embedding's statistics need at least 2 images, got {len(image_embeds)}")
     return image_embeds.mean(0, keepdim=True), image_embeds.std(0, keepdim=True).clamp_min(1e-6)
-
-
-def feature_extractor(clip: Clip) -> CLIPImageProcessor:
-    """The CLIP's own preprocessing in Hugging Face's class, so that the pipeline crops a picture as we do."""
-    preprocess, side = clip.config["preprocess_cfg"], clip.config["model_cfg"]["vision_cfg"]["image_size"]
-    square = {"height": side, "width": side}
-    squash = preprocess.get("resize_mode") == "squash"
-    return CLIPImageProcessor(
-        size=square if squash else {"shortest_edge": side},
-        do_center_crop=not squash,
-        crop_size=square,
-        image_mean=list(preprocess["mean"]),
-        image_std=list(preprocess["std"]),
-    )

@@ -168,10 +168,14 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], anywhere -> mean and deviation of the latents, scaled; float32."""
+        """Images (B, 3, H, W) in [-1, 1], anywhere -> mean and deviation of the latents, scaled; float32, contiguous.
+
+        The last convolution may leave its channels last, which a file of latents cannot hold.
+        """
         images = images.to(self.mean.device, self.prompt_embeds.dtype, non_blocking=True)
         posterior, scale = self.vae.encode(images).latent_dist, self.vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        mean, std = posterior.mean.float() * scale, posterior.std.float() * scale
+        return mean.contiguous(), std.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], anywhere -> latents (B, C, h, w) float32: the posterior's mean, scaled."""

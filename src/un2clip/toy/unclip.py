@@ -1,25 +1,23 @@
 """A tiny unCLIP for a CLIP: diffusers' own classes, in StableUnCLIPImg2ImgPipeline's layout."""
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
-from open_clip.tokenizer import default_bpe
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip
 from un2clip.config import at_least_one
 from un2clip.decoder import Generator
 from un2clip.decoder.assemble import assemble
+from un2clip.huggingface import bpe_tokenizer
 from un2clip.methods import METHODS
 from un2clip.running import plainly
 from un2clip.toy import orders
@@ -159,7 +157,7 @@ def new_unclip(
         vae=vae,
         scheduler=scheduler,
         text_encoder=text_encoder,
-        tokenizer=_bpe_tokenizer(text_cfg["context_length"]),
+        tokenizer=bpe_tokenizer(text_cfg["context_length"]),
         mean=mean,
         std=std,
     )
@@ -190,13 +188,3 @@ def train_unclip(
         history=[],
         watch=lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": x for name, x in record.items()}),
     )
-
-
-def _bpe_tokenizer(context_length: int) -> CLIPTokenizer:
-    """Hugging Face's CLIPTokenizer over the vocabulary that open_clip ships."""
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # as open_clip's SimpleTokenizer reads it
-    merges = [tuple(line.split()) for line in lines]
-    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {renamed.get(word, word): i for word, i in open_clip.SimpleTokenizer().encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
