@@ -186,7 +186,16 @@ def test_a_class_that_only_one_predicts():
 @pytest.mark.parametrize(
     ("gained", "lost", "p_value"),
     # two-sided: 2 * sum_{i <= min} C(n, i) / 2^n, at most 1
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (1, 9, 22 / 1024), (4, 4, 1.0), (10, 3, 756 / 8192)],
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 0.0625),
+        (6, 0, 0.03125),
+        (1, 9, 22 / 1024),
+        (4, 4, 1.0),
+        (10, 3, 756 / 8192),
+        (12, 3, 1152 / 32768),
+    ],
 )
 def test_mcnemar_by_hand(gained, lost, p_value):
     """Exact binomial test on the discordant items; concordant ones do not matter."""
