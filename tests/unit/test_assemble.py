@@ -138,13 +138,14 @@ def test_an_unclip_is_copied_and_its_options_kept(tiny, clip: Clip, tmp_path: Pa
     shutil.copytree(tiny.backbones / "unclip", original)
     for name in ("sd21-unclip.ckpt", "unet/model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
         (original / name).write_bytes(b"not opened")
-    (original / "vae").rename(tmp_path / "elsewhere")
-    (original / "vae").symlink_to(tmp_path / "elsewhere")
+    vae = original / "vae/diffusion_pytorch_model.safetensors"
+    vae.rename(tmp_path / "elsewhere")
+    vae.symlink_to(tmp_path / "elsewhere")
     fetch_generator(source(original, prompt="a photo", normalise=False, image_px=16), clip, folder)
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (folder / weights).read_bytes() == (original / weights).read_bytes()
     assert sorted(path.name for path in (folder / "unet").iterdir()) == ["config.json", weights.rpartition("/")[2]]
-    assert not (folder / "sd21-unclip.ckpt").exists() and not (folder / "vae").is_symlink()
+    assert not (folder / "sd21-unclip.ckpt").exists() and not (folder / "vae" / vae.name).is_symlink()
     generator = load_generator(folder)
     assert (generator.normalise, generator.image_px) == (False, 16)
     assert Options.of(folder) == Options(prompt="a photo", normalise=False, image_px=16)
