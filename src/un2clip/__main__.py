@@ -70,6 +70,10 @@ def _run(words: list[str]) -> int:
     fetch.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
     fetch.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
     fetch.add_argument("--revision", default="", help="commit of a hub id, where we know none")
+    calibrated = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
+    calibrated.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
+    calibrated.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
+    calibrated.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
     commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
     options = parser.parse_args(words or ["--help"])
 
@@ -112,6 +116,17 @@ def _run(words: list[str]) -> int:
             print(aggregate_reports(options.reports), end="")
         case "fetch":
             _fetch(options)
+        case "calibrate":
+            from un2clip.benchmarks import Options
+            from un2clip.calibrate import calibrate, published
+
+            calibrate(
+                published(options.model),
+                data=options.data,
+                clip=options.clip,
+                device=params["device"],
+                options=build(Options, params["evaluate"], "evaluate"),
+            )
         case "show":
             from un2clip.show import show
 

@@ -33,8 +33,12 @@ def read_lineage(encoder: Path) -> dict[str, Any]:
 
 
 def contenders(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
-    """Role, method and checkpoint folder of the two encoders that every score compares."""
-    return [("reference", "reference", backbones / "clip"), ("tuned", read_lineage(encoder)["method"], encoder)]
+    """Role, method and checkpoint folder of the two encoders that every score compares.
+
+    A folder without a lineage was not made by `finetune`: its method is "imported". It can be scored, not promoted.
+    """
+    method = read_lineage(encoder)["method"] if (encoder / "lineage.json").is_file() else "imported"
+    return [("reference", "reference", backbones / "clip"), ("tuned", method, encoder)]
 
 
 def tuned_pairs(folders: list[Path], encoder_sha256: str) -> list[tuple[Scores, Scores]]:

@@ -7,15 +7,17 @@ import torch
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
-from un2clip.benchmarks import Options, data_sha256, get_benchmark
+from un2clip.benchmarks import Options, Segmentation, data_sha256, get_benchmark
 from un2clip.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
 from un2clip.checkpoint import Clip, load_clip
 from un2clip.config import UserError
-from un2clip.scores import Item
+from un2clip.scores import ROLES, Item, load_scores
+from un2clip.stages.evaluate import evaluate
 
 
 def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
-    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size)).items
+    segmentation = Segmentation(method="clip", protocol="laptop", pictures=1)
+    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size, segmentation=segmentation)).items
 
 
 def test_pairs_by_a_hand_made_table() -> None:
@@ -117,13 +119,13 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
     """A label that no name belongs to is refused, with the sample."""
     shutil.copytree(tiny.benchmarks / "zeroshot", tmp_path / "z")
     (tmp_path / "z" / "classnames.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="has class 2, but classnames.txt names 2"):
+    with pytest.raises(UserError, match="has class '2', but there are 2 names"):
         run("zeroshot", load_clip(tiny.backbones / "clip"), tmp_path / "z", 8)
 
 
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
-    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, zeroshot"):
+    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*segmentation, .*zeroshot"):
         get_benchmark("mmvp")
 
 
@@ -140,3 +142,12 @@ def test_data_hash_sees_names_and_contents(tmp_path) -> None:
     assert len({first, data_sha256(tmp_path / "b"), data_sha256(folder)}) == 3
     with pytest.raises(UserError, match="no benchmark data"):
         data_sha256(tmp_path / "none")
+
+
+def test_an_encoder_that_was_not_made_here_can_be_scored(tiny, tmp_path) -> None:
+    """A CLIP folder without a lineage, as `un2clip encoder` writes, is scored beside the reference as imported."""
+    made = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip", "benchmarks": tiny.benchmarks}
+    evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
+    reference, tuned = (load_scores(tmp_path / f"{role}.json") for role in ROLES)
+    assert (reference.method, tuned.method) == ("reference", "imported")
+    assert reference.items == tuned.items and reference.protocol.startswith("fp32; top-1")

@@ -149,6 +149,23 @@ def test_scores_on_other_data_are_refused(registry, candidate):
     assert registry.aliases() == {"challenger": "2", "champion": "1"}
 
 
+def test_a_champion_with_scores_of_an_older_form_is_not_beaten(registry, candidate):
+    """Its scores had no protocol yet: the challenger is refused and registered, and told why."""
+    first = candidate("a", detail=160)
+    gather = first.promote(registry)
+    run_id = registry.version("1").tags["evidence_run"]
+    for benchmark in ("mmvp_vlm", "zeroshot"):
+        content = json.loads((first.scores / benchmark / "tuned.json").read_text())
+        del content["protocol"]
+        (first.scores / benchmark / "tuned.json").write_text(json.dumps(content))
+    registry.client.log_artifacts(run_id, str(first.scores), "evidence/scores")
+    decision = candidate("b", detail=200).promote(registry)
+    assert gather["passed"] and not decision["passed"]
+    assert "cannot be read any more" in decision["champion"]["who"]
+    assert "no scores of the champion" in decision["rules"][0]["sentence"]
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
+
+
 def test_a_champion_without_evidence_is_not_beaten(registry, candidate, tmp_path):
     """Somebody registered a folder by hand and made it champion: nothing is known about it."""
     by_hand = tmp_path / "by_hand"

@@ -158,6 +158,48 @@ def test_layouts_of_the_real_data_sets(tiny) -> None:
     assert sorted(int(sample["cls"]) for sample in found) == list(range(36))
     assert len((folder / "classnames.txt").read_text().splitlines()) == 36
     assert (folder / "test/nshards.txt").read_text().strip() == "1"
+    folder = tiny.benchmarks / "segmentation/VOC2012"
+    ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
+    assert len(ids) == 3
+    for name in ids:
+        image, mask = (
+            Image.open(folder / f"JPEGImages/{name}.jpg"),
+            Image.open(folder / f"SegmentationClass/{name}.png"),
+        )
+        assert image.size == mask.size == (64, 64) and mask.mode == "P"
+        assert set(np.unique(np.asarray(mask))) <= set(range(7))
+
+
+@pytest.mark.parametrize("changes", [{}, {"state": "hollow"}, {"count": "three"}, {"relation": "left"}, {"glyph": "T"}])
+@pytest.mark.parametrize("name", ATTRIBUTES["object"])
+def test_masks_are_where_the_objects_are(name: str, changes: dict[str, str]) -> None:
+    """Of a pixel in the mask the object's colour shows, of one outside the background's; rims are shared."""
+
+    def change(**two: tuple[str, str]) -> np.ndarray:
+        (attribute, values), *_ = two.items()
+        first, second = (
+            picture(3, **{"object": name, "colour": "green", "background": "black"} | changes | {attribute: value})
+            for value in values
+        )
+        return np.abs(first - second).sum(-1)
+
+    rows = scene(object=name, colour="green", **changes)
+    mask = world.render_with_masks(np.random.default_rng(3), rows, 64)[1][0]
+    objects = change(colour=("green", "purple")) / 380  # the sum over the channels of the two colours' difference
+    background = change(background=("black", "grey")) / 285
+    share = objects / np.maximum(objects + background, 1e-9)  # the light on the scene divides out
+    assert mask[share > 0.6].all() and not mask[share < 0.4].any()
+    assert 30 < mask.sum() < 64 * 64 / 2 and ((share > 0.4) & (share < 0.6)).sum() < 0.25 * mask.sum()
+
+
+def test_a_dot_belongs_to_its_object() -> None:
+    """The dot in a hollow circle counts, the hollow does not, and the pictures are those of `render`."""
+    rows = scene(object="circle", state="hollow", feature="dotted")
+    pixels, masks = world.render_with_masks(np.random.default_rng(3), rows, 64)
+    assert np.array_equal(pixels, world.render(np.random.default_rng(3), rows, 64))
+    white = (pixels[0] > 220).all(-1)
+    assert white.sum() > 20 and masks[0][white].all()
+    assert masks.sum() < world.render_with_masks(np.random.default_rng(3), scene(object="circle"), 64)[1].sum()
 
 
 def test_tars_are_what_cc3m_tars_are(tiny) -> None:

@@ -9,6 +9,7 @@ from un2clip.checkpoint import load_clip, sha256_of, text_sha256
 from un2clip.config import UserError, build
 from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
+from un2clip.objective import diffusion_loss, draw
 from un2clip.running import Running, plainly
 from un2clip.train import Share, Training, fit
 
@@ -96,8 +97,6 @@ def test_anchor_holds(tiny) -> None:
 
 def test_first_step_is_adamws(tiny) -> None:
     """One step by the loop equals one step of torch.optim.AdamW on a loss computed by hand."""
-    from un2clip.objective import diffusion_loss, draw
-
     changes = {"steps": 1, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
     clip, _, history = run(tiny, "un2clip", **changes)
     mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
@@ -155,8 +154,6 @@ def test_settings_outside_the_generators_range(tiny, changes: dict[str, object],
 
 def test_a_trained_generator_listens(tiny) -> None:
     """After `align` on two kinds of pictures, the loss with the other kind's embedding is larger than with the own."""
-    from un2clip.objective import diffusion_loss, draw
-
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     kinds = torch.tensor([1.0, -1.0]).repeat(8)
     pixel_values = kinds[:, None, None, None].expand(-1, 3, 32, 32)
@@ -174,3 +171,86 @@ def test_a_trained_generator_listens(tiny) -> None:
         matched = diffusion_loss(generator, latents, embeds, draws).mean()
         shuffled = diffusion_loss(generator, latents, embeds.roll(1, 0), draws).mean()
     assert shuffled > 1.5 * matched
+
+
+def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module, atol: float = 1e-6) -> None:
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=1e-4, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("max_per_device", [1, 3, 7])
+def test_accumulation_changes_nothing(tiny, max_per_device: int) -> None:
+    """A batch in parts of any size gives the records and the weights of the batch at once."""
+    whole, _, history = run(tiny, "update-generator", encoder_lr=1e-3)
+    parts, _, again = run(tiny, "update-generator", encoder_lr=1e-3, max_per_device=max_per_device)
+    for row, other in zip(again, history, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert_same_weights(whole.model.visual, parts.model.visual, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["gradient_checkpointing", "channels_last"])
+def test_lighter_or_faster_is_the_same_training(tiny, how: str) -> None:
+    """What only saves memory or time gives the same losses."""
+    _, _, history = run(tiny, "un2clip-anchored", encoder_lr=1e-3)
+    _, _, again = run(tiny, "un2clip-anchored", encoder_lr=1e-3, **{how: True})
+    for row, other in zip(again, history, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_bf16_is_near_and_its_masters_stay_fp32(tiny) -> None:
+    """Losses within bf16's rounding of fp32's; what trains stays float32, and moves by less than bf16 could hold."""
+    before = load_clip(tiny.backbones / "clip")
+    _, _, history = run(tiny, "un2clip-anchored", encoder_lr=1e-6)
+    clip, generator, again = run(tiny, "un2clip-anchored", encoder_lr=1e-6, precision="bf16", frozen="bf16")
+    assert [row["diffusion_loss"] for row in again] == pytest.approx(
+        [row["diffusion_loss"] for row in history], rel=0.02
+    )
+    assert {value.dtype for value in clip.model.visual.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in generator.unet.state_dict().values()} == {torch.bfloat16}
+    old, new = before.model.visual.conv1.weight, clip.model.visual.conv1.weight
+    assert not torch.equal(old, new)
+    assert (old.bfloat16() == new.bfloat16()).float().mean() > 0.9
+
+
+def test_frozen_bf16_needs_bf16(tiny) -> None:
+    """Frozen weights in bf16 under fp32 arithmetic would be two dtypes in one product."""
+    with pytest.raises(ValueError, match="frozen must be fp32 where precision is fp32"):
+        run(tiny, "un2clip", frozen="bf16")
+
+
+def test_the_average_is_the_naive_one(tiny) -> None:
+    """With ema_decay the result is the moving average of the weights after each step, computed here by hand."""
+    ends = [run(tiny, "un2clip", steps=steps, encoder_lr=1e-3)[0].model.visual for steps in (1, 2, 3)]
+    start = load_clip(tiny.backbones / "clip").model.visual
+    averaged, _, _ = run(tiny, "un2clip", steps=3, encoder_lr=1e-3, ema_decay=0.75)
+    for name, average in start.named_parameters():
+        for end in ends:
+            average = 0.75 * average + 0.25 * end.get_parameter(name)
+        torch.testing.assert_close(averaged.model.visual.get_parameter(name), average, rtol=1e-5, atol=1e-6)
+
+
+def five_of_eight(filler: float):
+    """Batches whose last three samples are `filler` and marked unreadable; of step 1 none is readable."""
+
+    def batches(start: int):
+        for step, share in enumerate(shares()):
+            readable = torch.arange(8) < (0 if step == 1 else 5)
+            values = {name: getattr(share, name) for name in ("pixel_values", "latents")}
+            filled = {name: torch.where(readable[:, None, None, None], x, filler) for name, x in values.items()}
+            yield dataclasses.replace(share, **filled, readable=readable)
+
+    return batches
+
+
+def test_what_cannot_be_read_does_not_count(tiny) -> None:
+    """The loss is the mean over the readable; what stands in the other rows changes nothing; an empty step is none."""
+    clip, _, history = run(tiny, "un2clip-anchored", five_of_eight(0.0), encoder_lr=1e-3)
+    other, _, again = run(tiny, "un2clip-anchored", five_of_eight(3.0), encoder_lr=1e-3)
+    assert history == again and sha256_of(clip.model.state_dict()) == sha256_of(other.model.state_dict())
+    assert [(row["step"], row["unreadable"]) for row in history] == [(0, 3), (2, 14)]
+    clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
+    share, rng = next(five_of_eight(0.0)(0)), torch.Generator().manual_seed(0)
+    draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    with torch.no_grad():
+        loss = diffusion_loss(generator, share.latents, clip.embed(share.pixel_values), draws)[:5].mean().item()
+    assert history[0]["diffusion_loss"] == pytest.approx(loss, rel=1e-6)

@@ -24,7 +24,7 @@ SPEC, PLATFORM = yaml.safe_load_all(PACKAGE.read_text())
 PARAMETERS = SPEC["root"]["inputDefinitions"]["parameters"]
 EXECUTORS = SPEC["deploymentSpec"]["executors"]
 KUBERNETES = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-ACCELERATED = ("backbones", "finetune", "diffusion_loss", "evaluate", "reconstruct")
+ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct")
 
 
 def label(stage: str) -> str:

@@ -5,14 +5,37 @@ A benchmark knows nothing of methods. Adding a file here and its name to params.
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
 
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError, at_least_one
 from un2clip.scores import Item, Unit
+from un2clip.segmentation.dense import get_dense_method
+from un2clip.segmentation.protocols import get_protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """How benchmarks `segmentation` and `segmentation-<layout>` are measured.
+
+    Attributes:
+        method: dense features, a row of DENSE_METHODS.
+        protocol: settings, an entry of segmentation/protocols.yaml.
+        pictures: columns of the grid of pictures.
+    """
+
+    method: str
+    protocol: str
+    pictures: int
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "pictures")
+        get_dense_method(self.method)
+        get_protocol(self.protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +43,12 @@ class Options:
     """The section `evaluate` of params.yaml.
 
     Attributes:
-        batch_size: images at once.
+        batch_size: images, or windows of images, at once.
+        segmentation: its own numbers.
     """
 
     batch_size: int
+    segmentation: Segmentation
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size")
@@ -42,6 +67,7 @@ class Outcome:
 
 
 Run = Callable[[Clip, Path, Options], Outcome]
+Draw = Callable[[Mapping[str, Clip], Path, Options, Path], None]
 
 
 def get_benchmark(name: str) -> Run:
@@ -50,12 +76,22 @@ def get_benchmark(name: str) -> Run:
     Raises:
         UserError: there is no such file; lists those there are.
     """
+    run: Run = _file(name).run
+    return run
+
+
+def get_drawing(name: str) -> Draw | None:
+    """The benchmark's `draw(clips by name, folder, options, png)`, where it has pictures to show."""
+    draw: Draw | None = getattr(_file(name), "draw", None)
+    return draw
+
+
+def _file(name: str) -> ModuleType:
     file = name.partition("-")[0]
     known = [module.name for module in iter_modules(__path__)]
     if file not in known:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
-    run: Run = importlib.import_module(f"{__name__}.{file}").run
-    return run
+    return importlib.import_module(f"{__name__}.{file}")
 
 
 def data_sha256(folder: Path) -> str:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.benchmarks import Options, Outcome
+from un2clip.calibrate import is_calibrated
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError
+from un2clip.datasets.labelled import read_image
 from un2clip.scores import Item
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
@@ -41,7 +42,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
     over the two images; image 1 is picked when its share exceeds one half, so a tie counts as image 2.
-    All in fp32.
+    All in fp32. Only data that `un2clip calibrate` has passed are called MMVP-VLM in the protocol.
 
     Args:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
@@ -53,7 +54,8 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
     )
-    return Outcome(unit="%", protocol=PROTOCOL, items=items)
+    name = "MMVP-VLM" if is_calibrated(folder) else "pairs in MMVP-VLM's layout, not calibrated"
+    return Outcome(unit="%", protocol=f"{name}; {PROTOCOL}", items=items)
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:
@@ -114,16 +116,10 @@ def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]
 
 def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
     """Cosines of a batch of pairs, (P, 2 statements, 2 images)."""
-    pixel_values = torch.stack([clip.preprocess(_open(question.image)) for question in questions])
+    pixel_values = torch.stack(
+        [clip.preprocess(read_image(question.image, str(question.image))) for question in questions]
+    )
     prompts = [f"a photo of {question.statement}" for question in questions]
     images = normalize(clip.embed(pixel_values), dim=-1).unflatten(0, (-1, 2))
     texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
     return (texts @ images.transpose(1, 2)).cpu()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not a readable image: {error}") from None

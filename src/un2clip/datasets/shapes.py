@@ -111,6 +111,16 @@ def is_heldout(scenes: Ints) -> NDArray[np.bool_]:
 
 def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.uint8]:
     """Render scenes to (n, image_px, image_px, 3) uint8; what no caption tells (jitter, light) comes from `rng`."""
+    return render_with_masks(rng, scenes, image_px)[0]
+
+
+def render_with_masks(
+    rng: np.random.Generator, scenes: Ints, image_px: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The pictures of `render`, and where each one shows its objects, (n, image_px, image_px) bool.
+
+    A pixel belongs to an object if its centre does. What shows through a hollow object does not, nor a ball or letter.
+    """
     n = len(scenes)
     attribute = {name: scenes[:, i] for name, i in COLUMN.items()}
     grid = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px * 2 - 1  # pixel centres in [-1, 1]
@@ -121,6 +131,7 @@ def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.
     shade = 1 + light[:, :1, None] * x + light[:, 1:, None] * y  # (n, h, w)
     canvas = np.repeat(BACKGROUND[attribute["background"], None, None], image_px, 1).repeat(image_px, 2)
     canvas = np.clip(canvas + rng.normal(0, 8, (n, 1, 1, 3)).astype(np.float32), 0, 255)
+    masks = np.zeros((n, image_px, image_px), np.bool_)
 
     count = attribute["count"] + 1
     radius = np.array([[0.62, 0.44, 0.31], [0.42, 0.32, 0.24]], np.float32)[attribute["distance"], attribute["count"]]
@@ -143,16 +154,18 @@ def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.
         _blend(canvas, scene, paint, hollow, radius[scene] * edge)
         dot = np.where((attribute["feature"][scene] == 1)[:, None, None], np.hypot(u, v) - 0.3, 9.0)
         _blend(canvas, scene, np.float32(250), dot, radius[scene] * edge)
+        masks[scene] |= (hollow < 0) | (dot < 0)
 
     beside = np.flatnonzero(attribute["relation"] > 0)
     direction = np.array([[0, 0], [0, -1], [0, 1], [-1, 0], [1, 0]], np.float32)[attribute["relation"][beside]]
     ball = centre[beside] - direction * (radius[beside, None] + 0.27)  # "above a ball": the ball is below
     away = np.hypot(x - ball[:, 0, None, None], y - ball[:, 1, None, None]) - 0.17
     _blend(canvas, beside, np.array([30, 220, 220], np.float32), away, np.full(len(beside), edge, np.float32))
+    masks[beside] &= away >= 0
 
     canvas *= shade[..., None]
-    _write(canvas, attribute["glyph"], rng.integers(4, size=n), max(1, image_px // 32))
-    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    _write(canvas, masks, attribute["glyph"], rng.integers(4, size=n), max(1, image_px // 32))
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), masks
 
 
 def _local(x: Floats, y: Floats, centre: Floats, radius: Floats, orientation: Ints) -> tuple[Floats, Floats]:
@@ -193,7 +206,7 @@ def _blend(canvas: Floats, scene: Ints, paint: Floats | np.float32, distance: Fl
     canvas[scene] = canvas[scene] * (1 - cover) + paint * cover
 
 
-def _write(canvas: Floats, glyph: Ints, corner: Ints, pixel: int) -> None:
+def _write(canvas: Floats, masks: NDArray[np.bool_], glyph: Ints, corner: Ints, pixel: int) -> None:
     """Write each scene's letter, five pixels high, into one of the four corners; black on light, white on dark."""
     size = canvas.shape[1]
     height, width = 5 * pixel, 3 * pixel
@@ -210,6 +223,7 @@ def _write(canvas: Floats, glyph: Ints, corner: Ints, pixel: int) -> None:
             window = canvas[chosen, top : top + height, left : left + width]
             ink = np.where(window.mean((1, 2, 3), keepdims=True) > 128, 0.0, 255.0)
             canvas[chosen, top : top + height, left : left + width] = window * (1 - mask) + ink * mask
+            masks[chosen, top : top + height, left : left + width] &= mask[..., 0] == 0
 
 
 def captions(rng: np.random.Generator, scenes: Ints, how: Captions) -> list[str]:

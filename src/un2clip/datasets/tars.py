@@ -17,6 +17,8 @@ from typing import IO
 
 #: Extensions an image may have, in lower case.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+#: All extensions whose content is kept: images, captions, metadata, and the class of a labelled image.
+_CONTENTS = (*IMAGE_EXTENSIONS, "txt", "json", "cls")
 _BLOCK_BYTES = 1 << 20
 #: What `tarfile` raises on broken headers. RecursionError: a chain of extended headers a thousand long.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
@@ -84,7 +86,7 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
                 group.fault = group.fault or fault
                 group.members[extension] = b""
                 group.tar_bytes += size
-                if fault is None and extension in (*IMAGE_EXTENSIONS, "txt", "json"):
+                if fault is None and extension in _CONTENTS:
                     group.members[extension] = _content(tar, member, group)
             _check_end(file, tar.offset)
     except _DAMAGE as error:

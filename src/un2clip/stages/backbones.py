@@ -17,6 +17,7 @@ from un2clip.datasets.shards import samples
 from un2clip.decoder import load_generator, save_generator
 from un2clip.decoder.assemble import measure_statistics
 from un2clip.decoder.fetch import TOY, GeneratorSource, fetch_generator
+from un2clip.devices import pick_device
 from un2clip.encoder import Encoder, import_clip
 from un2clip.toy.clip import ClipSize, new_clip, train_clip
 from un2clip.toy.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
@@ -43,12 +44,13 @@ def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbo
         backbones: folder that gets clip/ (open_clip) and unclip/ (StableUnCLIPImg2ImgPipeline).
     """
     toy_clip, toy_unclip = params.encoder.weights == TOY, params.generator.weights == TOY
-    folder = backbones / "clip"
+    folder, where = backbones / "clip", pick_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = new_clip(params.clip, folder) if toy_clip else import_clip(params.encoder, folder)
+        clip.model.to(where)
         if toy_clip or toy_unclip:
-            pixel_values, pictures, texts = _read(clip, images / "train", params)
+            pixel_values, pictures, texts = (each.to(where) for each in _read(clip, images / "train", params))
         if toy_clip:
             train_clip(clip, pixel_values, texts, params.clip)
             save_clip(clip, folder)
@@ -62,12 +64,13 @@ def _train_unclip(
     params: Backbones, clip: Clip, pixel_values: Tensor, pictures: Tensor, seed: int, folder: Path
 ) -> None:
     """A VAE on the images, and a U-Net on its latents and the CLIP's embeddings."""
-    vae = new_vae(params.vae, params.clip.image_px)
+    where = pixel_values.device
+    vae = new_vae(params.vae, params.clip.image_px).to(where)
     train_vae(vae, pictures, params.vae)
     mean, std = measure_statistics(clip, pixel_values.split(256), at_most=len(pixel_values))
     new_unclip(clip, vae, params.unet, mean, std).save_pretrained(folder, safe_serialization=True)
     params.generator.options.save(folder)
-    generator = load_generator(folder)
+    generator = load_generator(folder, where)
     latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
     train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
     save_generator(generator, like=folder, folder=folder)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from un2clip.benchmarks import Options, data_sha256, get_benchmark
-from un2clip.checkpoint import encoder_sha256, load_clip
+from un2clip.benchmarks import Options, data_sha256, get_benchmark, get_drawing
+from un2clip.checkpoint import Clip, encoder_sha256, load_clip
 from un2clip.devices import pick_device
 from un2clip.evidence import contenders
 from un2clip.scores import Scores
@@ -20,14 +20,16 @@ def evaluate(
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
-        scores: folder of the two scores files.
+        scores: folder of the two scores files, and of a PNG where the benchmark has pictures to show.
     """
     run = get_benchmark(benchmark)
     data = benchmarks / benchmark
     sha256 = data_sha256(data)
     where = pick_device(device)
-    for role, method, folder in contenders(backbones, encoder):
-        outcome = run(load_clip(folder, where), data, params)
+    encoders = contenders(backbones, encoder)
+    clips: dict[str, Clip] = {role: load_clip(folder, where) for role, _, folder in encoders}
+    for role, method, folder in encoders:
+        outcome = run(clips[role], data, params)
         result = Scores(
             benchmark=benchmark,
             role=role,
@@ -40,3 +42,5 @@ def evaluate(
         )
         result.save(scores / f"{role}.json")
         print(f"{benchmark}: {role} {result.score:.1f} {result.unit} of {result.n}")
+    if draw := get_drawing(benchmark):
+        draw(clips, data, params, scores / f"{benchmark}.png")

@@ -120,12 +120,15 @@ def _champion(registry: Registry | None, challenger: str, reference: dict[str, S
     if sha256 == challenger:
         who = f"the reference encoder (this encoder is version {number}, the champion, already)"
         return Champion(who=who, version=number, scores=reference)
-    kept: dict[str, Scores] = {}
+    who, kept = f"version {number}, the champion", {}
     with tempfile.TemporaryDirectory() as folder:
         if fetched := registry.fetch_scores(version, Path(folder)):
-            kept = {benchmark: roles["tuned"] for benchmark, roles in collect_scores([fetched]).items()}
+            try:
+                kept = {benchmark: roles["tuned"] for benchmark, roles in collect_scores([fetched]).items()}
+            except UserError:  # of an older form, or edited: as good as none
+                who += ", whose scores cannot be read any more: evaluate and promote it again"
     own = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
-    return Champion(who=f"version {number}, the champion", version=number, scores=own)
+    return Champion(who=who, version=number, scores=own)
 
 
 def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path) -> Path:

@@ -4,6 +4,7 @@
 - `benchmarks/mmvp_vlm`: MMVP_VLM's Questions.csv and image tree; two images of a pair differ in one attribute
   (and in what no caption tells: background, light, jitter).
 - `benchmarks/zeroshot`: objects x colours in clip-benchmark's webdataset layout.
+- `benchmarks/segmentation`: four scenes a photograph, their objects' masks, in PASCAL VOC's layout.
 """
 
 import csv
@@ -22,6 +23,7 @@ from un2clip.config import at_least_one
 from un2clip.datasets import shapes as world
 from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
 from un2clip.datasets.shards import EncodedSample, write_shards
+from un2clip.segmentation.masks import palette
 
 #: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -48,6 +50,7 @@ class Shapes:
     heldout_scenes: int
     pairs_per_type: int
     images_per_class: int
+    segmentation_images: int
     scenes_per_tar: int
     plain: float
     captions: Captions
@@ -55,7 +58,8 @@ class Shapes:
     def __post_init__(self) -> None:
         if not 32 <= self.image_px <= 256:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
-        at_least_one(self, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class", "scenes_per_tar")
+        at_least_one(self, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
+        at_least_one(self, "segmentation_images", "scenes_per_tar")
         if not 0 <= self.plain < 1:
             raise ValueError(f"plain must be a probability below 1, got {self.plain}")
 
@@ -66,15 +70,16 @@ def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path) -> None
     Args:
         seed: the same seed gives the same bytes.
         images: folder that gets train/*.tar and heldout/*.tar.
-        benchmarks: folder that gets mmvp_vlm/ and zeroshot/.
+        benchmarks: folder that gets mmvp_vlm/, zeroshot/ and segmentation/.
     """
-    seeds = np.random.SeedSequence(seed).spawn(4)
-    train, heldout, pairs, classes = (np.random.default_rng(each) for each in seeds)
+    seeds = np.random.SeedSequence(seed).spawn(5)
+    train, heldout, pairs, classes, masked = (np.random.default_rng(each) for each in seeds)
     for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
         scenes = world.draw(rng, n, plain=params.plain, heldout=split == "heldout")
         write_shards(images / split, _encoded(rng, scenes, split, params), params.scenes_per_tar)
     _write_pairs(pairs, params, benchmarks / "mmvp_vlm")
     _write_classes(classes, params, benchmarks / "zeroshot")
+    _write_masks(masked, params, benchmarks / "segmentation")
 
 
 def _encoded(rng: np.random.Generator, scenes: Ints, split: str, params: Shapes) -> Iterator[EncodedSample]:
@@ -142,6 +147,37 @@ def _write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> No
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+
+
+def _write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    """VOC2012's layout, and the two files that say so and name the classes.
+
+    A class is an object's colour: patches of the toy CLIP know it, and do not know shapes. There is no background
+    class, as in VOC20, because captions seldom tell the background.
+    """
+    root = folder / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    scenes = world.draw(rng, 4 * params.segmentation_images, plain=params.plain, heldout=True)
+    pixels, masks = world.render_with_masks(rng, scenes, params.image_px)
+    labels = (masks * (scenes[:, COLUMN["colour"], None, None] + 1)).astype(np.uint8)
+    colours = palette(256)
+    colours[1 : len(world.RGB) + 1] = world.RGB
+    ids = [f"{i:06d}" for i in range(params.segmentation_images)]
+    for i, name in enumerate(ids):
+        four = slice(4 * i, 4 * i + 4)
+        Image.fromarray(_square(pixels[four])).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
+        mask = Image.fromarray(_square(labels[four]))
+        mask.putpalette(colours.tobytes())
+        mask.save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(ids) + "\n")
+    (folder / "segmentation.yaml").write_text("layout: voc20\n")
+    (folder / "classes.txt").write_text("".join(f"{colour} shape\n" for colour in ATTRIBUTES["colour"]))
+
+
+def _square(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Four pictures of one size (4, S, S, ...) as one, two by two."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in (tiles[:2], tiles[2:])])
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

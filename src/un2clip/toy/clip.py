@@ -83,7 +83,7 @@ def train_clip(clip: Clip, pixel_values: Tensor, texts: Tensor, size: ClipSize) 
         model.parameters(), lr=size.lr, weight_decay=size.weight_decay, betas=(0.9, 0.98), fused=True
     )
     schedule = rate_schedule(optimizer, size.steps, size.warmup_steps, "cosine")
-    targets = torch.arange(size.batch_size)
+    targets = torch.arange(size.batch_size, device=texts.device)
     progress = tqdm(
         orders(len(texts), size.batch_size, size.steps), total=size.steps, unit="step", desc="clip", mininterval=1
     )

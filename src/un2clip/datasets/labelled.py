@@ -1,0 +1,83 @@
+"""Read a benchmark's images, from files and tars. Whatever cannot be read is an error that names it.
+
+Nothing is skipped, as `ingest` does, because a benchmark with fewer images is another benchmark.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from un2clip.config import UserError
+from un2clip.datasets.tars import DamagedTar, Group, groups
+
+
+def read_image(source: Path | bytes, name: str) -> Image.Image:
+    """Decode a JPEG, PNG or WebP to RGB, as it is stored: EXIF orientation is not applied, which is the custom.
+
+    Raises:
+        UserError: it is absent, or no such image, or broken; the message begins with `name`.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
+        raise UserError(f"{name} is not a readable image: {error}") from None
+
+
+def find_tars(folder: Path) -> list[Path]:
+    """The tars of a benchmark, in order of name: clip-benchmark's test/*.tar, or else *.tar.
+
+    Raises:
+        UserError: test/nshards.txt tells another number of tars than there are.
+    """
+    tars = sorted((folder / "test").glob("*.tar")) or sorted(folder.glob("*.tar"))
+    count = folder / "test" / "nshards.txt"
+    if tars and count.is_file() and count.read_text().strip() != str(len(tars)):
+        raise UserError(f"{folder}/test has {len(tars)} tars, but its nshards.txt says {count.read_text().strip()!r}")
+    return tars
+
+
+def dataset_type(folder: Path) -> str:
+    """What clip-benchmark's dataset_type.txt says: retrieval, multilabel; "" where there is none."""
+    path = folder / "dataset_type.txt"
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Image, str]]:
+    """Key, image and text of every sample, in the order of the tars; one sample in memory at a time.
+
+    Args:
+        tars: in webdataset form.
+        extension: of the member that is the text, such as "cls".
+
+    Raises:
+        UserError: a tar is damaged, or a sample lacks its image or its text, is unsafe, or occurs twice.
+    """
+    seen: set[str] = set()
+    for tar in tars:
+        try:
+            for group in groups(tar, max_bytes=tar.stat().st_size):
+                name = f"{tar}: sample {group.key}"
+                if group.key in seen:
+                    raise UserError(f"{name} occurs twice")
+                seen.add(group.key)
+                yield group.key, *_image_and_text(group, extension, name)
+        except DamagedTar as error:
+            raise UserError(f"{tar} is damaged, get it again: {error}") from None
+
+
+def _image_and_text(group: Group, extension: str, name: str) -> tuple[Image.Image, str]:
+    if group.fault is not None:
+        raise UserError(f"{name} is refused: {group.fault}")
+    if len(group.image_extensions) != 1 or extension not in group.members:
+        raise UserError(f"{name} must have one image and .{extension}; it has {', '.join(group.members)}")
+    try:
+        text = group.members[extension].decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: its .{extension} is not UTF-8: {error}") from None
+    return read_image(group.members[group.image_extensions[0]], name), text

@@ -1,0 +1,120 @@
+"""How fast evaluation is: MMVP-VLM's and PASCAL VOC's layouts, batched, against a loop of one image at a time.
+
+    python -m timings.evaluate            # all three encoders, random weights; a few minutes
+    python -m timings.evaluate toy
+
+Both sides run on the same data, in the same process and with the same number of threads, three times in turn; the
+fastest run of each counts. The loop makes class embeddings once too, as every published script does.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import open_clip
+import torch
+from torch.nn.functional import normalize
+
+from un2clip.benchmarks import Options, mmvp_vlm, segmentation
+from un2clip.checkpoint import Clip
+from un2clip.config import build, read_yaml
+from un2clip.segmentation.layouts import read_data_set
+from un2clip.segmentation.masks import read_mask, read_photograph
+from un2clip.segmentation.names import text_features
+from un2clip.segmentation.protocols import get_protocol, get_settings
+from un2clip.segmentation.windows import similarity_maps
+from un2clip.stages.shapes import Shapes, shapes
+from un2clip.toy.clip import ClipSize, new_clip
+
+PARAMS = read_yaml(Path("params.yaml"))
+#: encoder: side of a scene in pixels, pairs a type, photographs, protocol, batch size
+RUNS = {
+    "toy": (32, 50, 60, "laptop", 128),
+    "ViT-B-32": (224, 4, 8, "sclip", 32),
+    "ViT-B-16": (224, 4, 8, "sclip", 32),
+}
+REPEATS = 3
+
+
+def main(names: list[str]) -> None:
+    """Print a markdown table for the encoders called `names`, or for all."""
+    print(f"threads: {torch.get_num_threads()}, torch {torch.__version__}\n")
+    print("| encoder | benchmark | n | one at a time, s | batched, s | ratio |\n|---|---|---|---|---|---|")
+    for name in names or RUNS:
+        image_px, pairs, photographs, protocol, batch_size = RUNS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            clip, data = new_encoder(name, Path(folder) / "clip"), Path(folder) / "benchmarks"
+            render(data, image_px, pairs, photographs)
+            chosen = PARAMS["evaluate"]["segmentation"] | {"protocol": protocol}
+            options = build(Options, {"batch_size": batch_size, "segmentation": chosen}, "evaluate")
+            for benchmark, n, loop, run in (
+                ("mmvp_vlm", f"{9 * pairs} pairs", loop_pairs, mmvp_vlm.run),
+                ("segmentation", f"{photographs} images", loop_photographs, segmentation.run),
+            ):
+                slow, fast = race(*(partial(each, clip, data / benchmark, options) for each in (loop, run)))
+                print(f"| {name} | {benchmark} | {n} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} |", flush=True)
+
+
+def race(*runs: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest of several runs of each, run in turn."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(REPEATS):
+        for run, taken in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    return [min(taken) for taken in seconds]
+
+
+def new_encoder(name: str, folder: Path) -> Clip:
+    """An encoder with random weights: the laptop's, or one of open_clip's."""
+    torch.manual_seed(0)
+    if name == "toy":
+        return new_clip(build(ClipSize, PARAMS["backbones"]["clip"], "backbones.clip"), folder)
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=None)
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": model.visual.preprocess_cfg}
+    return Clip(model=model.eval(), preprocess=preprocess, tokenize=open_clip.get_tokenizer(name), config=config)
+
+
+def render(folder: Path, image_px: int, pairs: int, photographs: int) -> None:
+    """The laptop world's benchmarks at this size."""
+    section = PARAMS["shapes"] | {
+        "image_px": image_px,
+        "pairs_per_type": pairs,
+        "segmentation_images": photographs,
+        "train_scenes": 1,
+        "heldout_scenes": 1,
+        "images_per_class": 1,
+    }
+    shapes(build(Shapes, section, "shapes"), seed=0, images=folder / "images", benchmarks=folder)
+
+
+def loop_pairs(clip: Clip, folder: Path, options: Options) -> None:
+    """MMVP-VLM, one image and one text at a time."""
+    questions = mmvp_vlm.read_questions(folder)
+    for pair in zip(questions[::2], questions[1::2], strict=True):
+        images = [clip.embed(clip.preprocess(mmvp_vlm._open(each.image))[None])[0] for each in pair]
+        texts = [clip.embed_texts([f"a photo of {each.statement}"])[0] for each in pair]
+        mmvp_vlm.pair_correct((normalize(torch.stack(texts), dim=1) @ normalize(torch.stack(images), dim=1).T)[None])
+
+
+def loop_photographs(clip: Clip, folder: Path, options: Options) -> None:
+    """Segmentation, one window at a time."""
+    data, chosen = read_data_set(folder), options.segmentation
+    settings = get_settings(chosen.protocol, data.name)
+    how = {"method": chosen.method, "crop": settings.crop_px, "stride": settings.stride_px, "batch_size": 1}
+    text = text_features(clip, data.names)
+    for photograph in data.photographs:
+        pixels = read_photograph(photograph)
+        truth = read_mask(data, photograph, *pixels.shape[:2])
+        picture = segmentation.prepare(pixels, settings, get_protocol(chosen.protocol).long_side_px, clip)
+        (similarity,) = similarity_maps(clip.model.visual, [picture], text, **how)
+        predicted = segmentation.classify(similarity, truth.shape, data.names, settings, data.background)
+        list(segmentation.overlaps(truth, predicted, data.names))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
