@@ -131,16 +131,21 @@ def test_statistics_are_of_the_first_images(clip: Clip) -> None:
 
 
 def test_an_unclip_is_copied_and_its_options_kept(tiny, clip: Clip, tmp_path: Path) -> None:
-    """Weights arrive byte for byte; other formats and half-precision twins stay behind; options lie beside them."""
+    """Weights arrive byte for byte, through a link too, as a hub id's are; other formats and half-precision twins stay
+    behind; options lie beside them.
+    """
     original, folder = tmp_path / "original", tmp_path / "unclip"
     shutil.copytree(tiny.backbones / "unclip", original)
     for name in ("sd21-unclip.ckpt", "unet/model.bin", "unet/diffusion_pytorch_model.fp16.safetensors"):
         (original / name).write_bytes(b"not opened")
+    vae = original / "vae/diffusion_pytorch_model.safetensors"
+    vae.rename(tmp_path / "elsewhere")
+    vae.symlink_to(tmp_path / "elsewhere")
     fetch_generator(source(original, prompt="a photo", normalise=False, image_px=16), clip, folder)
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (folder / weights).read_bytes() == (original / weights).read_bytes()
     assert sorted(path.name for path in (folder / "unet").iterdir()) == ["config.json", weights.rpartition("/")[2]]
-    assert not (folder / "sd21-unclip.ckpt").exists()
+    assert not (folder / "sd21-unclip.ckpt").exists() and not (folder / "vae" / vae.name).is_symlink()
     generator = load_generator(folder)
     assert (generator.normalise, generator.image_px) == (False, 16)
     assert Options.of(folder) == Options(prompt="a photo", normalise=False, image_px=16)

@@ -1,14 +1,19 @@
 """The published generators' shapes, on the meta device: nothing is allocated and nothing computed."""
 
+from pathlib import Path
+
+import open_clip
 import pytest
 import torch
 from torch import nn
 
-from timings.full_width import new_generator
+from timings.full_width import CONFIG, new_generator
+from un2clip.config import read_yaml
 from un2clip.decoder.assemble import add_class_projection
 from un2clip.decoder.generator import MADE_FOR
 from un2clip.objective import diffusion_loss, draw
 
+OVERLAYS = Path(__file__).parents[2] / "configs"
 META = torch.device("meta")
 
 
@@ -54,3 +59,19 @@ def test_a_text_to_image_unet_becomes_one_for_siglip() -> None:
     with META:
         add_class_projection(unet, 1152)
     assert count(unet) - before == 2 * 1152 * 1280 + 1280 + 1280 * 1280 + 1280
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_encoder_and_generator_of_an_overlay_fit(overlay: Path) -> None:
+    """A published generator has the encoder's width and was made for it; any other encoder's own is aligned for it."""
+    backbones = read_yaml(overlay).get("backbones", {})
+    if "encoder" not in backbones:
+        assert overlay.stem in ("align", "paper", "photos")
+        return
+    name = Path(backbones["generator"]["weights"]).name
+    architecture, _, tag = backbones["encoder"]["architecture"].partition(":")
+    if name in CONFIG["embed_dim"]:
+        assert open_clip.get_model_config(architecture)["embed_dim"] == CONFIG["embed_dim"][name]
+        assert tag in ("openai", "laion2b_s32b_b79k")
+    else:
+        assert name == f"unclip-{overlay.stem}"
