@@ -39,30 +39,28 @@ def fetch(name: str, *, to: Path, given: Path | None, revision: str) -> None:
     entry = get_entry(name)
     print(describe(entry), flush=True)
     lock = to.with_name(f"{to.name}.lock.yaml")
-    if to.exists():
-        print(check(entry, to))
-        if lock.is_file():
-            verify(to, _read(lock).sha256, name)
-            print(f"and every file is what {lock} says")
-    elif given is not None:
-        print(check(entry, given))
-        if lock.is_file():
-            verify(given, _read(lock).sha256, name)
-        _copy(given, to, entry)
-    else:
-        source = _source(entry, lock, revision)
-        _copy(obtain(source, kind="dataset", files=entry.layout.fetched, name=name), to, entry)
-        if not lock.is_file():
-            lock.write_text(yaml.safe_dump(dataclasses.asdict(source), sort_keys=False))
-            print(
-                f"{lock} is new: these {len(source.sha256)} hashes are what the hub said today, and nobody has vouched "
-                "for them. Commit it, and every later fetch must bring the same bytes."
-            )
+    source = build(Source, read_yaml(lock), lock.name) if lock.is_file() else None
+    folder = to if to.exists() else given
+    if folder is None:
+        source = _source(entry, source, revision, lock)
+        folder = obtain(source, kind="dataset", files=entry.layout.fetched, name=name)
+    elif source is not None:
+        verify(folder, source.sha256, name)
+        print(f"every file is what {lock} says")
+    print(check(entry, folder))
+    if folder != to:
+        _copy(folder, to)
+    if source is not None and not lock.is_file():
+        lock.write_text(yaml.safe_dump(dataclasses.asdict(source), sort_keys=False))
+        print(
+            f"{lock} is new: these {len(source.sha256)} hashes are what the hub said today, and nobody has vouched "
+            "for them. Commit it, and every later fetch must bring the same bytes."
+        )
     _point(to)
-    print(f"{to} is ready: un2clip evaluate --benchmark={name} --benchmarks={to.parent} ...")
+    print(f"{to} is ready; its benchmark is {to.name}, in the folder --benchmarks={to.parent}")
 
 
-def _source(entry: Entry, lock: Path, revision: str) -> Source:
+def _source(entry: Entry, locked: Source | None, revision: str, lock: Path) -> Source:
     """What to get from the hub, every file with its hash."""
     if entry.kind != "hub":
         why = "needs an account" if entry.kind == "login" else "is not on the hub"
@@ -70,9 +68,8 @@ def _source(entry: Entry, lock: Path, revision: str) -> Source:
             f"{entry.name} {why}: get it at {entry.page}, lay it out as above, and run "
             f"`un2clip fetch {entry.name} --from=FOLDER`"
         )
-    if lock.is_file():
-        locked = _read(lock)
-        if revision and revision != locked.revision:
+    if locked is not None:
+        if revision not in ("", locked.revision):
             raise UserError(f"{lock} has revision {locked.revision}, not {revision}; to trust another one, delete it")
         return locked
     if not (revision or entry.revision):
@@ -83,18 +80,15 @@ def _source(entry: Entry, lock: Path, revision: str) -> Source:
     return pin(entry.location, revision or entry.revision, "dataset", entry.layout.fetched)
 
 
-def _read(lock: Path) -> Source:
-    return build(Source, read_yaml(lock), lock.name)
-
-
-def _copy(folder: Path, to: Path, entry: Entry) -> None:
-    """Copy a folder's files, check them, and only then give them their name."""
+def _copy(folder: Path, to: Path) -> None:
+    """Copy a folder's files under another name, and rename when all are there."""
+    if to.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--to={to} lies inside --from={folder}, which cannot be copied into itself")
     partial = to.with_name(f"{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(desc=f"copy to {to}", unit="file", mininterval=1) as progress:
         shutil.copytree(folder, partial, copy_function=_counting(progress))
-    print(check(entry, partial).replace(str(partial), str(to), 1))
     partial.rename(to)
 
 

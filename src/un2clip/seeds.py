@@ -81,7 +81,8 @@ def aggregate(reports: Sequence[Path]) -> str:
         same |= {"parameters": made["lineage"]["params"], "benchmarks": sorted(compared)}
         for name, each in compared.items():
             same |= {f"data of {name}": each.data_sha256, f"protocol of {name}": each.protocol}
-            same |= {f"unit of {name}": each.unit, f"n of {name}": each.whole.difference.n}
+            same |= {f"reference of {name}": each.reference_sha256, f"unit of {name}": each.unit}
+            same |= {f"n of {name}": each.whole.difference.n}
         first = first or same
         for name, value in first.items():
             if same[name] != value:

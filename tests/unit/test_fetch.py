@@ -112,12 +112,24 @@ def test_an_interrupted_download_goes_on(hub, tmp_path, monkeypatch):
     assert files_below(tmp_path / "d") == wanted()
 
 
+def test_a_folder_of_the_users_is_held_to_the_lock_too(hub, tmp_path):
+    """Where a lock lies beside the name, --from must bring the same bytes as the hub did."""
+    get(tmp_path / "d")
+    (tmp_path / "d").rename(tmp_path / "mine")
+    get(tmp_path / "d", given=tmp_path / "mine")
+    assert files_below(tmp_path / "d") == wanted()
+    shutil.rmtree(tmp_path / "d")
+    (tmp_path / "mine/test/0.tar").write_bytes(tar_of(3000, 200))
+    with pytest.raises(UserError, match="test/0.tar is not what was pinned"):
+        get(tmp_path / "d", given=tmp_path / "mine")
+
+
 def test_an_incomplete_hub_leaves_no_folder(hub, tmp_path):
     """200 samples fewer than published are not the data set; no folder and no lock say otherwise."""
     hub.files[FLICKR + "test/4.tar"] = tar_of(800, 1)
     with pytest.raises(UserError, match=r"801 samples in test/\*.tar, not 1000"):
         get(tmp_path / "d")
-    assert not (tmp_path / "d").exists() and not (tmp_path / "d.lock.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +218,8 @@ def test_a_folder_of_the_users_is_copied_and_dvc_points_to_it(voc, tmp_path):
     assert files_below(tmp_path / "data/voc20") == before == files_below(voc)
     pointer = yaml.safe_load((tmp_path / "data/voc20.dvc").read_text())["outs"][0]
     assert pointer["path"] == "voc20" and pointer["nfiles"] == len(before)
+    with pytest.raises(UserError, match="cannot be copied into itself"):
+        get(voc / "copy", "segmentation-voc20", given=voc)
 
 
 def test_every_entry_is_whole_and_names_its_source():

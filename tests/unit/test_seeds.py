@@ -68,15 +68,15 @@ def test_table_by_hand():
 def report(tmp_path):
     """Make the report of one seed by the stage itself; give the path of its report.json."""
 
-    def make(seed: int, k: int, *, method="m", lr=1e-5, **changes):
+    def make(seed: int, k: int, *, method="m", lr=1e-5, reference="reference", **changes):
         folder = tmp_path / f"{method}-{seed}-{len(list(tmp_path.iterdir()))}"
         (folder / "encoder").mkdir(parents=True)
         (folder / "encoder" / "lineage.json").write_text(json.dumps(
             {"method": method, "seed": seed, "params": {"lr": lr}, "parents": {}, "encoder_sha256": "tuned",
              "text_sha256": ""}
         ))  # fmt: skip
-        for role, values in (("reference", BEFORE), ("tuned", more(k))):
-            scores(role, values, **changes).save(folder / "scores" / f"{role}.json")
+        for role, values, sha256 in (("reference", BEFORE, reference), ("tuned", more(k), "tuned")):
+            scores(role, values, encoder_sha256=sha256, **changes).save(folder / "scores" / f"{role}.json")
         compare(Compare(confidence=0.95, resamples=500), seed=0, scores=[folder / "scores"],
                 encoder=folder / "encoder", reconstructions=folder, report=folder / "report")  # fmt: skip
         return folder / "report" / "report.json"
@@ -101,6 +101,7 @@ def test_aggregates_separate_reports(report, capsys):
         ({"data_sha256": "e"}, "but data of pairs does: d in .*, e in"),
         ({"protocol": "fp16"}, "but protocol of pairs does: fp32 in .*, fp16 in"),
         ({"benchmark": "others"}, "but benchmarks does"),
+        ({"reference": "other"}, "but reference of pairs does: reference in .*, other in"),
         ({"seed": 1}, "seed 1 is there twice"),
     ],
 )
