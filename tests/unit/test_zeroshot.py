@@ -133,6 +133,15 @@ def test_unpacked_data_by_clip_benchmarks_reader(run, tmp_path, monkeypatch):
     assert run(tmp_path / "zeroshot-cifar10") == run(tmp_path / "tars/zeroshot-cifar10")
 
 
+def test_a_part_of_imagenet_is_refused(run, tmp_path):
+    """A reader numbers the folders it finds: with two of ImageNet's 1000, goldfish would be called tench."""
+    for wnid in ("n01443537", "n01530575"):
+        (tmp_path / "zeroshot-imagenet1k/val" / wnid).mkdir(parents=True)
+        (tmp_path / "zeroshot-imagenet1k/val" / wnid / "1.JPEG").write_bytes(png())
+    with pytest.raises(UserError, match="has 2 classes' folders, but imagenet1k 1000"):
+        run(tmp_path / "zeroshot-imagenet1k")
+
+
 def test_nothing_is_downloaded(run, tmp_path, monkeypatch):
     """A folder without data is an error that lists the sets; no reader that could fetch is ever called."""
     monkeypatch.setattr("clip_benchmark.datasets.builder.call", lambda *_, **__: pytest.fail("a shell was called"))

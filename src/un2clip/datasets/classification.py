@@ -121,12 +121,17 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
             f"with NAME one of {', '.join(UNPACKED)}"
         )
     from clip_benchmark.datasets.builder import build_dataset
+    from torchvision.datasets import ImageFolder
 
+    # The reader called imagenet1k wants the archives and writes beside them; this one reads val/ as it is.
+    reader = "imagenet1k-unverified" if dataset == "imagenet1k" else dataset
     try:
-        data = build_dataset(dataset, root=str(folder), transform=preprocess, split="test", download=False)
+        data = build_dataset(reader, root=str(folder), transform=preprocess, split="test", download=False)
     except Exception as error:  # each of two dozen readers has its own way to miss a file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{folder} is not {dataset} as clip-benchmark reads it ({reason})") from None
+    if type(data) is ImageFolder and len(data.class_to_idx) != len(data.classes):  # labels would be others' names
+        raise UserError(f"{folder} has {len(data.class_to_idx)} classes' folders, but {dataset} {len(data.classes)}")
     return Classification(
         names=list(data.classes),
         templates=list(data.templates),
