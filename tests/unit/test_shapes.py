@@ -170,7 +170,16 @@ def test_layouts_of_the_real_data_sets(tiny) -> None:
         assert set(np.unique(np.asarray(mask))) <= set(range(7))
 
 
-@pytest.mark.parametrize("changes", [{}, {"state": "hollow"}, {"count": "three"}, {"relation": "left"}, {"glyph": "T"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"state": "hollow"},
+        {"count": "three"},
+        {"relation": "left"},
+        {"glyph": "L", "position": "top", "count": "three"},
+    ],
+)
 @pytest.mark.parametrize("name", ATTRIBUTES["object"])
 def test_masks_are_where_the_objects_are(name: str, changes: dict[str, str]) -> None:
     """Of a pixel in the mask the object's colour shows, of one outside the background's; rims are shared."""

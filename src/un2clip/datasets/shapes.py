@@ -119,7 +119,8 @@ def render_with_masks(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The pictures of `render`, and where each one shows its objects, (n, image_px, image_px) bool.
 
-    A pixel belongs to an object if its centre does. What shows through a hollow object does not, nor a ball or letter.
+    A pixel belongs to an object if its centre does. What shows through a hollow object does not, nor a letter on it;
+    balls are no objects, and touch none.
     """
     n = len(scenes)
     attribute = {name: scenes[:, i] for name, i in COLUMN.items()}
@@ -161,7 +162,6 @@ def render_with_masks(
     ball = centre[beside] - direction * (radius[beside, None] + 0.27)  # "above a ball": the ball is below
     away = np.hypot(x - ball[:, 0, None, None], y - ball[:, 1, None, None]) - 0.17
     _blend(canvas, beside, np.array([30, 220, 220], np.float32), away, np.full(len(beside), edge, np.float32))
-    masks[beside] &= away >= 0
 
     canvas *= shade[..., None]
     _write(canvas, masks, attribute["glyph"], rng.integers(4, size=n), max(1, image_px // 32))
