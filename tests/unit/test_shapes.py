@@ -201,6 +201,17 @@ def test_masks_are_where_the_objects_are(name: str, changes: dict[str, str]) -> 
     assert 30 < mask.sum() < 64 * 64 / 2 and ((share > 0.4) & (share < 0.6)).sum() < 0.25 * mask.sum()
 
 
+def test_a_letter_covers_its_object() -> None:
+    """Where a letter is written on an object, and it sometimes is, the mask has a hole of the letter's form."""
+    rows = world.draw(np.random.default_rng(0), 400, plain=0.5, heldout=True)
+    found = []
+    for letter in ("none", "L"):
+        rows[:, COLUMN["glyph"]] = ATTRIBUTES["glyph"].index(letter)
+        found.append(world.render_with_masks(np.random.default_rng(1), rows, 32))
+    (plain, whole), (written, holed) = found
+    assert np.array_equal(holed, whole & (plain == written).all(-1)) and (holed != whole).any()
+
+
 def test_a_dot_belongs_to_its_object() -> None:
     """The dot in a hollow circle counts, the hollow does not, and the pictures are those of `render`."""
     rows = scene(object="circle", state="hollow", feature="dotted")
