@@ -82,9 +82,7 @@ def _flags(commands: Commands) -> None:
 
 
 def _fetch(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "fetch", help="a benchmark's data, licence first; without a NAME the list"
-    )
+    parser = commands.add_parser("fetch", help="a benchmark's data, licence first; without a NAME the list")
     parser.add_argument("name", nargs="?")
     parser.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
     parser.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")

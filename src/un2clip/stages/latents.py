@@ -19,6 +19,8 @@ from un2clip.datasets.shards import read_index
 from un2clip.decoder import load_generator
 from un2clip.devices import pick_device
 
+MADE_OF = "made_of"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
@@ -60,14 +62,14 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
         reader = loader.open_split(shards, split, _no_view, loader.generator_view(generator.image_px))
         for number, shard in enumerate(tqdm(listed, unit="shard", desc=f"latents {split}", mininterval=1)):
             path = file_of(latents, reader.folder / shard.name)
-            what = {"vae_sha256": key, "shard_sha256": shard.sha256, "dtype": params.dtype}
+            what = f"{key} {shard.sha256} {params.dtype}"  # one text: safetensors writes several in any order
             if _described(path) != what:
                 places = loader.batched(((number, i) for i in range(shard.samples)), params.batch_size)
                 batches = loader.strict(loader.read(reader, places, params.workers))
                 encoded = torch.cat([batch.encoded(generator).cpu() for batch in batches])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
-                save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata=what)
+                save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata={MADE_OF: what})
                 partial.replace(path)
             kept.add(path)
     for path in [*latents.glob("*/*.safetensors"), *latents.glob("*/*.partial")]:
@@ -84,10 +86,10 @@ def _no_view(image: Image.Image) -> Tensor:
     return torch.empty(0)
 
 
-def _described(path: Path) -> dict[str, str] | None:
-    """What a file of the cache says it is of; None where there is none, or it is broken."""
+def _described(path: Path) -> str | None:
+    """What a file of the cache says it is made of (VAE, shard, dtype); None where there is none, or it is broken."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            return (file.metadata() or {}).get(MADE_OF)
     except (OSError, SafetensorError):
         return None
