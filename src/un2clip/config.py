@@ -97,14 +97,22 @@ def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
     words: list[str] = []
     for key, value in overlay.items():
         if isinstance(value, Mapping) and key in WHOLE:
-            text = ",".join(f'{name}:"{each}"' for name, each in value.items())
-            words += ["-S", f"{'+' if value else ''}{prefix}{key}={{{text}}}"]
+            words += ["-S", f"{'+' if value else ''}{prefix}{key}={_in_hydra(value)}"]
         elif isinstance(value, Mapping):
             words += flags(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) and value else json.dumps(value, separators=(",", ":"))
+            text = value if isinstance(value, str) and value else _in_hydra(value)
             words += ["-S", f"{prefix}{key}={text}"]
     return words
+
+
+def _in_hydra(value: Any) -> str:
+    """A value in the grammar that DVC has from Hydra: JSON, but for the keys of mappings."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_in_hydra(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_in_hydra, value)) + "]"
+    return json.dumps(value)
 
 
 def build(cls: type[T], values: Any, name: str) -> T:
