@@ -54,7 +54,7 @@ class Encoder:
             raise ValueError("weights must be toy, a file, a folder, a hub id or models:/name/version, got ''")
         if self.weights == "toy" and (self.architecture or self.visual):
             raise ValueError("weights must not be toy where an architecture or a visual tower is given")
-        self.source, self.visual_source  # noqa: B018  their own checks
+        _ = self.source, self.visual_source  # their own checks
 
     @property
     def source(self) -> Source:
