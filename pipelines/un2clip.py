@@ -216,8 +216,9 @@ def read_params(overlay: Path | None = None) -> dict[str, Any]:
     if overlay is None:
         return params
     merged = merge(params, read_yaml(overlay))
-    if merged["images"] != params["images"]:
-        raise UserError(f"{overlay}: images cannot be set for Kubeflow, whose pipeline ingests the laptop world")
+    for name in ("images", "benchmark_data"):
+        if merged[name] != params[name]:
+            raise UserError(f"{overlay}: {name} cannot be set for Kubeflow, whose pipeline takes the laptop world's")
     return merged
 
 

@@ -95,10 +95,11 @@ def test_hashes_are_one_value() -> None:
 
 def test_dvc_reads_what_flags_writes(tmp_path) -> None:
     """DVC's own parser puts an overlay with hashes, dots, slashes and an empty text where merge puts it."""
-    params = {"a": {"weights": "toy", "revision": "1", "sha256": {}, "steps": 1}, "b": {"sha256": {}}}
+    params = {"a": {"weights": "toy", "revision": "1", "sha256": {}, "steps": 1}, "b": {"sha256": {}}, "c": []}
     overlay = {
         "a": {"weights": "models:/x@y", "revision": "", "sha256": {"unet/m.safetensors": "0" * 64, "m_1.json": "1e5"}},
         "b": {"sha256": {}},
+        "c": [{"benchmark": "zeroshot-x", "gain_above": -2.0}, {"benchmark": "y", "gain_above": 0.5}],
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     apply_overrides(tmp_path / "params.yaml", flags(overlay)[1::2])
