@@ -235,7 +235,7 @@ def _prepare(losses: Losses, running: Running, method: Method) -> Losses | Distr
         losses.visual.compile()
     if distributed.world_size() == 1:
         return losses
-    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(losses, gradient_as_bucket_view=True)
 
 
 def _check_finite(record: Record, keys: list[str]) -> None:

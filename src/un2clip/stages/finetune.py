@@ -122,6 +122,10 @@ def _finetune(
     clip, generator = load_clip(backbones / "clip", device), load_generator(backbones / "unclip", device)
     generator.check_fits(clip.embed_dim)
     loader.count(shards, "train", at_least=params.batch_size)
+    if params.batch_size % distributed.world_size():
+        raise UserError(
+            f"batch_size must be a multiple of the {distributed.world_size()} processes, got {params.batch_size}"
+        )
     cached = open_latents(latents, shards, generator)
     reader = loader.open_split(shards, "train", clip.preprocess, loader.generator_view(generator.image_px), cached)
     if row.measures_statistics:
