@@ -11,9 +11,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from un2clip.config import UserError, build
 from un2clip.decoder.generator import Generator
+
+disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
 
 CPU = torch.device("cpu")
 INDEX = "model_index.json"
