@@ -9,68 +9,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from un2clip import distributed
-from un2clip.config import Stopped, UserError, at_least_one, not_negative
+from un2clip.config import Stopped, UserError
 from un2clip.decoder import Generator
 from un2clip.methods import Method
 from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.recipe import Training, rate
 from un2clip.resume import Checkpoints, Interruption, Saved, pack, unpack
 from un2clip.running import Progress, Record, Running
-
-Decay = Literal["constant", "cosine"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How one phase trains.
-
-    Attributes:
-        steps: optimiser steps.
-        encoder_lr, decoder_lr: learning rates (AdamW) of the parts that the method trains.
-        weight_decay: AdamW's, on matrices only.
-        warmup_steps: steps over which the rate rises linearly; it stays constant afterwards or decays.
-        decay: what the rate does after the warm-up: constant, or a cosine down to zero.
-        clip_grad_norm: the gradient's norm is clipped to this.
-        ema_decay: of the moving average of the weights, which is the result then; 0 for none.
-        anchor_weight: lambda, for methods that are anchored.
-        timesteps: lowest and highest timestep drawn, both included.
-        noise_level: of the embedding's noise augmentation, where the method does not draw it.
-        condition_dropout: probability of dropping a sample's condition.
-    """
-
-    steps: int
-    encoder_lr: float
-    decoder_lr: float
-    weight_decay: float
-    warmup_steps: int
-    decay: Decay
-    clip_grad_norm: float
-    ema_decay: float
-    anchor_weight: float
-    timesteps: tuple[int, ...]
-    noise_level: int
-    condition_dropout: float
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "steps")
-        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
-        not_negative(self, "clip_grad_norm", "anchor_weight")
-        if len(self.timesteps) != 2:
-            raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +115,7 @@ def fit(
         start = saved.step
         unpack(saved.tensors, trained, averages, optimizer, rng)
         history[:] = saved.history
+    _check_together(start, device)
     unreadable = int(history[-1]["unreadable"]) if history else 0
     parallel = _prepare(losses, running, method)
     batches = shares(start)
@@ -238,6 +194,16 @@ def _prepare(losses: Losses, running: Running, method: Method) -> Losses | Distr
     return DistributedDataParallel(losses, gradient_as_bucket_view=True)
 
 
+def _check_together(start: int, device: torch.device) -> None:
+    """Raise a UserError unless every process goes on from the same step."""
+    world = distributed.world_size()
+    (total,) = distributed.summed([float(start)], device)
+    if total != start * world:
+        raise UserError(
+            f"{world} processes found different states to go on from; checkpoints must name a folder that all of them see"
+        )
+
+
 def _check_finite(record: Record, keys: list[str]) -> None:
     if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
         raise UserError(
@@ -263,20 +229,6 @@ def _parameter_groups(model: CLIP, generator: Generator, method: Method, trainin
         groups.append({"params": matrices, "lr": lr, "weight_decay": training.weight_decay})
         groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
     return groups
-
-
-def rate(step: int, steps: int, warmup_steps: int, decay: Decay) -> float:
-    """Factor of the learning rate: a linear rise over the warm-up, then constant, or half a cosine down to zero."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if decay == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
-    """`rate` as a scheduler, for the loops of the toy backbones."""
-    return LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, decay))
 
 
 def _check_ranges(training: Training, generator: Generator) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from un2clip.config import UserError, build
 from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
 from un2clip.objective import diffusion_loss, draw
+from un2clip.recipe import Training
 from un2clip.running import Running, plainly
-from un2clip.train import Share, Training, fit
+from un2clip.train import Share, fit
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -22,9 +22,10 @@ from un2clip.decoder import Generator, load_generator, save_generator
 from un2clip.decoder.assemble import measure_statistics
 from un2clip.devices import pick_device
 from un2clip.methods import get_method
+from un2clip.recipe import Training
 from un2clip.resume import Checkpoints
 from un2clip.running import Record, Running
-from un2clip.train import Share, Training, fit
+from un2clip.train import Share, fit
 
 UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
 
@@ -128,16 +129,16 @@ def _finetune(
         )
     cached = open_latents(latents, shards, generator)
     reader = loader.open_split(shards, "train", clip.preprocess, loader.generator_view(generator.image_px), cached)
-    if row.measures_statistics:
-        places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
-        pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
-        generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
-    text_before = text_sha256(clip.model)
     parents = {
         "shards": digest(shards),
         "clip": sha256_of(clip.model.state_dict()),
         "generator": sha256_of(generator.state_dict()),
     }
+    if row.measures_statistics:
+        places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
+        pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
+        generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
+    text_before = text_sha256(clip.model)
     kept = _checkpoints(params, checkpoints, {"method": method, "seed": seed, "parents": parents})
     saved = kept.newest() if kept else None
     if kept and saved and main:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from un2clip import tracking
 from un2clip.checkpoint import Clip, load_clip, save_clip
 from un2clip.config import at_least_one
+from un2clip.recipe import rate_schedule
 from un2clip.toy import orders
-from un2clip.train import rate_schedule
 
 
 @dataclass(frozen=True, kw_only=True)

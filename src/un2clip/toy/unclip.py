@@ -19,9 +19,10 @@ from un2clip.decoder import Generator
 from un2clip.decoder.assemble import assemble
 from un2clip.huggingface import bpe_tokenizer
 from un2clip.methods import METHODS
+from un2clip.recipe import Training, rate_schedule
 from un2clip.running import plainly
 from un2clip.toy import orders
-from un2clip.train import Share, Training, fit, rate_schedule
+from un2clip.train import Share, fit
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
 
