@@ -200,7 +200,7 @@ def _check_together(start: int, device: torch.device) -> None:
     (total,) = distributed.summed([float(start)], device)
     if total != start * world:
         raise UserError(
-            f"{world} processes found different states to go on from; checkpoints must name a folder that all of them see"
+            f"{world} processes found different states to go on from; checkpoints must be a folder that all of them see"
         )
 
 

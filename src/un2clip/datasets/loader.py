@@ -54,8 +54,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU reads beside its work; DataLoader calls this where there is one."""
-        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        pinned = {name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+        return Batch(**pinned)
 
     def rows(self, rows: slice) -> "Batch":
         """A part of the batch."""
