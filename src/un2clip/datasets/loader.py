@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,7 +55,9 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU reads beside its work; DataLoader calls this where there is one."""
-        pinned = {name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+        pinned: dict[str, Any] = {
+            name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in vars(self).items()
+        }
         return Batch(**pinned)
 
     def rows(self, rows: slice) -> "Batch":
