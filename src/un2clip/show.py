@@ -8,7 +8,7 @@ from un2clip.report import Comparison, print_table
 
 NEXT = """
 report          {report}/index.html
-pictures        {reconstructions}/grid.png, {scores}/diffusion_loss/diffusion_loss.png
+pictures        {pictures}
 encoder         {encoder} (open_clip loads it: local-dir:{encoder})
 registry        mlflow ui --backend-store-uri sqlite:///mlflow.db   (then /#/models/un2clip)
 get it back     un2clip export --alias challenger --to my-encoder"""
@@ -27,4 +27,5 @@ def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, e
     for finding in decided["rules"]:
         print(finding["sentence"])
     print(f"The gate {'passed' if decided['passed'] else 'refused'}. {decided['outcome']}")
-    print(NEXT.format(report=report, reconstructions=reconstructions, scores=scores, encoder=encoder))
+    pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
+    print(NEXT.format(report=report, pictures=pictures, encoder=encoder))
