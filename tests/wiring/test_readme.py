@@ -70,7 +70,9 @@ def test_docstrings_of_stages_name_every_argument() -> None:
 def test_numbers_of_the_results_stand_in_the_log() -> None:
     """The numbers of README's result table are each method's mean differences in docs/LOG.md's study."""
     log = (ROOT / "docs/LOG.md").read_text()
-    results = re.findall(r"^\| ([\w-]+)[, (].* \| (.+) \| (.+) \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
+    results = re.findall(
+        r"^\| ([\w-]+)[, (].* \| (.+) \| (.+) \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
     assert [method for method, *_ in results] == ["un2clip", "un2clip-anchored", "update-generator"]
     for method, *numbers in results:
         assert numbers == re.findall(rf"^\| {method} \|.* \| ([+-][\d.]+) \| [\d.]+ \|(?: .* \|)?$", log, re.M)
