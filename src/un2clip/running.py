@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from un2clip import distributed
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
 
 Record = dict[str, float]
 GIB = 2**30
@@ -45,8 +45,8 @@ class Running:
     keep_checkpoints: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "processes", "max_per_device", "checkpoint_every", "keep_checkpoints")
-        not_negative(self, "workers")
+        at_least(self, 1, "processes", "max_per_device", "checkpoint_every", "keep_checkpoints")
+        at_least(self, 0, "workers")
         if self.frozen == "bf16" and self.precision != "bf16":
             raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
 

@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 from un2clip.checkpoint import Clip
-from un2clip.config import UserError, at_least_one
+from un2clip.config import UserError, at_least
 from un2clip.scores import Item, Unit
 from un2clip.segmentation.dense import get_dense_method
 from un2clip.segmentation.protocols import get_protocol
@@ -33,7 +33,7 @@ class Segmentation:
     pictures: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "pictures")
+        at_least(self, 1, "pictures")
         get_dense_method(self.method)
         get_protocol(self.protocol)
 
@@ -51,7 +51,7 @@ class Options:
     segmentation: Segmentation
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
+        at_least(self, 1, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 
-from un2clip.config import UserError, at_least_one, build, read_yaml
+from un2clip.config import UserError, at_least, build, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Settings:
     area_threshold: float
 
     def __post_init__(self) -> None:
-        at_least_one(self, "short_side_px", "crop_px", "stride_px")
+        at_least(self, 1, "short_side_px", "crop_px", "stride_px")
         if self.stride_px > self.crop_px:
             raise ValueError(f"stride_px must be at most crop_px, or pixels are never seen, got {self.stride_px}")
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from un2clip import distributed, tracking
 from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
-from un2clip.config import Stopped, UserError, at_least_one
+from un2clip.config import Stopped, UserError, at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
@@ -47,7 +47,7 @@ class Finetune:
     running: Running
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size", "statistics_images")
+        at_least(self, 1, "batch_size", "statistics_images")
         if self.batch_size % self.running.processes:
             raise ValueError(
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
