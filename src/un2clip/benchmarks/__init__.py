@@ -13,6 +13,7 @@ from types import ModuleType
 
 from un2clip.checkpoint import Clip
 from un2clip.config import UserError, at_least
+from un2clip.hashes import file_sha256
 from un2clip.scores import Item, Unit
 from un2clip.segmentation.dense import get_dense_method
 from un2clip.segmentation.protocols import get_protocol
@@ -100,6 +101,5 @@ def data_sha256(folder: Path) -> str:
         raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
