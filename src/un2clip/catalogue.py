@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from tqdm import tqdm
 
-from un2clip.config import UserError, build
+from un2clip.config import UserError, build, row
 from un2clip.datasets.tars import DamagedTar, groups
 
 NAMED = 3  # so many missing files are named, of all that are missing
@@ -65,10 +65,7 @@ def catalogue() -> dict[str, Entry]:
 
 def get_entry(name: str) -> Entry:
     """The entry called `name`; a UserError lists those there are."""
-    entries = catalogue()
-    if name not in entries:
-        raise UserError(f"unknown data set {name!r}; known: {', '.join(entries)}")
-    return entries[name]
+    return row(catalogue(), name, "data set")
 
 
 def table() -> str:

@@ -29,6 +29,13 @@ class Stopped(UserError):
     """A signal asked a stage to stop, and what it did so far is kept."""
 
 
+def row(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The row of a table, or a UserError that lists the table."""
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return table[name]
+
+
 def at_least(section: object, lowest: int, *names: str) -> None:
     """Refuse a number below `lowest` in a dataclass of numbers; for its `__post_init__`.
 
