@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from un2clip import distributed
 from un2clip.config import UserError
 from un2clip.datasets.shards import digest
 from un2clip.results import Result, flatten, read_history, result_files
@@ -57,6 +56,8 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
+    from un2clip import distributed  # here, since it imports torch, and `un2clip --help` stays quick
+
     if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off" or distributed.rank() > 0:
         yield
         return
