@@ -15,7 +15,8 @@ def prerequisites(
     benchmark_data: str,
     benchmarks: list,
     accelerator_type: str,
-    accelerators: list,
+    accelerator_limit: str,
+    finetune_accelerator_limit: str,
     node_selector: dict,
     tolerations: list,
 ):
@@ -31,7 +32,7 @@ def prerequisites(
         benchmark_data=benchmark_data,
         benchmarks=benchmarks,
         accelerator_type=accelerator_type,
-        accelerators=accelerators,
+        accelerators=[accelerator_limit, finetune_accelerator_limit],
         node_selector=node_selector,
         tolerations=tolerations,
     )

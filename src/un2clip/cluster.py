@@ -102,7 +102,9 @@ def shortage(pool: Pool, nodes: Iterable[Node]) -> str:
     most = max(int(node.allocatable.get(pool.resource, "0")) for node in free)
     if most < pool.count:
         fix = "lower the limit, or look whether the device plugin runs" if not most else "lower the limit"
-        return f"{pool.count} {pool.resource} are asked for, and none of {len(free)} {which} gives more than {most}; {fix}"
+        return (
+            f"{pool.count} {pool.resource} are asked for, and none of {len(free)} {which} gives more than {most}; {fix}"
+        )
     return ""
 
 
