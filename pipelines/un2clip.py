@@ -13,7 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +45,7 @@ HEADER = "# Compiled from pipelines/un2clip.py and params.yaml by `python -m pip
 WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
 
 
+@cache
 def pipeline(compiled: Compiled) -> GraphComponent:
     """The pipeline for a cluster whose constants are `compiled`; everything else is an argument of a run."""
 
