@@ -1,8 +1,8 @@
 """The method table: a method says what trains and what holds the encoder; a number never stands here.
 
-    L = rec_phi(x | enc_theta(x)) + lambda ||enc_theta(x) - enc_theta0(x)||^2
+    L = rec_phi(x | proj_psi(enc_theta(x))) + lambda ||enc_theta(x) - enc_theta0(x)||^2
 
-un2clip (arXiv 2505.24517, eq. 3) trains theta through a frozen phi without the second term. DIVA and
+un2clip (arXiv 2505.24517, eq. 3) trains theta through a frozen phi, without psi and without the second term. DIVA and
 UniLIP are rows with another condition and decoder.
 """
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from un2clip.config import UserError
+from un2clip.projector import Start
 
-Part = Literal["encoder", "decoder"]
+Part = Literal["encoder", "projector", "decoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Method:
         anchored: whether lambda (finetune.anchor_weight) pulls the embedding back to the reference's.
         noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
             for each sample as in the generator's own training (arXiv 2204.06125).
+        projector: how the map between encoder and generator starts, where there is one (projector.py); it trains.
+        longer: whether it trains finetune.longer times the steps.
         measures_statistics: whether the generator's normaliser gets the statistics of this encoder's embeddings first.
         says: one line for people.
     """
@@ -30,8 +33,13 @@ class Method:
     trains: tuple[Part, ...]
     anchored: bool
     noise_level: Literal["configured", "uniform"]
+    projector: Start = "none"
+    longer: bool = False
     measures_statistics: bool = False
     says: str
+
+    def __post_init__(self) -> None:
+        assert ("projector" in self.trains) == (self.projector != "none"), self.says
 
 
 METHODS: dict[str, Method] = {
@@ -46,6 +54,27 @@ METHODS: dict[str, Method] = {
         anchored=True,
         noise_level="configured",
         says="ours: the same, and the embedding is held near the reference's",
+    ),
+    "un2clip-longer": Method(
+        trains=("encoder",),
+        anchored=False,
+        noise_level="configured",
+        longer=True,
+        says="the paper's ablation: the same, for more steps",
+    ),
+    "projector-random": Method(
+        trains=("encoder", "projector"),
+        anchored=False,
+        noise_level="configured",
+        projector="random",
+        says="the paper's ablation: a linear projector before the generator, random at the start",
+    ),
+    "projector-identity": Method(
+        trains=("encoder", "projector"),
+        anchored=False,
+        noise_level="configured",
+        projector="identity",
+        says="the paper's ablation: the same projector, which changes nothing at the start",
     ),
     "update-generator": Method(
         trains=("encoder", "decoder"),

@@ -23,6 +23,7 @@ from un2clip.config import Stopped, UserError
 from un2clip.decoder import Generator
 from un2clip.methods import Method
 from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.projector import new_projector
 from un2clip.recipe import Training, rate
 from un2clip.resume import Checkpoints, Interruption, Saved, pack, unpack
 from un2clip.running import Progress, Record, Running
@@ -51,9 +52,10 @@ class Losses(nn.Module):
     visual: nn.Module
     reference: nn.Module
 
-    def __init__(self, visual: nn.Module, generator: Generator, *, trains_encoder: bool) -> None:
+    def __init__(self, visual: nn.Module, projector: nn.Module, generator: Generator, *, trains_encoder: bool) -> None:
         super().__init__()
-        self.visual, self.generator, self.trains_encoder = visual, generator, trains_encoder
+        self.visual, self.projector, self.generator = visual, projector, generator
+        self.trains_encoder = trains_encoder
         self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
 
     def forward(self, pixel_values: Tensor, latents: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +64,7 @@ class Losses(nn.Module):
             image_embeds = self.visual(pixel_values).float()
         with torch.no_grad():
             reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
-        rec = diffusion_loss(self.generator, latents, image_embeds, draws)
+        rec = diffusion_loss(self.generator, latents, self.projector(image_embeds).float(), draws)
         anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
         return rec, anchor, cosine_similarity(image_embeds.detach(), reference_embeds)
 
@@ -100,12 +102,13 @@ def fit(
         Stopped: a signal asked for it; the state is in `checkpoints`.
     """
     timesteps = _check_ranges(training, generator)
-    groups = _parameter_groups(model, generator, method, training)
+    device = generator.mean.device
+    projector = new_projector(method.projector, generator.embed_dim, rng.initial_seed()).to(device)
+    groups = _parameter_groups(model, projector, generator, method, training)
     trained = [parameter for group in groups for parameter in group["params"]]
-    device = trained[0].device
     optimizer = torch.optim.AdamW(groups, fused=True)
     rates = [group["lr"] for group in groups]
-    losses = Losses(model.visual, generator, trains_encoder="encoder" in method.trains)
+    losses = Losses(model.visual, projector, generator, trains_encoder="encoder" in method.trains)
     averages = [parameter.detach().clone() for parameter in trained] if training.ema_decay else []
     noise_level = None if method.noise_level == "uniform" else training.noise_level
     anchor_weight = training.anchor_weight if method.anchored else 0.0
@@ -212,14 +215,20 @@ def _check_finite(record: Record, keys: list[str]) -> None:
         )
 
 
-def _parameter_groups(model: CLIP, generator: Generator, method: Method, training: Training) -> list[dict[str, Any]]:
+def _parameter_groups(
+    model: CLIP, projector: nn.Module, generator: Generator, method: Method, training: Training
+) -> list[dict[str, Any]]:
     """Freeze everything, then free what the method trains; biases and norms do not decay.
 
     Freezing is requires_grad, never no_grad: gradients flow through a frozen generator to the encoder.
     """
     model.requires_grad_(False).eval()
     generator.requires_grad_(False).eval()
-    parts = {"encoder": (model.visual, training.encoder_lr), "decoder": (generator.unet, training.decoder_lr)}
+    parts = {
+        "encoder": (model.visual, training.encoder_lr),
+        "projector": (projector, training.encoder_lr),
+        "decoder": (generator.unet, training.decoder_lr),
+    }
     groups: list[dict[str, Any]] = []
     for part in method.trains:
         module, lr = parts[part]

@@ -10,6 +10,7 @@ from un2clip.config import UserError, build
 from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
 from un2clip.objective import diffusion_loss, draw
+from un2clip.projector import new_projector
 from un2clip.recipe import Training
 from un2clip.running import Running, plainly
 from un2clip.train import Share, fit
@@ -47,6 +48,9 @@ def run(tiny, method: str, shares=shares, **changes: object):
 MOVES = {
     "un2clip": (True, False),
     "un2clip-anchored": (True, False),
+    "un2clip-longer": (True, False),
+    "projector-random": (True, False),
+    "projector-identity": (True, False),
     "update-generator": (True, True),
     "align": (False, True),
 }
@@ -96,25 +100,55 @@ def test_anchor_holds(tiny) -> None:
     assert ends["un2clip-anchored"] < ends["un2clip"] / 2
 
 
-def test_first_step_is_adamws(tiny) -> None:
-    """One step by the loop equals one step of torch.optim.AdamW on a loss computed by hand."""
-    changes = {"steps": 1, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
-    clip, _, history = run(tiny, "un2clip", **changes)
+@pytest.mark.parametrize("method", ["un2clip", "projector-random", "projector-identity"])
+def test_first_steps_are_adamws(tiny, method: str) -> None:
+    """Two steps by the loop equal two of torch.optim.AdamW on a loss computed by hand, the projector's too."""
+    changes = {"steps": 2, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
+    clip, _, history = run(tiny, method, **changes)
     mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     visual = mine.model.visual.requires_grad_(True).train()
-    share = next(shares())
-    rng = torch.Generator().manual_seed(0)
-    draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
-    loss = diffusion_loss(generator, share.latents, visual(share.pixel_values), draws).mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
-    decayed = [p for p in visual.parameters() if p.ndim >= 2]
-    others = [p for p in visual.parameters() if p.ndim < 2]
+    projector = new_projector(METHODS[method].projector, mine.embed_dim, 0)
+    parameters = [*visual.parameters(), *projector.parameters()]
+    decayed, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    torch.optim.AdamW(groups, lr=1e-3).step()
-    assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    rng = torch.Generator().manual_seed(0)
+    for record, share in zip(history, shares(), strict=False):
+        draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+        loss = diffusion_loss(generator, share.latents, projector(visual(share.pixel_values)), draws).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-6)
     for name, value in visual.state_dict().items():
         torch.testing.assert_close(clip.model.visual.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_projectors_first_losses(tiny) -> None:
+    """As the paper has it: the identity starts with un2clip's loss, to the bit; only later do they part."""
+    losses = {
+        method: [record["loss"] for record in run(tiny, method, encoder_lr=1e-3)[2]]
+        for method in ("un2clip", "projector-identity", "projector-random")
+    }
+    plain, identity, other = losses.values()
+    assert identity[0] == plain[0] and identity[2] != plain[2] and other[0] != plain[0]
+
+
+def test_a_projector_starts_as_said() -> None:
+    """Random: nn.Linear's own law, by the seed alone, torch's state untouched. Identity: gives its input back."""
+    before = torch.get_rng_state()
+    first, second, third = (new_projector("random", 400, seed) for seed in (1, 1, 2))
+    embeds = torch.randn(5, 400, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(new_projector("identity", 400, 0)(embeds), embeds)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, third.weight)
+    usual = torch.nn.Linear(400, 400)
+    for name in ("weight", "bias"):
+        mine, theirs = getattr(first, name), getattr(usual, name)
+        assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.02)
+        assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+    assert not list(new_projector("none", 400, 0).parameters())
 
 
 def test_same_seed_same_weights(tiny) -> None:
