@@ -5,11 +5,14 @@ Everything random is drawn beforehand into `Draws`, so that two encoders can be 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from un2clip.decoder import Generator
+
+Timesteps = Literal["independent", "stratified"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ def draw(
     rng: torch.Generator,
     *,
     timesteps: tuple[int, int],
+    timesteps_drawn: Timesteps = "independent",
     noise_level: int | None,
     condition_dropout: float,
 ) -> Draws:
@@ -52,6 +56,9 @@ def draw(
 
     Args:
         timesteps: lowest and highest timestep, both included, drawn uniformly.
+        timesteps_drawn: independent: each sample for itself. stratified: one of each B-th of the range, dealt out at
+            random. Each sample's timestep is uniform in both, so the mean loss has the same expectation; the second
+            spares it the variance of which timesteps a batch happens to meet (arXiv 2107.00630, 2605.21489).
         noise_level: one level for all, or None: uniform over all levels, one for each sample.
         condition_dropout: probability that a sample's condition is dropped.
     """
@@ -62,8 +69,12 @@ def draw(
         if noise_level is None
         else torch.full((n,), noise_level, dtype=torch.int64)
     )
+    width = high + 1 - low
+    drawn = torch.randint(width, (n,), generator=rng)
+    if timesteps_drawn == "stratified":
+        drawn = (torch.randperm(n, generator=rng) * width + drawn) // n
     return Draws(
-        timesteps=torch.randint(low, high + 1, (n,), generator=rng),
+        timesteps=low + drawn,
         noise=torch.randn(tuple(shape), generator=rng),
         noise_level=level,
         embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),

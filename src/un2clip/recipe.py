@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from un2clip.config import at_least_one, not_negative
+from un2clip.objective import Timesteps
 
 Decay = Literal["constant", "cosine"]
 
@@ -26,6 +27,7 @@ class Training:
         ema_decay: of the moving average of the weights, which is the result then; 0 for none.
         anchor_weight: lambda, for methods that are anchored.
         timesteps: lowest and highest timestep drawn, both included.
+        timesteps_drawn: how they are drawn for a batch; objective.py: draw.
         noise_level: of the embedding's noise augmentation, where the method does not draw it.
         condition_dropout: probability of dropping a sample's condition.
     """
@@ -40,6 +42,7 @@ class Training:
     ema_decay: float
     anchor_weight: float
     timesteps: tuple[int, ...]
+    timesteps_drawn: Timesteps
     noise_level: int
     condition_dropout: float
 

@@ -133,6 +133,7 @@ def fit(
                 (b * world, *share.latents.shape[1:]),
                 rng,
                 timesteps=timesteps,
+                timesteps_drawn=training.timesteps_drawn,
                 noise_level=noise_level,
                 condition_dropout=training.condition_dropout,
             ).rows(slice(rank * b, rank * b + b))

@@ -100,11 +100,14 @@ def test_anchor_holds(tiny) -> None:
     assert ends["un2clip-anchored"] < ends["un2clip"] / 2
 
 
-@pytest.mark.parametrize("method", ["un2clip", "projector-random", "projector-identity"])
-def test_first_steps_are_adamws(tiny, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "drawn"),
+    [("un2clip", "stratified"), ("projector-random", "independent"), ("projector-identity", "independent")],
+)
+def test_first_steps_are_adamws(tiny, method: str, drawn: str) -> None:
     """Two steps by the loop equal two of torch.optim.AdamW on a loss computed by hand, the projector's too."""
     changes = {"steps": 2, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
-    clip, _, history = run(tiny, method, **changes)
+    clip, _, history = run(tiny, method, **changes, timesteps_drawn=drawn)
     mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     visual = mine.model.visual.requires_grad_(True).train()
     projector = new_projector(METHODS[method].projector, mine.embed_dim, 0)
@@ -112,9 +115,9 @@ def test_first_steps_are_adamws(tiny, method: str) -> None:
     decayed, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    rng = torch.Generator().manual_seed(0)
+    rng, numbers = torch.Generator().manual_seed(0), {"timesteps_drawn": drawn, "condition_dropout": 0.0}
     for record, share in zip(history, shares(), strict=False):
-        draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+        draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, **numbers)
         loss = diffusion_loss(generator, share.latents, projector(visual(share.pixel_values)), draws).mean()
         optimizer.zero_grad()
         loss.backward()
