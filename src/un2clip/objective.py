@@ -1,4 +1,4 @@
-"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchor.
+"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchors.
 
 Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
 """
@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div, normalize
 
 from un2clip.decoder import Generator
 
@@ -102,3 +103,21 @@ def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, 
 def anchor_distance(generator: Generator, image_embeds: Tensor, reference_embeds: Tensor) -> Tensor:
     """Mean squared distance to the reference's embedding, in the normaliser's units, one number a sample (B,)."""
     return ((image_embeds - reference_embeds) / generator.std).square().mean(dim=1)
+
+
+def caption_divergence(image_embeds: Tensor, reference_embeds: Tensor, captions: Tensor) -> Tensor:
+    """How far the image's likeness to a bank of captions is from the reference's, in nats, one number a sample (B,).
+
+    KL(p0 || p) of the softmax over the captions at CLIP's own temperature: learning without forgetting
+    (arXiv 1606.09282), for CLIP as in ZSCL (arXiv 2303.06628). What moves all captions alike costs nothing.
+
+    Args:
+        image_embeds, reference_embeds: (B, D), not L2-normalised.
+        captions: (K, D), of length CLIP's scale.
+    """
+    with torch.autocast(captions.device.type, enabled=False):  # logits reach 100: bf16 would see steps of a half
+        tuned, reference = (
+            (normalize(embeds.float(), dim=1) @ captions.T).log_softmax(dim=1)
+            for embeds in (image_embeds, reference_embeds)
+        )
+        return kl_div(tuned, reference, reduction="none", log_target=True).sum(dim=1)

@@ -74,7 +74,7 @@ def unbroken(tiny, tmp_path_factory) -> dict[str, bytes]:
     return trained(tiny, tmp_path_factory.mktemp("unbroken"))
 
 
-@pytest.mark.parametrize("method", ["un2clip-anchored", "projector-random"])
+@pytest.mark.parametrize("method", ["un2clip-anchored", "un2clip-captions", "projector-random"])
 def test_killed_at_three_random_steps_ends_with_the_same_bytes(tiny, tmp_path, request, method: str) -> None:
     """kill -9, three times, then once more without: weights, history and lineage are those of an unbroken run."""
     steps = sorted(random.Random(20261122).sample(range(1, STEPS), 3))

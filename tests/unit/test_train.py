@@ -7,6 +7,7 @@ import torch
 
 from un2clip.checkpoint import load_clip, sha256_of, text_sha256
 from un2clip.config import UserError, build
+from un2clip.datasets.caption_bank import embed_bank
 from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
 from un2clip.objective import diffusion_loss, draw
@@ -30,6 +31,9 @@ def shares(start: int = 0, n: int = 8):
             yield Share(keys=keys, pixel_values=pixel_values, latents=latents, readable=torch.ones(n, dtype=torch.bool))
 
 
+CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
+
+
 def run(tiny, method: str, shares=shares, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
@@ -40,7 +44,8 @@ def run(tiny, method: str, shares=shares, **changes: object):
     running = dataclasses.replace(running, **{k: v for k, v in changes.items() if k not in names})
     history: list[dict[str, float]] = []
     rng = torch.Generator().manual_seed(0)
-    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history)
+    captions = embed_bank(clip, CAPTIONS) if "captions" in METHODS[method].anchors else None
+    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history, captions=captions)
     return clip, generator, history
 
 
@@ -48,6 +53,7 @@ def run(tiny, method: str, shares=shares, **changes: object):
 MOVES = {
     "un2clip": (True, False),
     "un2clip-anchored": (True, False),
+    "un2clip-captions": (True, False),
     "un2clip-longer": (True, False),
     "projector-random": (True, False),
     "projector-identity": (True, False),
@@ -98,6 +104,19 @@ def test_anchor_holds(tiny) -> None:
         for method in ("un2clip", "un2clip-anchored")
     }
     assert ends["un2clip-anchored"] < ends["un2clip"] / 2
+
+
+def test_captions_hold(tiny) -> None:
+    """Their divergence starts at exactly 0, is in the loss by its weight, and stays lower than without that weight."""
+    numbers = {"steps": 12, "encoder_lr": 1e-3, "anchor_weight": 0.0}
+    held, free = (run(tiny, "un2clip-captions", **numbers, caption_weight=weight)[2] for weight in (20.0, 0.0))
+    assert held[0]["captions"] == 0.0 and held[0]["loss"] == held[0]["diffusion_loss"]
+    last = held[-1]
+    assert last["loss"] == pytest.approx(last["diffusion_loss"] + 20 * last["captions"], rel=1e-6)
+    assert 0 < last["captions"] < free[-1]["captions"] / 2
+    _, _, plain = run(tiny, "un2clip", **numbers)
+    assert [row["diffusion_loss"] for row in free] == [row["diffusion_loss"] for row in plain], "a weight of 0 is none"
+    assert "captions" not in plain[0]
 
 
 @pytest.mark.parametrize(

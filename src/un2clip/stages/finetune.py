@@ -16,6 +16,7 @@ from un2clip import distributed, tracking
 from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
 from un2clip.config import Stopped, UserError, at_least_one
 from un2clip.datasets import loader
+from un2clip.datasets.caption_bank import caption_bank, embed_bank
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator, save_generator
@@ -37,6 +38,7 @@ class Finetune:
     Attributes:
         batch_size: images of one optimiser step, of all processes together.
         statistics_images: how many images `align` measures the normaliser on.
+        captions: how many different captions methods that are anchored to them are held on, at most.
         longer: methods that train longer take this many times the steps.
         training: what is learned.
         running: how it is computed.
@@ -44,12 +46,15 @@ class Finetune:
 
     batch_size: int
     statistics_images: int
+    captions: int
     longer: int
     training: Training
     running: Running
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size", "statistics_images", "longer")
+        if self.captions < 2:
+            raise ValueError(f"captions must be at least 2, got {self.captions}")
         if self.batch_size % self.running.processes:
             raise ValueError(
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
@@ -79,7 +84,7 @@ def finetune(
         seed: order of the images, timesteps and noise.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
-        shards: checked images; no caption is read.
+        shards: checked images; their captions are read only by methods that are anchored to them.
         backbones: clip/ and unclip/.
         latents: the cache of the VAE's latents, which may be empty.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and generator/, if it trained.
@@ -145,6 +150,9 @@ def _finetune(
         places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
         pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
         generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
+    captions = None
+    if "captions" in row.anchors:
+        captions = embed_bank(clip, caption_bank(shards, seed=seed, size=params.captions))
     text_before = text_sha256(clip.model)
     kept = _checkpoints(params, training, checkpoints, {"method": method, "seed": seed, "parents": parents})
     saved = kept.newest() if kept else None
@@ -163,6 +171,7 @@ def _finetune(
             lambda step: _shares(reader, generator, params, seed, step),
             torch.Generator().manual_seed(seed),
             history,
+            captions=captions,
             watch=tracking.log_metrics,
             checkpoints=kept,
             saved=saved,
@@ -220,7 +229,8 @@ def _checkpoints(params: Finetune, training: Training, folder: str, names: dict[
     if not folder:
         return None
     running = {name: getattr(params.running, name) for name in ("precision", "frozen")}
-    decides = names | {"training": dataclasses.asdict(training), "batch_size": params.batch_size} | running
+    numbers = {name: getattr(params, name) for name in ("batch_size", "captions", "statistics_images")}
+    decides = names | {"training": dataclasses.asdict(training)} | numbers | running
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return Checkpoints(
         folder=Path(folder) / name,
