@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from un2clip.config import UserError, build
 from un2clip.report import compare_scores
+from un2clip.results import flatten
 from un2clip.scores import collect_scores
 from un2clip.seeds import Result, table
 from un2clip.stages import get_stage, stage_params
@@ -81,11 +82,21 @@ def study(params: Mapping[str, Any], to: Path) -> None:
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
     """Refuse to continue a study that was begun with other numbers; its seeds and methods may grow."""
-    numbers = json.dumps({name: value for name, value in params.items() if name != "study"}, sort_keys=True, indent=1)
-    if kept.is_file() and kept.read_text() != numbers:
-        raise UserError(f"{kept.parent} holds a study made with other numbers; give --to another folder, or delete it")
+    numbers = {name: value for name, value in params.items() if name != "study"}
+    if kept.is_file():
+        before, now = flatten(json.loads(kept.read_text())), flatten(numbers)
+        other = [
+            f"{name} {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name)
+        ]
+        if other:
+            raise UserError(
+                f"{kept.parent} holds a study made with other numbers ({'; '.join(other)}); give --to another folder, "
+                f"or delete it. Where a number is new and changes nothing of what is there, add it to {kept}"
+            )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(numbers)
+    kept.write_text(json.dumps(numbers, sort_keys=True, indent=1))
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:

@@ -37,8 +37,12 @@ def test_what_is_done_is_not_done_again(done) -> None:
     assert [json.loads(line)["stage"] for line in log.read_text().removeprefix(before).splitlines()] == ["evaluate"]
 
 
-def test_other_numbers_are_refused(done) -> None:
-    """A folder begun with other numbers is not mixed with these; more seeds and methods are fine."""
+def test_other_numbers_are_refused_by_name(done) -> None:
+    """A folder begun with other numbers is not mixed with these; which ones is said, also of one that is new."""
     params, to = done
-    with pytest.raises(UserError, match="made with other numbers"):
+    with pytest.raises(UserError, match=r"other numbers \(finetune.batch_size 16 there, 8 now\)"):
         study(merge(params, {"finetune": {"batch_size": 8}}), to)
+    with pytest.raises(
+        UserError, match=r"other numbers \(finetune.new absent there, 1 now\).* add it to .*params.json"
+    ):
+        study(params | {"finetune": params["finetune"] | {"new": 1}}, to)
