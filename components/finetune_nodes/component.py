@@ -29,7 +29,7 @@ def finetune_nodes(
     secrets: str,
     shared_memory: str,
     service_account: str,
-    deadline_hours: int,
+    timeout_s: int,
     task_config: dsl.TaskConfig,
     shards: dsl.Input[dsl.Dataset],
     backbones: dsl.Input[dsl.Model],
@@ -37,6 +37,7 @@ def finetune_nodes(
     encoder: dsl.Output[dsl.Model],
 ):
     """Train the encoder on several nodes; the names beyond the stage's own stand in src/un2clip/nodes.py."""
+    from un2clip.artifacts import describe
     from un2clip.nodes import finetune_on_nodes
     from un2clip.trainjob import connect
 
@@ -49,10 +50,11 @@ def finetune_nodes(
         secrets=secrets,
         shared_memory=shared_memory,
         service_account=service_account,
-        deadline_hours=deadline_hours,
+        timeout_s=timeout_s,
         task=vars(task_config),
         checkpoints=checkpoints,
         inputs={"shards": shards.path, "backbones": backbones.path, "latents": latents.path},
         words={"method": method, "seed": seed, "device": device},
         encoder=encoder.path,
     )
+    encoder.metadata.update(describe("encoder", encoder.path))

@@ -17,10 +17,10 @@ from un2clip import tracking, trainjob
 from un2clip.config import UserError
 from un2clip.stages import stage_params
 
-#: Each file of a mounted Secret becomes a variable, then the words that follow run. Trainer's API takes no reference
-#: to a Secret in a variable of the SDK's, and a value in the TrainJob could be read by everybody who may list jobs.
+#: Each key of each Secret that is mounted below $0 becomes a variable of the command that follows. The SDK can give a
+#: node's variables no reference to a Secret, and everybody who may look at a TrainJob could read a value in it.
 WITH_SECRETS = (
-    'for file in "$0"/*; do if [ -f "$file" ]; then export "$(basename "$file")=$(cat "$file")"; fi; done; exec "$@"'
+    'for file in "$0"/*/*; do if [ -f "$file" ]; then set -- "${file##*/}=$(cat "$file")" "$@"; fi; done; exec env "$@"'
 )
 SHARED_MEMORY = "dshm"
 
@@ -35,7 +35,7 @@ def finetune_on_nodes(
     secrets: str,
     shared_memory: str,
     service_account: str,
-    deadline_hours: int,
+    timeout_s: int,
     task: Mapping[str, Any],
     checkpoints: str,
     encoder: str,
@@ -47,15 +47,15 @@ def finetune_on_nodes(
     A task that is tried again replaces the former try's TrainJob, and goes on from the newest checkpoint.
 
     Args:
-        params: section `finetune`; `running.processes` is the number on each node, one a GPU.
+        params: section `finetune`; `running.processes` is the number on each node; 0 for one an accelerator.
         client: of the cluster.
         nodes: how many.
         image: of every node.
         volume: where the shared volume is mounted, in the task and in the nodes.
-        secrets: where a Secret with MLFLOW_ variables is mounted, if there is one.
+        secrets: folder below which Secrets are mounted whose keys the nodes get as variables; those of MLflow.
         shared_memory: size limit of /dev/shm, such as 2Gi.
         service_account: of the nodes; it needs no rights.
-        deadline_hours: after which the cluster ends the TrainJob.
+        timeout_s: after which the cluster ends the TrainJob; 0 for never.
         task: the Kubeflow task's own settings (fields of dsl.TaskConfig), each as in a pod's spec.
         checkpoints: as of the stage; relative to the volume.
         encoder: folder that gets what the stage writes.
@@ -69,7 +69,7 @@ def finetune_on_nodes(
     resources = _resources(task)
     processes = _check(params, nodes, resources, words)
     if all(mount["mountPath"] != volume for mount in task["volume_mounts"] or []):
-        raise UserError(f"no volume is mounted at {volume}; name a ReadWriteMany claim in the parameter volume_claim")
+        raise UserError(f"no volume is mounted at {volume}; compile with a volume that all nodes can mount")
     run = tracking.run_key()
     name = f"finetune-{re.sub(r'[^a-z0-9-]', '-', run.lower())[:36].strip('-')}"  # a pod's name has room for no more
     folder = Path(volume) / name
@@ -101,7 +101,7 @@ def finetune_on_nodes(
         resources=resources,
         pod=_pod(task, shared_memory, service_account),
         volume_mounts=[*(task["volume_mounts"] or []), {"name": SHARED_MEMORY, "mountPath": "/dev/shm"}],
-        deadline_seconds=deadline_hours * 3600,
+        timeout_s=timeout_s,
     )
     trainjob.run(job, client)
     shutil.copytree(folder / "encoder", encoder, dirs_exist_ok=True)
@@ -111,21 +111,20 @@ def finetune_on_nodes(
 def _check(params: Mapping[str, Any], nodes: int, resources: Mapping[str, str], words: Mapping[str, Any]) -> int:
     """Processes of each node. What would only be noticed on expensive nodes is said before."""
     section = stage_params("finetune", params)
-    processes = int(section.running.processes)
+    accelerators = sum(int(amount) for name, amount in resources.items() if "/" in name and words["device"] != "cpu")
+    processes = int(section.running.processes) or max(1, accelerators)
     if nodes < 1:
         raise UserError(f"nodes must be at least 1, got {nodes}")
+    if accelerators and accelerators != processes:
+        raise UserError(
+            f"finetune.running.processes is {processes} and each node has {accelerators} accelerators; make it 0 or "
+            f"{accelerators}, or change finetune_accelerator_limit"
+        )
     if section.batch_size % (nodes * processes):
         raise UserError(
             f"finetune.batch_size must be a multiple of the {nodes * processes} processes on {nodes} nodes, got "
             f"{section.batch_size}"
         )
-    gpus = {name: amount for name, amount in resources.items() if "/" in name}
-    for name, amount in gpus.items():
-        if words["device"] != "cpu" and amount != str(processes):
-            raise UserError(
-                f"each node has {amount} {name} and runs {processes} processes; make accelerator_limit and "
-                "finetune.running.processes equal"
-            )
     return processes
 
 

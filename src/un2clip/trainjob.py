@@ -46,7 +46,7 @@ class Job:
         resources: of each node, requests and limits alike, such as {"cpu": "8", "nvidia.com/gpu": "8"}.
         pod: what is added to the runtime's pods: fields of the SDK's PodSpecPatch, their values as in a pod's spec.
         volume_mounts: of every node's container, as in a pod's spec.
-        deadline_seconds: after which the cluster ends it, even if nobody is there to delete it.
+        timeout_s: after which the cluster ends it, even if nobody is there to delete it; 0 for never.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Job:
     resources: dict[str, str]
     pod: dict[str, Any]
     volume_mounts: list[dict[str, Any]]
-    deadline_seconds: int
+    timeout_s: int
 
 
 def connect() -> TrainerClient:
@@ -114,7 +114,7 @@ def _create(job: Job, client: TrainerClient) -> None:
         of.TrainerCommand(job.command),
         of.TrainerArgs(job.args),
         of.RuntimePatch(patch),
-        of.ActiveDeadlineSeconds(job.deadline_seconds),
+        *([of.ActiveDeadlineSeconds(job.timeout_s)] if job.timeout_s else []),
     ]
     try:
         runtime = client.get_runtime(RUNTIME)

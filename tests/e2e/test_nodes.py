@@ -102,7 +102,7 @@ def start(tiny: Any, cluster: Cluster, folder: Path, params: dict[str, Any]) -> 
             "secrets": str(folder / "secrets"),
             "shared_memory": "1Gi",
             "service_account": "un2clip-node",
-            "deadline_hours": 1,
+            "timeout_s": 3600,
         },
         "task": {
             "resources": {"requests": {"cpu": "1"}},
@@ -123,8 +123,8 @@ def start(tiny: Any, cluster: Cluster, folder: Path, params: dict[str, Any]) -> 
 
 def test_two_nodes_train_as_one_process(tiny: Any, tmp_path: Path) -> None:
     """The very command of the TrainJob, on two nodes that meet over loopback, gives the losses of one process."""
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "MLFLOW_TRACKING_TOKEN").write_text("s3cret")
+    (tmp_path / "secrets" / "mlflow").mkdir(parents=True)
+    (tmp_path / "secrets" / "mlflow" / "MLFLOW_TRACKING_TOKEN").write_text("s3cret")
     params = section(tiny, steps=6)
     with running(Processes(tmp_path, free_port())) as cluster:
         task = start(tiny, cluster, tmp_path, params)

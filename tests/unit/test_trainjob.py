@@ -1,6 +1,9 @@
 """The TrainJob that is asked for, and what becomes of it: the real SDK against a stub of the Kubernetes API."""
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
@@ -43,10 +46,10 @@ class World:
             "nodes": 2,
             "image": "registry.example/un2clip:1",
             "volume": str(self.volume),
-            "secrets": "/etc/un2clip/mlflow",
+            "secrets": "/run/secrets/un2clip",
             "shared_memory": "16Gi",
             "service_account": "un2clip-node",
-            "deadline_hours": 24,
+            "timeout_s": 86400,
             "task": {  # as Kubeflow's driver fills dsl.TaskConfig
                 "resources": {
                     "requests": {"cpu": "16", "memory": "200Gi"},
@@ -55,7 +58,7 @@ class World:
                 "volumes": [claim, secret],
                 "volume_mounts": [
                     {"name": "claim", "mountPath": str(self.volume)},
-                    {"name": "un2clip-mlflow", "mountPath": "/etc/un2clip/mlflow"},
+                    {"name": "un2clip-mlflow", "mountPath": "/run/secrets/un2clip/mlflow_secret"},
                 ],
                 "node_selector": {"pool": "a100"},
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -110,13 +113,13 @@ def test_the_posted_train_job(world: World) -> None:
         "kind": "TrainJob",
         "metadata": {"name": NAME, "labels": labels},
         "spec": {
-            "activeDeadlineSeconds": 24 * 3600,
+            "activeDeadlineSeconds": 86400,
             "runtimeRef": {"kind": "ClusterTrainingRuntime", "name": "torch-distributed"},
             "trainer": {
                 "image": "registry.example/un2clip:1",
                 "numNodes": 2,
                 "resourcesPerNode": {"requests": amounts, "limits": amounts},
-                "command": ["sh", "-c", WITH_SECRETS, "/etc/un2clip/mlflow"],
+                "command": ["sh", "-c", WITH_SECRETS, "/run/secrets/un2clip"],
                 "args": [
                     "torchrun",
                     "--nproc-per-node=8",
@@ -234,7 +237,7 @@ def test_the_log_comes_as_it_is_written(world: World, capfd: pytest.CaptureFixtu
 
 def job(**changes: Any) -> trainjob.Job:
     given: dict[str, Any] = {"name": NAME, "labels": {}, "image": "i", "nodes": 2, "command": ["true"], "args": []}
-    given |= {"env": {}, "resources": {"cpu": "1"}, "pod": {}, "volume_mounts": [], "deadline_seconds": 60}
+    given |= {"env": {}, "resources": {"cpu": "1"}, "pod": {}, "volume_mounts": [], "timeout_s": 0}
     return trainjob.Job(**(given | changes))
 
 
@@ -361,8 +364,8 @@ def test_a_job_that_somebody_deleted_is_said(world: World) -> None:
     [
         ({"nodes": 0}, "nodes must be at least 1, got 0"),
         ({"nodes": 3}, "finetune.batch_size must be a multiple of the 24 processes on 3 nodes, got 64"),
-        ({"volume": "/elsewhere"}, "no volume is mounted at /elsewhere; name a ReadWriteMany claim"),
-        ({"gpus": "4"}, "each node has 4 nvidia.com/gpu and runs 8 processes; make accelerator_limit and"),
+        ({"volume": "/elsewhere"}, "no volume is mounted at /elsewhere; compile with a volume"),
+        ({"gpus": "4"}, "running.processes is 8 and each node has 4 accelerators; make it 0 or 4"),
     ],
 )
 def test_what_does_not_fit_is_said_before(world: World, changes: dict[str, Any], said: str) -> None:
@@ -387,3 +390,24 @@ def test_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(UserError, match="^no Kubernetes cluster to train on"):
         trainjob.connect()
+
+
+def test_mounted_secrets_become_variables(tmp_path: Path) -> None:
+    """The shell words before the command make a variable of every key of every Secret; no Secret is no error."""
+    for folder, key, value in (("a", "TOKEN", "it's $HOME\nof two lines"), ("b", "odd.name", "x")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / key).write_text(value)
+    code = (
+        "import json, os, sys; print(json.dumps([os.environ.get(key) for key in ('TOKEN', 'odd.name')] + sys.argv[1:]))"
+    )
+    for secrets, expected in ((tmp_path, ["it's $HOME\nof two lines", "x"]), (tmp_path / "none", [None, None])):
+        words = ["sh", "-c", WITH_SECRETS, str(secrets), sys.executable, "-c", code, "--a=b c"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env={})
+        assert json.loads(done.stdout) == [*expected, "--a=b c"]
+
+
+def test_processes_follow_the_accelerators(world: World) -> None:
+    """`processes: 0` is one an accelerator, as on one machine."""
+    world.params = merge(world.params, {"running": {"processes": 0}})
+    world.train()
+    assert world.cluster.posted[0]["spec"]["trainer"]["args"][1] == "--nproc-per-node=8"
