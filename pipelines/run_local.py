@@ -20,6 +20,7 @@ from typing import Any
 
 from kfp import components, local
 
+from components.image import IMAGE
 from pipelines.un2clip import PACKAGE, ROOT, arguments, read_params
 from un2clip.config import UserError
 from un2clip.scores import load_scores
@@ -48,6 +49,8 @@ def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -
     for component in [graph.root, *graph.components.values()]:
         for task in component.dag.tasks.values():
             task.ClearField("retry_policy")
+    for executor in graph.deployment_spec["executors"].values():
+        executor["container"]["image"] = IMAGE  # this runner would look for an image called {{$.inputs.parameters...
     os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
     tasks = _containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
     local.init(tasks, pipeline_root=str(folder))
