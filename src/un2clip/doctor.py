@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 NEEDED = ("torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "mlflow")
 OPTIONAL = ("kfp", "dvc")
 GIB = 2**30
@@ -127,10 +129,10 @@ def _nvidia_smi() -> list[str]:
 
 def memory() -> Check:
     """Memory of the machine, or of the container where that is less."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = min([int(text) for text in _limits() if text.isdecimal()] + [total])
-    says = f"{limit / GIB:.1f} GiB" + (" (the container's limit)" if limit < total else f", {free / GIB:.1f} unused")
+    machine = psutil.virtual_memory()
+    limit = min([int(text) for text in _limits() if text.isdecimal()] + [machine.total])
+    more = "the container's limit" if limit < machine.total else f"{machine.available / GIB:.1f} available"
+    says = f"{limit / GIB:.1f} GiB, {more}"
     if limit < MEMORY_GIB * GIB:
         return Check("memory", "warn", says, f"the laptop run wants {MEMORY_GIB:g}: raise it, or lower batch sizes")
     return Check("memory", "ok", says)

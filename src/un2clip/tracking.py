@@ -110,6 +110,8 @@ def connect() -> "MlflowClient":
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for direction in ("UPLOAD", "DOWNLOAD"):  # through the server: its S3 store may have a name that only it knows
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{direction}", "false")
     from mlflow import MlflowClient
 
     for chatty in ("mlflow", "alembic"):  # after the import, which sets a level of its own
