@@ -13,7 +13,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
-from un2clip.config import UserError, at_least_one, build, read_yaml
+from un2clip.config import UserError, at_least, build, read_yaml
 
 CLUSTERS = Path(__file__).parent / "clusters"
 #: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of
@@ -49,7 +49,7 @@ class Compiled:
     parallel_benchmarks: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "nodes")
+        at_least(self, 1, "nodes")
         if self.nodes > 1 and not self.volume:
             raise ValueError(f"nodes must be 1 without a volume, on which they would meet; got {self.nodes}")
 
