@@ -4,7 +4,7 @@ Compile it, with the numbers of params.yaml and of clusters/*.yaml as defaults, 
 
     python -m pipelines.un2clip
 
-or, with an overlay on either, to a file of your own:
+or, with overlays on either, to a file of your own:
 
     python -m pipelines.un2clip --params OVERLAY.yaml --cluster MINE.yaml --to MY-PIPELINE.yaml
 """
@@ -35,7 +35,7 @@ from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
 from pipelines.resources import CLUSTER, CLUSTERS, Cluster, Compiled, across, place, read_cluster
-from un2clip.config import UserError, merge, read_yaml
+from un2clip.config import UserError, merge, read_yaml, stack
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
@@ -263,14 +263,13 @@ def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
     path.write_text(re.sub(r"\A(#.*\n)*", lambda _: HEADER, text))
 
 
-def read_params(overlay: Path | None = None) -> dict[str, Any]:
-    """Read params.yaml, with an overlay (or another whole params file) laid over it.
+def read_params(*overlays: Path) -> dict[str, Any]:
+    """Read params.yaml, with overlays (or another whole params file) laid over it; the later wins.
 
     Raises:
-        UserError: the overlay adds a key.
+        UserError: an overlay adds a key.
     """
-    params = read_yaml(ROOT / "params.yaml")
-    return merge(params, read_yaml(overlay)) if overlay else params
+    return merge(read_yaml(ROOT / "params.yaml"), stack(read_yaml(path) for path in overlays))
 
 
 def _nulls(value: Any, name: str) -> Iterator[str]:
@@ -287,14 +286,16 @@ def _nulls(value: Any, name: str) -> Iterator[str]:
 def main(words: list[str] | None = None) -> None:
     """Compile from the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.un2clip", description="Compile the pipeline.")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="overlay on params.yaml")
+    parser.add_argument(
+        "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on params.yaml; repeatable"
+    )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
     parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
     options = parser.parse_args(words)
     if not options.to and (options.params or options.cluster):
         parser.error("--params and --cluster need --to: the checked-in files have the numbers of params.yaml")
     try:
-        params = read_params(options.params)
+        params = read_params(*options.params)
         for path, overlay in {options.to: options.cluster}.items() if options.to else PACKAGES.items():
             compile_to(path, params, read_cluster(overlay))
             print(f"compiled {path}")
