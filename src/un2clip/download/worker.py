@@ -25,8 +25,8 @@ from typing import Any
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
-class Refused(ValueError):
-    """The guard does not go there, or reads no further. No OSError, so that urllib hands it on as it is."""
+class Refused(Exception):
+    """The guard does not go there, or reads no further. No OSError or ValueError, which the library would rename."""
 
 
 @dataclass(frozen=True, kw_only=True)
