@@ -105,6 +105,10 @@ class Site:
                     handler.wfile.write(bytes(10_000))
             case "ours.jpg":
                 send(handler, picture(path), robots="noai, noindex")
+            case "mine.jpg":
+                send(handler, picture(path), robots="NoAI, max-image-preview:large")
+            case "yours.jpg":
+                send(handler, picture(path), robots="otherbot: noai")
             case "dot.png":
                 send(handler, picture(path, 8, 8))
             case "banner.png":
@@ -139,13 +143,15 @@ SITE = {
     "huge": ("too large", 1),
     "endless": ("too large", 1),
     "ours.jpg": ("opt-out", 1),
+    "mine.jpg": ("opt-out", 1),
+    "yours.jpg": ("success", 1),
     "dot.png": ("too small", 1),
     "banner.png": ("too long", 1),
 }
 #: What becomes of all rows: SITE's, a file of this machine, a closed port, and a line that is none.
 COUNTS = {
-    "success": 5, "http 404": 1, "http 410": 1, "http 500": 1, "timeout": 2, "not an image": 1, "too large": 3,
-    "opt-out": 1, "too small": 1, "too long": 1, "not a web address": 1, "connection error": 1, "malformed row": 1,
+    "success": 6, "http 404": 1, "http 410": 1, "http 500": 1, "timeout": 2, "not an image": 1, "too large": 3,
+    "opt-out": 2, "too small": 1, "too long": 1, "not a web address": 1, "connection error": 1, "malformed row": 1,
 }  # fmt: skip
 
 

@@ -105,6 +105,11 @@ class _Response(http.client.HTTPResponse):
         super().begin()
         if self.length is not None and self.length > self._guard.max_bytes:
             raise Refused("too many bytes")  # before memory is set aside for what is announced
+        # img2dataset takes all before a colon for a robot's name, and would overlook `noai, max-image-preview:large`.
+        values = self.headers.get_all("X-Robots-Tag", [])
+        del self.headers["X-Robots-Tag"]
+        for directive in ",".join(values).split(","):
+            self.headers["X-Robots-Tag"] = directive.strip()
 
 
 class _HTTPConnection(http.client.HTTPConnection):
