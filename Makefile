@@ -2,9 +2,10 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint kfp-local images docker-e2e pipeline study clean
+.PHONY: help setup demo test download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,8 +23,14 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 	@un2clip show
 
 # One thread a process: two processes of two threads each would slow each other down fourfold.
-test: $(READY) lint  ## every test, style and types
+test: $(READY) lint download-env  ## every test, style and types
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+download-env: $(DOWNLOAD_READY)  ## img2dataset's own environment, for `un2clip download` and its tests
+
+$(DOWNLOAD_READY): src/un2clip/download/img2dataset.lock | $(READY)
+	un2clip download
+	touch $@
 
 lint: $(READY)  ## style and types
 	ruff check .
