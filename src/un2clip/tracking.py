@@ -25,6 +25,7 @@ from un2clip.scores import ROLES, load_scores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
@@ -199,7 +200,7 @@ class _StageRun(_Live):
         self.started = time.monotonic()
         words = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
         with as_user_error():
-            self.parent_id = _parent(self.client)
+            self.parent_id = parent_run(self.client)
             tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | _git_tag()
             run = self.client.create_run(_experiment(self.client), tags=tags, run_name=" ".join(words))
             super().__init__(self.client, run.info.run_id)
@@ -253,12 +254,15 @@ class _StageRun(_Live):
 
     def _settle(self) -> None:
         """Set the parent's state from the latest run of each stage: several may run at the same time."""
-        wanted = f"tags.`mlflow.parentRunId` = '{self.parent_id}'"
-        order = ["attributes.start_time ASC"]
-        children = self.client.search_runs([_experiment(self.client)], wanted, order_by=order)
-        states = {child.info.run_name: child.info.status for child in children}.values()
+        states = {run.info.run_name: run.info.status for run in stage_runs(self.client, self.parent_id)}.values()
         if "RUNNING" not in states:
             self.client.set_terminated(self.parent_id, "FAILED" if "FAILED" in states else "FINISHED")
+
+
+def stage_runs(client: "MlflowClient", parent_id: str) -> list["Run"]:
+    """The runs of a parent's stages, the oldest first."""
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+    return list(client.search_runs([_experiment(client)], wanted, order_by=["attributes.start_time ASC"]))
 
 
 def run_key() -> str:
@@ -293,7 +297,7 @@ def _experiment(client: "MlflowClient") -> str:
         raise
 
 
-def _parent(client: "MlflowClient") -> str:
+def parent_run(client: "MlflowClient") -> str:
     """Find or create the parent run. Of two processes that create one, the older run wins."""
     key, experiment = run_key(), _experiment(client)
 

@@ -48,7 +48,7 @@ class Finetune:
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size", "statistics_images")
-        if self.batch_size % self.running.processes:
+        if self.batch_size % max(1, self.running.processes):
             raise ValueError(
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
             )
@@ -86,8 +86,9 @@ def finetune(
     get_method(method)  # a wrong name is said before anything is started
     words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
-    if distributed.world_size() == 1 and params.running.processes > 1:
-        distributed.launch(params.running.processes, _train, params, words | paths, tracking.active_run())
+    processes = params.running.processes_here(device) if distributed.world_size() == 1 else 1
+    if processes > 1:
+        distributed.launch(processes, _train, params, words | paths, tracking.active_run())
     else:
         _train(params, words | paths, None)
 
