@@ -2,12 +2,13 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint kfp-local pipeline study clean
+.PHONY: help setup demo test download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## the environment: .venv with the pinned versions
 
@@ -22,8 +23,14 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 	@un2clip show
 
 # One thread a process: two processes of two threads each would slow each other down fourfold.
-test: $(READY) lint  ## every test, style and types
+test: $(READY) lint download-env  ## every test, style and types
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+download-env: $(DOWNLOAD_READY)  ## img2dataset's own environment, for `un2clip download` and its tests
+
+$(DOWNLOAD_READY): src/un2clip/download/img2dataset.lock | $(READY)
+	un2clip download
+	touch $@
 
 lint: $(READY)  ## style and types
 	ruff check .
@@ -32,6 +39,18 @@ lint: $(READY)  ## style and types
 
 kfp-local: $(READY)  ## the compiled pipeline on this machine, by kfp's own local runner
 	python -m pipelines.run_local
+
+# The tag is what components/image.py says; TORCH_INDEX: an index of CPU builds of torch, which spares `cpu` 4 GB.
+images: VERSION = $(shell python -c "import un2clip; print(un2clip.__version__)")
+images: BUILD = docker build --file docker/Dockerfile --network=host --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$(shell git rev-parse HEAD)
+images: $(READY)  ## un2clip:VERSION for processors, VERSION-cuda for GPUs, VERSION-download for img2dataset
+	$(BUILD) --target cpu --tag un2clip:$(VERSION) $(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) .
+	$(BUILD) --target cuda --tag un2clip:$(VERSION)-cuda .
+	$(BUILD) --target download --tag un2clip:$(VERSION)-download .
+
+docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in containers against dvc repro
+	tests/docker_e2e.sh
 
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip

@@ -52,7 +52,7 @@ def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -
     for executor in graph.deployment_spec["executors"].values():
         executor["container"]["image"] = IMAGE  # this runner would look for an image called {{$.inputs.parameters...
     os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
-    tasks = _containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
+    tasks = containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
     local.init(tasks, pipeline_root=str(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one a task: its image and resources mean nothing here
@@ -65,7 +65,7 @@ def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -
     return outputs
 
 
-def _containers() -> local.DockerRunner:
+def containers() -> local.DockerRunner:
     """Containers of this user, so that the artifacts are theirs, in this machine's network: 127.0.0.1 is this one's.
 
     Raises:

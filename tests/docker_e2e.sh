@@ -65,7 +65,7 @@ rm -rf "$work/root"
 
 step "the image $image"
 docker build --network=host --file docker/Dockerfile --target cpu \
-  --build-arg VERSION="${image#*:}" --tag "$image" . >"$work/build.log" || { tail -50 "$work/build.log"; exit 1; }
+  --build-arg VERSION="${image#*:}" --build-arg REVISION="$(git rev-parse HEAD)" --tag "$image" . >"$work/build.log" || { tail -50 "$work/build.log"; exit 1; }
 docker image ls
 docker run --rm --network=host "$image" doctor
 

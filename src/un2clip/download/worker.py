@@ -25,8 +25,8 @@ from typing import Any
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
-class Refused(ValueError):
-    """The guard does not go there, or reads no further. No OSError, so that urllib hands it on as it is."""
+class Refused(Exception):
+    """The guard does not go there, or reads no further. No OSError or ValueError, which the library would rename."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,11 @@ class _Response(http.client.HTTPResponse):
         super().begin()
         if self.length is not None and self.length > self._guard.max_bytes:
             raise Refused("too many bytes")  # before memory is set aside for what is announced
+        # img2dataset takes all before a colon for a robot's name, and would overlook `noai, max-image-preview:large`.
+        values = self.headers.get_all("X-Robots-Tag", [])
+        del self.headers["X-Robots-Tag"]
+        for directive in ",".join(values).split(","):
+            self.headers["X-Robots-Tag"] = directive.strip()
 
 
 class _HTTPConnection(http.client.HTTPConnection):

@@ -37,7 +37,7 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
         params: the stage's own section of params.yaml, as plain data.
         names: the stage's inputs and outputs by name; paths may be text.
     """
-    from un2clip import tracking  # torch comes with it, which `--help` and `un2clip download` do without
+    from un2clip import tracking  # on demand: the download image has nothing of what it imports
 
     stage = get_stage(name)
     hints = get_type_hints(stage)
