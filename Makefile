@@ -36,7 +36,7 @@ kfp-local: $(READY)  ## the compiled pipeline on this machine, by kfp's own loca
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-study: $(READY)  ## all methods over seeds 0-4 (about an hour); the table for docs/LOG.md
+study: $(READY)  ## all methods over seeds 0-4 (about two hours); tables for docs/LOG.md, files for docs/study
 	un2clip study
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)

@@ -26,7 +26,7 @@ class Ranking:
         checkpoints: which, beside each seed's reference.
         correlation: Spearman's rho or Kendall's tau-b.
         of_seed: seed -> within its own checkpoints; None where one of the two does not vary.
-        mean, low, high: of the seeds' correlations, with Student's t interval over the seeds.
+        mean, low, high: of the seeds' correlations, with Student's t interval over the seeds, cut at -+ 1.
         pooled, pooled_low, pooled_high: over all seeds' checkpoints together, with a percentile bootstrap interval for
             which whole seeds are drawn, each with all its checkpoints. For a handful of seeds it is too narrow.
     """
@@ -67,8 +67,8 @@ def rankings(
                     correlation=name,
                     of_seed=of_seed,
                     mean=statistics.mean(known) if known else None,
-                    low=low,
-                    high=high,
+                    low=None if low is None else max(low, -1.0),
+                    high=None if high is None else min(high, 1.0),
                     pooled=correlate(name, np.concatenate(list(gains.values()))) if gains else None,
                     pooled_low=pooled_low,
                     pooled_high=pooled_high,

@@ -64,7 +64,10 @@ def test_intervals() -> None:
     values = list(each.of_seed.values())
     interval = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
     assert each.mean == pytest.approx(np.mean(values))
-    assert (each.low, each.high) == pytest.approx((interval.low, interval.high))
+    assert interval.low < -1 and interval.high > 1 and (each.low, each.high) == (-1, 1), "no correlation is beyond 1"
+    narrow = rankings(RESULTS, "pairs", confidence=0.5, resamples=50, seed=0)[0]
+    interval = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.5)
+    assert (narrow.low, narrow.high) == pytest.approx((interval.low, interval.high))
     points = {seed: np.array([(0, 0), *zip(*(x[:3] for x in both), strict=True)]) for seed, both in CHANGES.items()}
     drawn = [np.concatenate([points[seed] for seed in seeds]) for seeds in itertools.product(CHANGES, repeat=3)]
     values = [scipy.stats.spearmanr(-each[:, 0], each[:, 1]).statistic for each in drawn]
