@@ -4,6 +4,7 @@ What they import, they import when they run, so that `--help` stays quick.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,28 @@ Commands = Any  # argparse keeps the class of add_subparsers' result to itself
 
 def add_commands(commands: Commands) -> None:
     """Add every word to the parser; each sets `run`, a function of the words."""
-    for add in (_encoder, _pin, _flags, _fetch, _calibrate, _study, _aggregate, _export, _show):
+    for add in (_doctor, _encoder, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
         add(commands)
 
 
 def _params() -> dict[str, Any]:
     return read_yaml(Path("params.yaml"))
+
+
+def _doctor(commands: Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine has and lacks; status 1 if something needed failed")
+    parser.add_argument("--quick", action="store_true", help="without asking torch; for a container's health check")
+    parser.add_argument("--json", action="store_true", help="a list of {name, state, says, fix}")
+
+    def run(words: Words) -> None:
+        from un2clip.doctor import examine, healthy
+
+        checks = list(examine(torch=not words.quick))
+        print(json.dumps([vars(check) for check in checks]) if words.json else "\n".join(map(str, checks)))
+        if not healthy(checks):
+            raise SystemExit(1)
+
+    parser.set_defaults(run=run)
 
 
 def _encoder(commands: Commands) -> None:
@@ -100,6 +117,39 @@ def _fetch(commands: Commands) -> None:
         else:
             to = words.to or Path("data") / words.name
             fetch(words.name, to=to, given=words.given, revision=words.revision)
+
+    parser.set_defaults(run=run)
+
+
+def _download(commands: Commands) -> None:
+    parser = commands.add_parser("download", help="images of caption-url lists (CC3M's tsv, csv, parquet), as tars")
+    parser.add_argument("lists", type=Path, nargs="*", metavar="LIST", help="none: only make --environment")
+    parser.add_argument("--to", type=Path, help="folder for the tars (default: data/NAME of the first list)")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of csv and parquet")
+    parser.add_argument("--url-column", default="url", metavar="NAME", help="of csv and parquet")
+    parser.add_argument("--retry", action="store_true", help="try again what failed and may have passed")
+    parser.add_argument(
+        "--environment", type=Path, default=Path(".venv-download"), help="img2dataset's own (default: .venv-download)"
+    )
+
+    def run(words: Words) -> None:
+        from un2clip.download import Download, download
+        from un2clip.download.environment import interpreter
+
+        if not words.lists:
+            print(f"download: img2dataset is run by {interpreter(words.environment)}")
+            return
+        params = merge(_params(), stack(read_yaml(path) for path in words.overlay))
+        download(
+            build(Download, params["download"], "download"),
+            words.lists,
+            to=words.to or Path("data") / words.lists[0].stem,
+            environment=words.environment,
+            caption_column=words.caption_column,
+            url_column=words.url_column,
+            retry=words.retry,
+        )
 
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ are rows with another condition and decoder.
 from dataclasses import dataclass
 from typing import Literal
 
-from un2clip.config import UserError
+from un2clip.config import row
 from un2clip.projector import Start
 
 Part = Literal["encoder", "projector", "decoder"]
@@ -102,6 +102,4 @@ METHODS: dict[str, Method] = {
 
 def get_method(name: str) -> Method:
     """The row called `name`, or a UserError that lists the table."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
+    return row(METHODS, name, "method")

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
 from un2clip.objective import Timesteps
 
 Decay = Literal["constant", "cosine"]
@@ -49,9 +49,9 @@ class Training:
     condition_dropout: float
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps")
-        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
-        not_negative(self, "clip_grad_norm", "anchor_weight", "caption_weight")
+        at_least(self, 1, "steps")
+        at_least(self, 0, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
+        at_least(self, 0, "clip_grad_norm", "anchor_weight", "caption_weight")
         if len(self.timesteps) != 2:
             raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
         if not 0 <= self.condition_dropout <= 1:

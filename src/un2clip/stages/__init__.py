@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from un2clip import tracking
 from un2clip.config import UserError, build, convert
 
 #: In the order of the graph (dvc.yaml).
@@ -38,6 +37,8 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
         params: the stage's own section of params.yaml, as plain data.
         names: the stage's inputs and outputs by name; paths may be text.
     """
+    from un2clip import tracking  # torch comes with it, which `--help` and `un2clip download` do without
+
     stage = get_stage(name)
     hints = get_type_hints(stage)
     wanted = [key for key in inspect.signature(stage).parameters if key != "params"]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from un2clip import distributed, tracking
 from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
-from un2clip.config import Stopped, UserError, at_least_one
+from un2clip.config import Stopped, UserError, at_least
 from un2clip.datasets import loader
 from un2clip.datasets.caption_bank import caption_bank, embed_bank
 from un2clip.datasets.latents import open_latents
@@ -52,10 +52,9 @@ class Finetune:
     running: Running
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size", "statistics_images", "longer")
-        if self.captions < 2:
-            raise ValueError(f"captions must be at least 2, got {self.captions}")
-        if self.batch_size % self.running.processes:
+        at_least(self, 1, "batch_size", "statistics_images", "longer")
+        at_least(self, 2, "captions")
+        if self.batch_size % max(1, self.running.processes):
             raise ValueError(
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
             )
@@ -97,8 +96,9 @@ def finetune(
     get_method(method)  # a wrong name is said before anything is started
     words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
-    if distributed.world_size() == 1 and params.running.processes > 1:
-        distributed.launch(params.running.processes, _train, params, words | paths, tracking.active_run())
+    processes = params.running.processes_here(device) if distributed.world_size() == 1 else 1
+    if processes > 1:
+        distributed.launch(processes, _train, params, words | paths, tracking.active_run())
     else:
         _train(params, words | paths, None)
 

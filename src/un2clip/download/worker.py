@@ -1,0 +1,176 @@
+"""img2dataset behind a guard. Runs in img2dataset's own environment, so nothing of un2clip is imported here.
+
+URLs are hostile, and so is what they answer. img2dataset asks for each by `urllib.request.urlopen`, in processes that
+it spawns; a spawned process imports the script that started it, this one, as `__mp_main__`. So an opener installed at
+the end of this script is every process's, and it is all that stands between a list of URLs and the network.
+"""
+
+import functools
+import http.client
+import io
+import ipaddress
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+
+
+class Refused(ValueError):
+    """The guard does not go there, or reads no further. No OSError, so that urllib hands it on as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What a request may do.
+
+    Attributes:
+        allow_private_addresses: also connect to addresses that are not public, and through the environment's proxies.
+        max_bytes: of one answer, its headers included.
+        deadline_s: seconds from the first byte of an answer to its last, however it drips.
+    """
+
+    allow_private_addresses: bool
+    max_bytes: int
+    deadline_s: float
+
+
+def is_public(address: str) -> bool:
+    """Whether a numeric address lies in the public internet, also where IPv6 only wraps IPv4."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        wrapped = ip.ipv4_mapped or ip.sixtofour
+        if wrapped is None and ip in _NAT64:
+            wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = wrapped or ip
+    return ip.is_global and not ip.is_multicast
+
+
+def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
+    """Connect to the very addresses that were looked up and judged; a second look-up could answer otherwise."""
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for address in found:
+        if not is_public(address):
+            raise Refused(f"refused address {address}")
+    error = OSError("no address")
+    for address in dict.fromkeys(found):
+        try:
+            return socket.create_connection((address, port), timeout)
+        except OSError as failed:
+            error = failed
+    raise error
+
+
+class _Limited(io.RawIOBase):
+    """The bytes of a connection, until there are too many of them or they take too long."""
+
+    def __init__(self, raw: io.RawIOBase, guard: Guard) -> None:
+        self._raw = raw
+        self._left = guard.max_bytes
+        self._until = time.monotonic() + guard.deadline_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._until:
+            raise TimeoutError("deadline: timed out")
+        read = self._raw.readinto(buffer)
+        self._left -= read or 0
+        if self._left < 0:
+            raise Refused("too many bytes")
+        return read
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, guard: Guard, **words: Any) -> None:
+        super().__init__(sock, *args, **words)
+        self._guard = guard
+        self.fp = io.BufferedReader(_Limited(self.fp.detach(), guard))
+
+    def begin(self) -> None:
+        super().begin()
+        if self.length is not None and self.length > self._guard.max_bytes:
+            raise Refused("too many bytes")  # before memory is set aside for what is announced
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    guard: Guard
+
+    def connect(self) -> None:
+        if self.guard.allow_private_addresses:
+            super().connect()
+        else:
+            self.sock = _connect(self.host, self.port, self.timeout)
+
+
+class _HTTPSConnection(http.client.HTTPSConnection, _HTTPConnection):
+    """In this order `HTTPSConnection.connect` gets its socket from ours, and then checks the certificate."""
+
+
+def _guarded(connection: type[_HTTPConnection], guard: Guard) -> Callable[..., _HTTPConnection]:
+    def make(*args: Any, **words: Any) -> _HTTPConnection:
+        made = connection(*args, **words)
+        made.guard = guard
+        made.response_class = functools.partial(_Response, guard=guard)  # type: ignore[assignment]
+        return made
+
+    return make
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+        self._certificates = ssl.create_default_context()
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_guarded(_HTTPConnection, self._guard), req)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_guarded(_HTTPSConnection, self._guard), req, context=self._certificates)
+
+
+def opener(guard: Guard) -> urllib.request.OpenerDirector:
+    """An opener of http and https alone (no file, ftp, data), each connection guarded, redirects' too."""
+    director = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(None if guard.allow_private_addresses else {}),  # a proxy would look names up
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Handler(guard),
+    ):
+        director.add_handler(handler)
+    return director
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin: when it is gone, however it went, so is this whole group."""
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    JOB = json.loads(sys.argv[1])
+    urllib.request.install_opener(opener(Guard(**JOB["guard"])))
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from img2dataset import download
+
+    download(**JOB["img2dataset"])
