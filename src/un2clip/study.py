@@ -18,10 +18,16 @@ from un2clip.figure import plot_changes
 from un2clip.ranking import ranking_table, rankings
 from un2clip.report import compare_scores
 from un2clip.results import flatten
+from un2clip.running import DECIDING
 from un2clip.scores import collect_scores
 from un2clip.seeds import Result, summary, table
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
+
+#: Parts of params.yaml that decide what a study finds.
+SECTIONS = (
+    "shapes", "ingest", "backbones", "latents", "benchmarks", "finetune", "diffusion_loss", "evaluate", "compare"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +110,9 @@ def _with_steps(params: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
     """Refuse to continue a study that was begun with other numbers; its seeds and methods may grow."""
-    numbers = {name: value for name, value in params.items() if name != "study"}
+    now = _deciding(params)
     if kept.is_file():
-        before, now = flatten(json.loads(kept.read_text())), flatten(numbers)
+        before = _deciding(json.loads(kept.read_text()))
         other = [
             f"{name} {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
             for name in sorted(before | now)
@@ -118,7 +124,14 @@ def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
                 f"or delete it. Where a number is new and changes nothing of what is there, add it to {kept}"
             )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(numbers, sort_keys=True, indent=1))
+    kept.write_text(json.dumps(params, sort_keys=True, indent=1))
+
+
+def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers that decide the results, by their full names: not how it is computed, and no other stage's."""
+    flat = flatten({name: params[name] for name in SECTIONS})
+    running = {f"finetune.running.{name}" for name in DECIDING}
+    return {name: value for name, value in flat.items() if not name.startswith("finetune.running.") or name in running}
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
