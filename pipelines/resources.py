@@ -13,12 +13,15 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import UserError, at_least, build, read_yaml
 
 CLUSTERS = Path(__file__).parent / "clusters"
 #: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of
 #: params.yaml means on the cluster what it means in the repository.
 WORKDIR = "/work"
+#: For a TrainJob's nodes, whose variables cannot refer to a Secret: where the Secrets are mounted.
+MOUNTED_SECRETS = "/run/secrets/un2clip"
+NODE_ACCOUNT = "un2clip-node"  # service account of those nodes, without rights; pipelines/manifests makes it
 #: Keys of each Secret, which become environment variables. Without the Secret, or the key, a variable is unset.
 SECRETS = {
     "mlflow_secret": (
@@ -37,12 +40,18 @@ class Compiled:
     """Section `compiled` of clusters/*.yaml, where the meanings and units are."""
 
     volume: bool
+    nodes: int
     shared_memory: str
     retries: int
     backoff_s: int
     timeout_s: int
     caching: bool
     parallel_benchmarks: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "nodes")
+        if self.nodes > 1 and not self.volume:
+            raise ValueError(f"nodes must be 1 without a volume, on which they would meet; got {self.nodes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,8 @@ def place(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, An
         compiled: the cluster's constants.
         arguments: the pipeline parameters named in `CLUSTER`.
     """
-    name = task.component_spec.name.replace("-", "_")
+    component = task.component_spec.name.replace("-", "_")
+    name = component.removesuffix("_nodes")  # what it asks for goes to its TrainJob's nodes
     needs = (STAGES | EXTRAS)[name]
     task.set_container_image(arguments["image"])
     task.set_caching_options(needs.cached and compiled.caching)
@@ -148,9 +158,23 @@ def place(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, An
     kubernetes.use_field_path_as_env(task, "UN2CLIP_RUN", "metadata.labels['pipeline/runid']")
     for secret in needs.secrets:
         kubernetes.use_secret_as_env(task, arguments[secret], {key: key for key in SECRETS[secret]}, optional=True)
+        if component == "finetune_nodes":
+            kubernetes.use_secret_as_volume(task, arguments[secret], f"{MOUNTED_SECRETS}/{secret}", optional=True)
     if needs.volume and compiled.volume:
         kubernetes.mount_pvc(task, arguments["volume"], WORKDIR)
     return task
+
+
+def across(compiled: Compiled) -> dict[str, Any]:
+    """What `finetune_nodes` is told beyond the stage's own names; the rest it has from its task's settings."""
+    return {
+        "nodes": compiled.nodes,
+        "volume": WORKDIR,
+        "secrets": MOUNTED_SECRETS,
+        "shared_memory": compiled.shared_memory,
+        "service_account": NODE_ACCOUNT,
+        "timeout_s": compiled.timeout_s,
+    }
 
 
 def _accelerate(

@@ -25,7 +25,8 @@ from components.backbones.component import backbones
 from components.compare.component import compare
 from components.diffusion_loss.component import diffusion_loss
 from components.evaluate.component import evaluate
-from components.finetune.component import finetune
+from components.finetune.component import finetune as finetune_alone
+from components.finetune_nodes.component import finetune_nodes
 from components.finish.component import finish
 from components.ingest.component import ingest
 from components.latents.component import latents
@@ -33,7 +34,7 @@ from components.prerequisites.component import prerequisites
 from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
-from pipelines.resources import CLUSTER, CLUSTERS, Cluster, Compiled, place, read_cluster
+from pipelines.resources import CLUSTER, CLUSTERS, Cluster, Compiled, across, place, read_cluster
 from un2clip.config import UserError, merge, read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +129,9 @@ def pipeline(compiled: Compiled) -> GraphComponent:
         """
         given = locals()
         placed = partial(place, compiled=compiled, arguments={name: given[name] for name in CLUSTER})
+        # the same stage, with the same names and outputs, as the work of a TrainJob
+        together = partial(finetune_nodes, image=image, **across(compiled))
+        finetune = together if compiled.nodes > 1 else finetune_alone
 
         with dsl.ExitHandler(placed(finish()), name="run"):
             checked = placed(

@@ -15,6 +15,23 @@ import yaml
 
 NAMESPACE = "team"
 TRAINER = "trainer.kubeflow.org"
+RIGHTS = Path(__file__).parents[1] / "pipelines" / "manifests" / "base" / "rights.yaml"
+
+
+def granted() -> set[tuple[str, str, str]]:
+    """(verb, group, resource) of every rule in the project's own manifests."""
+    rules = [rule for each in yaml.safe_load_all(RIGHTS.read_text()) for rule in each.get("rules", [])]
+    return {
+        (verb, group, resource)
+        for rule in rules
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+#: The version of Kubeflow Trainer, which its own installation lets everybody read.
+PUBLIC = {("get", "", "configmaps")}
 
 #: As Kubeflow Trainer installs it: one job `node` of containers `node`, and torchrun's variables.
 RUNTIME = yaml.safe_load("""
@@ -67,7 +84,7 @@ class Refused(Exception):
 
 
 class Cluster(ThreadingHTTPServer):
-    """Jobs, pods, logs and events, and what was asked."""
+    """Jobs, pods, logs and events, and what was asked. It allows what the project's own Role allows, and no more."""
 
     daemon_threads = True
 
@@ -81,6 +98,7 @@ class Cluster(ThreadingHTTPServer):
         self.logs: dict[str, Log] = {}
         self.events: list[dict[str, Any]] = []
         self.runtimes = {"torch-distributed": RUNTIME}
+        self.rights = granted() | PUBLIC
         self.refusals: dict[tuple[str, str], tuple[int, str]] = {}  # (verb, resource) -> status, message
 
     def created(self, job: dict[str, Any]) -> None:
@@ -124,6 +142,8 @@ class Cluster(ThreadingHTTPServer):
         """The answer's content; a list of texts is sent line by line."""
         if refusal := self.refusals.get((call.verb, call.resource)):
             raise Refused(*refusal)
+        if call[:3] not in self.rights:
+            raise Refused(403, f'{call.resource} is forbidden: no right to {call.verb} in the API group "{call.group}"')
         match call.resource, call.verb:
             case "configmaps", "get":
                 return {"data": {"kubeflow_trainer_version": "v2.3.0"}}

@@ -1,4 +1,4 @@
-"""What a pod may ask its cluster, with its own service account. The only module here that imports kubernetes.
+"""What a pod may ask its cluster, with its own service account. Only it and trainjob.py import kubernetes.
 
 Scheduling is repeated in its simplest form (labels, taints, how many accelerators a node can give): enough to say
 before a run what would otherwise be a task that waits for ever.

@@ -74,7 +74,7 @@ def connect() -> TrainerClient:
         raise UserError(f"no Kubernetes cluster to train on ({error}); several nodes need one") from None
 
 
-def run(job: Job, client: TrainerClient, *, poll_seconds: float = 10.0) -> None:
+def run(job: Job, client: TrainerClient, *, poll_seconds: float = 5.0) -> None:
     """Create the TrainJob, print the first node's log as it comes, and wait for the end. It is deleted in any case.
 
     Raises:

@@ -16,7 +16,7 @@ from kubeflow.trainer import TrainerClient
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 from kubernetes.client import Configuration
 
-from tests.kubernetes_stub import NAMESPACE, Cluster, Log, running
+from tests.kubernetes_stub import NAMESPACE, PUBLIC, Cluster, Log, granted, running
 from un2clip import trainjob
 from un2clip.config import UserError, merge, read_yaml
 from un2clip.nodes import WITH_SECRETS, finetune_on_nodes
@@ -271,6 +271,19 @@ def test_a_second_try_replaces_the_first_ones_job(world: World, capfd: pytest.Ca
     verbs = [call.verb for call in world.cluster.calls if call.resource == "trainjobs"]
     assert verbs[:2] == ["delete", "create"]
     assert "of a former try is there; it is replaced" in capfd.readouterr().out
+
+
+def test_every_right_is_used(world: World) -> None:
+    """The stub allows what pipelines/manifests grants. A try that replaces another's job and fails uses all of it.
+
+    Beside the nodes, which `prerequisites` lists.
+    """
+    world.cluster.jobs[NAME] = {"metadata": {"name": NAME}}
+    world.cluster.created = world.fail  # type: ignore[method-assign]
+    with pytest.raises(UserError):
+        world.train()
+    asked = {call[:3] for call in world.cluster.calls}
+    assert asked - PUBLIC == granted() - {("list", "", "nodes")}
 
 
 QUOTA = 'trainjobs.trainer.kubeflow.org "x" is forbidden: exceeded quota: un2clip, requested: count/trainjobs=1'

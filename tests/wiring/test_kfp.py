@@ -340,9 +340,10 @@ def imports(path: Path) -> set[str]:
     ],
 )
 def test_import_boundaries(packages: set[str], allowed: tuple[str, ...]) -> None:
-    """kfp is known to components and pipelines, Kubernetes to two modules, MLflow to tracking.py, DVC to nobody.
+    """kfp is known to components and pipelines, MLflow to tracking.py, Kubernetes to two modules, DVC to nobody.
 
-    A component can import nothing but what the image holds, the package: so Kubernetes is asked from there.
+    A component can import nothing but what the image holds, the package: so Kubernetes is asked from there, by
+    cluster.py (what a pod may ask before a run) and trainjob.py (a training on several nodes).
     """
     modules = [path for folder in ("src", "components", "pipelines") for path in (ROOT / folder).rglob("*.py")]
     assert len(modules) > 20

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from pipelines.resources import CLUSTER, CLUSTERS, NODE_ACCOUNT, SECRETS, read_cluster
+from tests.kubernetes_stub import granted
 
 MANIFESTS = Path(__file__).parents[2] / "pipelines" / "manifests"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 ACCOUNTS = {"team": ("default-editor", "un2clip"), "standalone": ("pipeline-runner", "kubeflow")}
 
-#: What the tasks may: the rest of the file's tests and tests/unit/test_trainjob.py hold it against what they do.
+#: What the tasks may. tests/unit/test_trainjob.py runs with these rights alone, and uses each.
 ALLOWED = {
     ("create", "trainer.kubeflow.org", "trainjobs"),
     ("get", "trainer.kubeflow.org", "trainjobs"),
@@ -38,17 +39,6 @@ def build(overlay: str) -> list[dict[str, Any]]:
 
 def source(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((MANIFESTS / name).read_text()))
-
-
-def granted() -> set[tuple[str, str, str]]:
-    rules = [rule for each in source("base/rights.yaml") for rule in each.get("rules", [])]
-    return {
-        (verb, group, resource)
-        for rule in rules
-        for verb in rule["verbs"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
 
 
 def test_the_role_grants_the_list_and_nothing_else() -> None:
