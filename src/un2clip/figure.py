@@ -11,7 +11,8 @@ def plot_changes(summary: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
     """SVG: change of benchmark `y` over change of benchmark `x`, a point a method; the reference is the origin.
 
     Args:
-        summary: of seeds.py; bars are its t intervals over the seeds. `method@steps` is left out.
+        summary: of seeds.py; bars are its t intervals over the seeds. `method@steps` is left out. The SVG's points
+            have their method as id.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -28,13 +29,14 @@ def plot_changes(summary: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
         axes = figure.subplots()
         axes.axhline(0, color="black", linewidth=0.6)
         axes.axvline(0, color="black", linewidth=0.6)
-        axes.plot(0, 0, "+", color="black", markersize=12, label="reference")
+        axes.plot(0, 0, "+", color="black", markersize=12, label="reference", gid="reference")
         for i, method in enumerate(methods):
             across, up = lines[x, method], lines[y, method]
-            axes.errorbar(
+            drawn = axes.errorbar(
                 across["mean"], up["mean"], xerr=_bar(across), yerr=_bar(up), label=method, color=f"C{i % 10}",
                 marker=MARKERS[i % len(MARKERS)], markersize=5, linestyle="none", linewidth=1, capsize=2,
             )  # fmt: skip
+            drawn.lines[0].set_gid(method)
         axes.set(xlabel=f"change of {x}, points", ylabel=f"change of {y}, points")
         axes.grid(alpha=0.25, linewidth=0.5)
         figure.legend(loc="outside right upper", frameon=False)
