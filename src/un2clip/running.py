@@ -12,6 +12,8 @@ from tqdm import tqdm
 from un2clip import distributed
 from un2clip.config import at_least
 
+#: The fields of `Running` that change the result by more than rounding.
+DECIDING = ("precision", "frozen")
 Record = dict[str, float]
 GIB = 2**30
 

@@ -25,7 +25,7 @@ from un2clip.devices import pick_device
 from un2clip.methods import Method, get_method
 from un2clip.recipe import Training
 from un2clip.resume import Checkpoints
-from un2clip.running import Record, Running
+from un2clip.running import DECIDING, Record, Running
 from un2clip.train import Share, fit
 
 UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
@@ -228,7 +228,7 @@ def _checkpoints(params: Finetune, training: Training, folder: str, names: dict[
     """Where the state of this very training is kept: in a folder named by all that decides its result."""
     if not folder:
         return None
-    running = {name: getattr(params.running, name) for name in ("precision", "frozen")}
+    running = {name: getattr(params.running, name) for name in DECIDING}
     numbers = {name: getattr(params, name) for name in ("batch_size", "captions", "statistics_images")}
     decides = names | {"training": dataclasses.asdict(training)} | numbers | running
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
