@@ -128,7 +128,7 @@ STAGES = {
 #: Tasks that only a cluster needs, beside those of dvc.yaml: the first and the last.
 EXTRAS = {
     "prerequisites": Needs(memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
-    "finish": Needs(memory="1Gi", cached=False),
+    "finish": Needs(memory="1Gi", cached=False, volume=True),
 }
 
 

@@ -34,7 +34,7 @@ from components.prerequisites.component import prerequisites
 from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
-from pipelines.resources import CLUSTER, CLUSTERS, Cluster, Compiled, across, place, read_cluster
+from pipelines.resources import CLUSTER, CLUSTERS, WORKDIR, Cluster, Compiled, across, place, read_cluster
 from un2clip.config import UserError, merge, read_yaml, stack
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
         together = partial(finetune_nodes, image=image, **across(compiled))
         finetune = together if compiled.nodes > 1 else finetune_alone
 
-        with dsl.ExitHandler(placed(finish()), name="run"):
+        with dsl.ExitHandler(placed(finish(nodes=compiled.nodes, volume=WORKDIR)), name="run"):
             checked = placed(
                 prerequisites(
                     requires=requires,

@@ -71,7 +71,7 @@ def finetune_on_nodes(
     if all(mount["mountPath"] != volume for mount in task["volume_mounts"] or []):
         raise UserError(f"no volume is mounted at {volume}; compile with a volume that all nodes can mount")
     run = tracking.run_key()
-    name = f"finetune-{re.sub(r'[^a-z0-9-]', '-', run.lower())[:36].strip('-')}"  # a pod's name has room for no more
+    name = job_name(run)
     folder = Path(volume) / name
     try:
         folders = {key: _bring(Path(path), folder / key) for key, path in inputs.items()}
@@ -106,6 +106,24 @@ def finetune_on_nodes(
     trainjob.run(job, client)
     shutil.copytree(folder / "encoder", encoder, dirs_exist_ok=True)
     shutil.rmtree(folder)
+
+
+def job_name(run: str) -> str:
+    """The name of a run's TrainJob, and of its folder on the volume; a pod's name has room for no more."""
+    return f"finetune-{re.sub(r'[^a-z0-9-]', '-', run.lower())[:36].strip('-')}"
+
+
+def free(client: trainjob.TrainerClient, volume: str) -> None:
+    """Remove what a task of this run could not, because it was killed: its TrainJob, and its folder on the volume.
+
+    Args:
+        client: of the cluster.
+        volume: where the shared volume is mounted. Checkpoints lie beside the folder, and stay.
+    """
+    name = job_name(tracking.run_key())
+    if trainjob.delete(name, client):
+        print(f"TrainJob {name} was still there; it is deleted")
+    shutil.rmtree(Path(volume) / name, ignore_errors=True)
 
 
 def _check(params: Mapping[str, Any], nodes: int, resources: Mapping[str, str], words: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""How a pipeline run ended, written on its parent in MLflow by the run's last task.
+"""How a pipeline run ended, written on its parent in MLflow by the run's last task, which also tidies up.
 
 Each stage closes its own run. This closes what no stage could: the parent of a run that ended between two of
 them, and the run of a stage whose pod was killed, which would count as running for ever.
@@ -14,14 +14,24 @@ STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 LETTERS = 1000  # of the message that is kept
 
 
-def finish(state: str, message: str) -> None:
-    """Record the outcome; whatever goes wrong with that is one line on stderr, for the run is over.
+def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> None:
+    """Free what the run left and record its outcome; what goes wrong is one line on stderr, for the run is over.
 
     Args:
         state: SUCCEEDED, FAILED or CANCELLED.
         message: Kubeflow's, which names the task that failed; may be empty.
+        nodes: of finetune; above 1 a TrainJob may be left.
+        volume: where the volume is mounted.
     """
     print(f"the run ended: {state}{': ' if message else ''}{message}")
+    if nodes > 1:
+        try:
+            from un2clip import trainjob
+            from un2clip.nodes import free
+
+            free(trainjob.connect(), volume)
+        except Exception as error:
+            print(f"un2clip: nothing was freed: {tracking.reason(error)}", file=sys.stderr)
     if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off":
         return
     try:

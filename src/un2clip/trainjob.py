@@ -96,7 +96,7 @@ def run(job: Job, client: TrainerClient, *, poll_seconds: float = 5.0) -> None:
                 _show_failures(job.name, client)
                 raise UserError(f"TrainJob {job.name} failed; its log is above")
         finally:
-            _delete(job.name, client)
+            delete(job.name, client)
 
 
 def _create(job: Job, client: TrainerClient) -> None:
@@ -201,7 +201,7 @@ def _show_failures(name: str, client: TrainerClient) -> None:
 
 def _remove(name: str, client: TrainerClient) -> None:
     """Remove what a former try left, and wait until none of its pods can write any more."""
-    if not _delete(name, client):
+    if not delete(name, client):
         return
     print(f"TrainJob {name} of a former try is there; it is replaced", flush=True)
     began = time.monotonic()
@@ -212,8 +212,8 @@ def _remove(name: str, client: TrainerClient) -> None:
         time.sleep(1)
 
 
-def _delete(name: str, client: TrainerClient) -> bool:
-    """Delete it; whether there was one. What stands in the way is printed, since it must not hide another error."""
+def delete(name: str, client: TrainerClient) -> bool:
+    """Delete a TrainJob; whether there was one. What stands in the way is printed: it must not hide another error."""
     try:
         client.delete_job(name)
     except (RuntimeError, TimeoutError) as error:

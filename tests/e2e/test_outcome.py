@@ -90,3 +90,14 @@ def test_its_own_trouble_is_one_line(monkeypatch, capsys) -> None:
     shown = capsys.readouterr()
     assert shown.out == "the run ended: FAILED: why\n"
     assert shown.err.startswith("un2clip: MLflow did not take the outcome: ") and shown.err.count("\n") == 1
+
+
+def test_outside_of_a_cluster_nothing_is_freed(monkeypatch, tmp_path: Path, capsys) -> None:
+    """Where several nodes were to be freed and no cluster is around, that is one line, and the run's end is said."""
+    monkeypatch.setenv("UN2CLIP_TRACKING", "off")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    finish("FAILED", "", nodes=2, volume=str(tmp_path))
+    shown = capsys.readouterr()
+    assert shown.out == "the run ended: FAILED\n"
+    assert shown.err.startswith("un2clip: nothing was freed: ") and shown.err.count("\n") == 1

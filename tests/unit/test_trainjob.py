@@ -19,7 +19,7 @@ from kubernetes.client import Configuration
 from tests.kubernetes_stub import NAMESPACE, PUBLIC, Cluster, Log, granted, running
 from un2clip import trainjob
 from un2clip.config import UserError, merge, read_yaml
-from un2clip.nodes import WITH_SECRETS, finetune_on_nodes
+from un2clip.nodes import WITH_SECRETS, finetune_on_nodes, free
 
 ROOT = Path(__file__).parents[2]
 NAME = "finetune-7d3f"
@@ -363,6 +363,20 @@ def test_an_answer_that_fails_once_is_not_the_end(world: World) -> None:
     trainjob.run(job(), world.client, poll_seconds=0.05)
     asked = [call for call in world.cluster.calls if (call.verb, call.resource) == ("get", "trainjobs")]
     assert len(asked) > 3
+
+
+def test_the_last_task_frees_what_a_killed_one_left(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's own TrainJob and folder go; another run's, and the checkpoints, stay; again, there is nothing to do."""
+    for name in (NAME, "finetune-other"):
+        world.cluster.jobs[name] = {"metadata": {"name": name}}
+        (world.volume / name).mkdir()
+    (world.volume / "checkpoints").mkdir()
+    free(world.client, str(world.volume))
+    free(world.client, str(world.volume))
+    assert set(world.cluster.jobs) == {"finetune-other"}
+    assert {path.name for path in world.volume.iterdir()} == {"finetune-other", "checkpoints"}
+    shown = capsys.readouterr()
+    assert shown.out == f"TrainJob {NAME} was still there; it is deleted\n" and shown.err == ""
 
 
 def test_a_job_that_somebody_deleted_is_said(world: World) -> None:

@@ -164,7 +164,7 @@ def test_the_volume_is_where_data_and_weights_are_read() -> None:
         for name, executor in GPU_PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
     }
     found = {name for name, mount in mounts.items() if mount}
-    assert found == {label(each) for each in ("prerequisites", "ingest", "backbones", "finetune", "evaluate")}
+    assert found == {label(each) for each in ("prerequisites", "ingest", "backbones", "finetune", "evaluate", "finish")}
     for name in found:
         ((source, path),) = mounts[name]
         assert source["componentInputParameter"].removeprefix("pipelinechannel--") == "volume"
