@@ -33,7 +33,7 @@ def graph(spec: dict[str, Any]) -> list[Any]:
     renamed = json.loads(json.dumps(spec).replace("finetune-nodes", "finetune"))
     graphs = [each["dag"] for each in (renamed["root"], *renamed["components"].values()) if "dag" in each]
     for task in (task for dag in graphs for task in dag["tasks"].values()):
-        if task["componentRef"]["name"] == "comp-finetune":
+        if task["componentRef"]["name"] in ("comp-finetune", "comp-finish"):  # the last task tidies up after nodes
             parameters = task["inputs"]["parameters"]
             task["inputs"]["parameters"] = {key: value for key, value in parameters.items() if key not in own}
     return graphs
