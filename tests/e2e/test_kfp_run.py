@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
+from kfp import dsl, local
 from mlflow import MlflowClient
 
+from components.ingest.component import ingest
+from components.shapes.component import shapes
 from pipelines.un2clip import read_params
 from un2clip.config import merge
-from un2clip.datasets.shards import digest
+from un2clip.datasets.shards import digest, read_index
 from un2clip.scores import load_scores
 from un2clip.tracking import PARENT_TAG
 
@@ -175,30 +180,41 @@ def test_nothing_is_made_where_a_prerequisite_is_missing(tmp_path: Path) -> None
 
 @pytest.mark.timeout(900)
 def test_another_version_of_the_data_is_a_miss(tmp_path: Path) -> None:
-    """The same folder with other images is a hit, unless its version says otherwise."""
-    from kfp import dsl, local
-
-    from components.ingest.component import ingest
-    from components.shapes.component import shapes
-
+    """The same inputs are a hit, another version of the data a miss; a folder that is named goes before the world."""
     params = read_params(TINY)
 
     @dsl.pipeline
-    def data(version: str):
+    def data(folder: str, version: str):
         world = shapes(params=params["shapes"], seed=1)
-        ingest(params=params["ingest"], folder="", version=version, images=world.outputs["images"])
+        ingest(params=params["ingest"], folder=folder, version=version, images=world.outputs["images"])
 
-    def executed(version: str, number: int) -> set[str]:
-        root = tmp_path / str(number)
-        local.init(
-            local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(root),
-            enable_caching=True,
-            cache_root=str(tmp_path / "cache"),
-        )
-        data(version=version)
-        return {path.parent.name for path in root.rglob("executor_output.json")}
+    def run(number: int, folder: str, version: str) -> tuple[set[str], list[Path]]:
+        root, cache = tmp_path / str(number), tmp_path / "cache"
+        runner = local.SubprocessRunner(use_venv=False)
+        local.init(runner, pipeline_root=str(root), enable_caching=True, cache_root=str(cache))
+        data(folder=folder, version=version)
+        executed = {path.parent.name for path in root.rglob("executor_output.json")}
+        return executed, list(root.rglob("shards/index.json"))
 
-    assert executed("a", 1) == {"shapes", "ingest"}
-    assert executed("a", 2) == set()
-    assert executed("b", 3) == {"ingest"}
+    executed, _ = run(1, "", "a")
+    assert executed == {"shapes", "ingest"}
+    assert run(2, "", "a")[0] == set()
+    assert run(3, "", "b")[0] == {"ingest"}
+    (world,) = (tmp_path / "1").rglob("images/heldout")
+    executed, (index,) = run(4, str(world), "b")
+    assert executed == {"ingest"} and read_index(index.parent).read == 48
+
+
+def test_the_hash_of_a_folder_is_the_one_that_dvc_has(tmp_path: Path) -> None:
+    """The documentation's words for `data_version` print what DVC wrote, which changes with any file of the folder."""
+    (command,) = set(re.findall(r"data_version=\$\((.+)\)", (ROOT / "pipelines/README.md").read_text()))
+    (tmp_path / "data/photos").mkdir(parents=True)
+    versions = []
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        for content in ("one", "other"):
+            (tmp_path / "data/photos/0.tar").write_text(content)
+            repo.add([str(tmp_path / "data/photos")])
+            shown = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+            assert shown.strip() == yaml.safe_load((tmp_path / "data/photos.dvc").read_text())["outs"][0]["md5"]
+            versions.append(shown.strip())
+    assert versions[0] != versions[1] and all(version.endswith(".dir") for version in versions)
