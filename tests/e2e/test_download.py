@@ -295,7 +295,7 @@ def test_mistakes_are_one_line(folder: Path, capsys) -> None:
     (folder / "list.tsv").write_text("x\thttp://127.0.0.1:9/\n")
     work = folder / "data/list.partial"
     work.mkdir(parents=True)
-    source = {"list.tsv": hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()}
+    source = [{"list": "list.tsv", "sha256": hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()}]
     with (work / "source.yaml").open("w") as file:
         print(json.dumps(source), file=file, flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
