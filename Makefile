@@ -5,10 +5,10 @@ READY := $(VENV)/.installed
 DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test download-env lint kfp-local pipeline study clean
+.PHONY: help setup demo test download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## the environment: .venv with the pinned versions
 
@@ -40,10 +40,22 @@ lint: $(READY)  ## style and types
 kfp-local: $(READY)  ## the compiled pipeline on this machine, by kfp's own local runner
 	python -m pipelines.run_local
 
+# The tag is what components/image.py says; TORCH_INDEX: an index of CPU builds of torch, which spares `cpu` 4 GB.
+images: VERSION = $(shell python -c "import un2clip; print(un2clip.__version__)")
+images: BUILD = docker build --file docker/Dockerfile --network=host --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$(shell git rev-parse HEAD)
+images: $(READY)  ## un2clip:VERSION for processors, VERSION-cuda for GPUs, VERSION-download for img2dataset
+	$(BUILD) --target cpu --tag un2clip:$(VERSION) $(if $(TORCH_INDEX),--build-arg PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) .
+	$(BUILD) --target cuda --tag un2clip:$(VERSION)-cuda .
+	$(BUILD) --target download --tag un2clip:$(VERSION)-download .
+
+docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in containers against dvc repro
+	tests/docker_e2e.sh
+
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-study: $(READY)  ## all methods over seeds 0-4 (about an hour); the table for docs/LOG.md
+study: $(READY)  ## all methods over seeds 0-4 (about two hours); tables for docs/LOG.md, files for docs/study
 	un2clip study
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)

@@ -1,96 +1,188 @@
-"""What each stage needs from a cluster. Nothing else in the project knows about processors.
+"""What each task needs from a cluster. Nothing else in the project knows about processors.
 
-Everything that Kubeflow can take as a pipeline parameter is one, with its default in `CLUSTER`, so that
-another cluster needs no compilation. Retries, caching and the size of the shared memory must be constants.
+The numbers are in clusters/*.yaml: `arguments` are pipeline parameters, so that another cluster needs no
+compilation; `compiled` is what kfp 2.17 takes only as constants (retries, timeout, caching, the size of the
+shared memory, whether there is a volume at all: a task whose claim has no name does not start).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
+from un2clip.config import UserError, at_least, build, read_yaml
 
-#: Pipeline parameters and their defaults: they run on a cluster that has no accelerator.
-CLUSTER = {
-    "image": IMAGE,  # of every stage; on a cluster with a registry of its own: REGISTRY/un2clip:TAG
-    "accelerator_type": "nvidia.com/gpu",  # resource name of the device plugin
-    "accelerator_limit": "0",  # accelerators of each accelerated stage, a text: no other type reaches a pod's spec
-    "cpu": "2",  # cores requested by each accelerated stage
-    "memory": "6Gi",  # requested by, and limit of, each accelerated stage
-    "node_selector": {},  # labels of the nodes for accelerated stages
-    "tolerations": [],  # taints that accelerated stages tolerate, as in a pod's spec
-    "mlflow_secret": "un2clip-mlflow",  # Secret with the keys of MLFLOW_KEYS, each optional
-}
+CLUSTERS = Path(__file__).parent / "clusters"
+#: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of
+#: params.yaml means on the cluster what it means in the repository.
+WORKDIR = "/work"
+#: For a TrainJob's nodes, whose variables cannot refer to a Secret: where the Secrets are mounted.
+MOUNTED_SECRETS = "/run/secrets/un2clip"
+NODE_ACCOUNT = "un2clip-node"  # service account of those nodes, without rights; pipelines/manifests makes it
+#: Keys of each Secret, which become environment variables. Without the Secret, or the key, a variable is unset.
+SECRETS = {
+    "mlflow_secret": (
+        "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    ),
+    "hub_secret": ("HF_TOKEN",),
+    "s3_secret": (
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
+        "MLFLOW_S3_ENDPOINT_URL",
+    ),
+}  # fmt: skip
 
-#: Without the Secret, or without a key, the variable is unset.
-MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
-#: Data loader workers hand batches over through /dev/shm, of which a pod has 64 MiB unless told otherwise.
-SHARED_MEMORY = "2Gi"
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """Section `compiled` of clusters/*.yaml, where the meanings and units are."""
+
+    volume: bool
+    nodes: int
+    shared_memory: str
+    retries: int
+    backoff_s: int
+    timeout_s: int
+    caching: bool
+    parallel_benchmarks: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "nodes")
+        if self.nodes > 1 and not self.volume:
+            raise ValueError(f"nodes must be 1 without a volume, on which they would meet; got {self.nodes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A cluster: the pipeline arguments that are about it, and what must be known to the compiler."""
+
+    arguments: dict[str, Any]
+    compiled: Compiled
+
+
+def read_cluster(overlay: Path | None = None) -> Cluster:
+    """Read clusters/plain.yaml, with another file of the same keys laid over it.
+
+    Raises:
+        UserError: the file has a key that plain.yaml does not have, or a value of another type.
+    """
+    sections = read_yaml(CLUSTERS / "plain.yaml")
+    changes = read_yaml(overlay) if overlay else {}
+    if unknown := [key for key in changes if key not in sections]:
+        raise UserError(f"{overlay}: unknown section {unknown[0]}; known: {', '.join(sections)}")
+    for name, section in sections.items():
+        for key, value in (changes.get(name) or {}).items():
+            if key not in section:
+                raise UserError(f"{overlay}: unknown key {name}.{key}; known: {', '.join(section)}")
+            if type(value) is not (kind := type(section[key])) and (kind, type(value)) != (float, int):
+                said = f"must be a {kind.__name__}, as {section[key]!r} is; got {value!r}"
+                raise UserError(f"{overlay}: {name}.{key} {said}")
+            section[key] = kind(value)
+    arguments = sections["arguments"]
+    arguments["image"] = arguments["image"] or IMAGE
+    return Cluster(arguments=arguments, compiled=build(Compiled, sections["compiled"], "compiled"))
+
+
+#: Pipeline parameters about the cluster, and their defaults: they run on one that has no accelerator.
+CLUSTER = read_cluster().arguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What one stage needs.
+    """What one task needs.
 
     Attributes:
         accelerated: runs on the nodes, with the cpu, memory and accelerators, that the pipeline's parameters name.
-        cpu: cores requested by a stage that is not accelerated.
-        memory: requested by, and limit of, a stage that is not accelerated.
-        retries: of a lost node or a refused connection; our own stages give the same result each time.
-        cached: reuse the outputs of an equal task; never for a stage that acts on the world outside.
+        cpu: cores requested by a task that is not accelerated.
+        memory: requested by, and limit of, a task that is not accelerated.
+        retried: again after a failure; not where a second try would say the same as the first.
+        cached: reuse the outputs of an equal task; never for one that looks at, or acts on, the world outside.
+        volume: reads or writes on the volume, where there is one.
+        secrets: parameters that name the Secrets whose variables it gets.
     """
 
     accelerated: bool = False
     cpu: str = "1"
     memory: str = "4Gi"
-    retries: int = 0
+    retried: bool = False
     cached: bool = True
+    volume: bool = False
+    secrets: tuple[str, ...] = ("mlflow_secret", "s3_secret")
 
 
 STAGES = {
     "shapes": Needs(),
-    "ingest": Needs(cpu="2"),
-    "backbones": Needs(accelerated=True, retries=2),
-    "latents": Needs(accelerated=True, retries=2),
-    "finetune": Needs(accelerated=True, retries=2),
-    "diffusion_loss": Needs(accelerated=True, retries=2),
-    "evaluate": Needs(accelerated=True, retries=2),
-    "reconstruct": Needs(accelerated=True, retries=2),
+    "ingest": Needs(cpu="2", volume=True),
+    "backbones": Needs(accelerated=True, retried=True, volume=True, secrets=tuple(SECRETS)),
+    "latents": Needs(accelerated=True, retried=True),
+    "finetune": Needs(accelerated=True, retried=True, volume=True),
+    "diffusion_loss": Needs(accelerated=True, retried=True),
+    "evaluate": Needs(accelerated=True, retried=True, volume=True),
+    "reconstruct": Needs(accelerated=True, retried=True),
     "compare": Needs(),
-    "promote": Needs(retries=2, cached=False),
+    "promote": Needs(retried=True, cached=False),
+}
+
+#: Tasks that only a cluster needs, beside those of dvc.yaml: the first and the last.
+EXTRAS = {
+    "prerequisites": Needs(memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
+    "finish": Needs(memory="1Gi", cached=False),
 }
 
 
-def place(
-    task: dsl.PipelineTask,
-    *,
-    image: str,
-    accelerator_type: str,
-    accelerator_limit: str,
-    cpu: str,
-    memory: str,
-    node_selector: dict,
-    tolerations: list,
-    mlflow_secret: str,
-) -> dsl.PipelineTask:
-    """Give a stage's task the resources it needs; the arguments are the pipeline parameters of `CLUSTER`."""
-    needs = STAGES[task.component_spec.name.replace("-", "_")]
-    task.set_container_image(image)
-    task.set_caching_options(needs.cached)
-    if needs.retries:
-        task.set_retry(needs.retries, backoff_duration="60s", backoff_factor=2.0)
+def place(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any]) -> dsl.PipelineTask:
+    """Give a task the resources it needs.
+
+    Args:
+        task: of a stage, or one of EXTRAS.
+        compiled: the cluster's constants.
+        arguments: the pipeline parameters named in `CLUSTER`.
+    """
+    component = task.component_spec.name.replace("-", "_")
+    name = component.removesuffix("_nodes")  # what it asks for goes to its TrainJob's nodes
+    needs = (STAGES | EXTRAS)[name]
+    task.set_container_image(arguments["image"])
+    task.set_caching_options(needs.cached and compiled.caching)
+    if needs.retried and compiled.retries:
+        task.set_retry(compiled.retries, backoff_duration=f"{compiled.backoff_s}s", backoff_factor=2.0)
+    kubernetes.set_timeout(task, compiled.timeout_s)
+    cpu, memory = needs.cpu, needs.memory
     if needs.accelerated:
-        # kfp 2.17 forgets to hand these to the tasks of a loop (the other settings it does hand on)
-        task.register_pipeline_channels([accelerator_type, accelerator_limit, cpu, memory])
-        task.set_accelerator_type(accelerator_type).set_accelerator_limit(accelerator_limit)
-        kubernetes.add_node_selector_json(task, node_selector)
-        kubernetes.add_toleration_json(task, tolerations)
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
-    else:
-        cpu, memory = needs.cpu, needs.memory
+        own = "finetune_" if name == "finetune" else ""
+        cpu, memory = arguments[f"{own}cpu"], arguments[f"{own}memory"]
+        _accelerate(task, compiled, arguments, cpu, memory, arguments[f"{own}accelerator_limit"])
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
     # Kubeflow resolves no placeholder in an environment variable, but labels the pod with the run's id
     kubernetes.use_field_path_as_env(task, "UN2CLIP_RUN", "metadata.labels['pipeline/runid']")
-    kubernetes.use_secret_as_env(task, mlflow_secret, {key: key for key in MLFLOW_KEYS}, optional=True)
+    for secret in needs.secrets:
+        kubernetes.use_secret_as_env(task, arguments[secret], {key: key for key in SECRETS[secret]}, optional=True)
+        if component == "finetune_nodes":
+            kubernetes.use_secret_as_volume(task, arguments[secret], f"{MOUNTED_SECRETS}/{secret}", optional=True)
+    if needs.volume and compiled.volume:
+        kubernetes.mount_pvc(task, arguments["volume"], WORKDIR)
     return task
+
+
+def across(compiled: Compiled) -> dict[str, Any]:
+    """What `finetune_nodes` is told beyond the stage's own names; the rest it has from its task's settings."""
+    return {
+        "nodes": compiled.nodes,
+        "volume": WORKDIR,
+        "secrets": MOUNTED_SECRETS,
+        "shared_memory": compiled.shared_memory,
+        "service_account": NODE_ACCOUNT,
+        "timeout_s": compiled.timeout_s,
+    }
+
+
+def _accelerate(
+    task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any], cpu: Any, memory: Any, limit: Any
+) -> None:
+    # kfp 2.17 forgets to hand these to the tasks of a loop (the other settings it does hand on)
+    task.register_pipeline_channels([arguments["accelerator_type"], limit, cpu, memory])
+    task.set_accelerator_type(arguments["accelerator_type"]).set_accelerator_limit(limit)
+    kubernetes.add_node_selector_json(task, arguments["node_selector"])
+    kubernetes.add_toleration_json(task, arguments["tolerations"])
+    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=compiled.shared_memory)

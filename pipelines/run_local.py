@@ -1,6 +1,8 @@
-"""Run the compiled pipeline on this machine: no cluster, no Docker, the same YAML and the same stages.
+"""Run the compiled pipeline on this machine: no cluster, the same YAML and the same stages.
 
-    python -m pipelines.run_local [--params OVERLAY.yaml]
+    python -m pipelines.run_local [--params OVERLAY.yaml] [--runner docker]
+
+A task is a process, or with `--runner docker` a container of the image that a cluster would run (docs/containers.md).
 
 Each run has its own folder below local_outputs/; `outputs.json` in it maps each benchmark and role to its
 scores file, and names the report. Resources, secrets and caching mean nothing here, and a stage that fails
@@ -18,17 +20,22 @@ from typing import Any
 
 from kfp import components, local
 
+from components.image import IMAGE
 from pipelines.un2clip import PACKAGE, ROOT, arguments, read_params
 from un2clip.config import UserError
 from un2clip.scores import load_scores
 
+#: What a container is told of this process: where MLflow is, which run this is, how many threads.
+TOLD = ("MLFLOW_", "UN2CLIP_", "OMP_")
 
-def run(folder: Path, overlay: Path | None = None) -> dict[str, Any]:
+
+def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -> dict[str, Any]:
     """Run pipelines/un2clip.yaml with its artifacts below `folder`.
 
     Args:
         folder: a folder of this run alone.
         overlay: params file laid over params.yaml; without one the numbers compiled into the YAML count.
+        runner: subprocess or docker.
 
     Returns:
         What `find_outputs` says.
@@ -42,8 +49,11 @@ def run(folder: Path, overlay: Path | None = None) -> dict[str, Any]:
     for component in [graph.root, *graph.components.values()]:
         for task in component.dag.tasks.values():
             task.ClearField("retry_policy")
+    for executor in graph.deployment_spec["executors"].values():
+        executor["container"]["image"] = IMAGE  # this runner would look for an image called {{$.inputs.parameters...
     os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+    tasks = containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
+    local.init(tasks, pipeline_root=str(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one a task: its image and resources mean nothing here
         try:
@@ -53,6 +63,27 @@ def run(folder: Path, overlay: Path | None = None) -> dict[str, Any]:
     outputs = find_outputs(folder)
     (folder / "outputs.json").write_text(json.dumps(outputs, indent=1) + "\n")
     return outputs
+
+
+def containers() -> local.DockerRunner:
+    """Containers of this user, so that the artifacts are theirs, in this machine's network: 127.0.0.1 is this one's.
+
+    Raises:
+        UserError: no MLflow server is named, and what each container tracks in a file of its own would go with it.
+    """
+    tracked = os.environ.get("UN2CLIP_TRACKING", "").lower() != "off"
+    if tracked and not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        raise UserError(
+            "containers need MLFLOW_TRACKING_URI=http://... of a server, since their own mlflow.db goes with them; "
+            "or set UN2CLIP_TRACKING=off"
+        )
+    return local.DockerRunner(
+        entrypoint=[""],  # the image's is `un2clip`; a component brings a whole command, and this runner keeps both
+        user=f"{os.getuid()}:{os.getgid()}",
+        network_mode="host",
+        shm_size="2g",
+        environment={name: value for name, value in os.environ.items() if name.startswith(TOLD)},
+    )
 
 
 def find_outputs(folder: Path) -> dict[str, Any]:
@@ -77,9 +108,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--root", type=Path, default=ROOT / "local_outputs", help="parent of the runs (default: %(default)s)"
     )
+    parser.add_argument(
+        "--runner", choices=["subprocess", "docker"], default="subprocess", help="what a task is (default: %(default)s)"
+    )
     options = parser.parse_args(words)
     try:
-        outputs = run(options.root / time.strftime("%Y-%m-%d-%H-%M-%S"), options.params)
+        outputs = run(options.root / time.strftime("%Y-%m-%d-%H-%M-%S"), options.params, options.runner)
     except UserError as error:
         sys.exit(f"error: {error}")
     rows = [f"report    {outputs['report']}", f"decision  {outputs['decision']}"]

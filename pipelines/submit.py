@@ -1,16 +1,22 @@
 """What bin/kfp runs: the stock command line of kfp, which also understands `kfp run submit FILE [key=value ...]`.
 
 The stock one takes the file through -f, demands -e, calls `submit` a deprecated `create`, hands `seed=3` over
-as a number even where a text is declared, and without an endpoint knocks at localhost many times.
+as a number even where a text is declared, and without an endpoint knocks at localhost many times. Its --watch shows
+nothing until the end, and its exit status knows nothing of the run's; here each task's state is shown as it changes.
 """
 
 import json
 import os
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 EXPERIMENT = "un2clip"
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+WATCH_SECONDS = float(os.environ.get("KFP_WATCH_SECONDS", "5"))
+PATIENCE = 60  # answers in a row that may fail while a run is watched
 COMMANDS = {(group, verb) for group in ("run", "runs") for verb in ("submit", "create")}
 
 
@@ -78,9 +84,67 @@ def _typed(word: str, declared: dict[str, str]) -> str:
     return f"{key}={json.dumps(value)}" if declared[key] == "STRING" and not value.startswith('"') else word
 
 
+def show_run(client: Any, run_id: str, watch: bool, output_format: str) -> None:
+    """Show a run; with `watch` also each task's states until it ends. The exit status is 0 if it succeeded.
+
+    It takes the place of kfp.cli.run.display_run, which `run create --watch` and `run get --watch` call.
+    """
+    from kfp.cli import output
+
+    run = client.get_run(run_id)
+    output.print_output(run, output.ModelType.RUN, output_format)
+    if not watch:
+        return
+    seen: dict[str, str] = {}
+    try:
+        while True:
+            _show_tasks(run, seen)
+            if run.state in ENDED:
+                break
+            time.sleep(WATCH_SECONDS)
+            run = _again(client, run_id)
+    except KeyboardInterrupt:
+        sys.exit(f"\nkfp: no longer watching, and the run goes on; to watch it again: kfp run get --watch {run_id}")
+    print(f"run {run_id}: {run.state}")
+    if run.state != "SUCCEEDED":
+        sys.exit(1)
+
+
+def _show_tasks(run: Any, seen: dict[str, str]) -> None:
+    """Print each task whose state is another than the one seen; what Kubeflow runs for itself is left out."""
+    for task in (run.run_details and run.run_details.task_details) or []:
+        own = task.display_name and not task.display_name.endswith("-driver") and task.display_name != "executor"
+        if own and task.state and seen.get(task.task_id) != task.state:
+            seen[task.task_id] = task.state
+            error = f": {task.error.message}" if task.error and task.error.message else ""
+            print(f"{time.strftime('%H:%M:%S')}  {task.display_name:<20} {task.state}{error}", flush=True)
+
+
+def _again(client: Any, run_id: str) -> Any:
+    """The run as it is now. A server that does not answer for a while is no reason to stop watching."""
+    for _ in range(PATIENCE):
+        try:
+            return client.get_run(run_id)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            time.sleep(WATCH_SECONDS)
+    sys.exit(f"kfp: no answer about run {run_id} ({problem}); to watch it again: kfp run get --watch {run_id}")
+
+
+def _find_token() -> None:
+    """Use the pod's token where its place is named; kfp itself reads it only if no endpoint is given."""
+    path = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")
+    if path and "KFP_EXISTING_TOKEN" not in os.environ:
+        try:
+            os.environ["KFP_EXISTING_TOKEN"] = Path(path).read_text().strip()
+        except OSError as error:
+            sys.exit(f"kfp: cannot read the token at {path}, which KF_PIPELINES_SA_TOKEN_PATH names: {error.strerror}")
+
+
 def main() -> None:
     """Run the stock command line with the rewritten words."""
     try:
+        from kfp.cli import run
         from kfp.cli.__main__ import main as kfp
     except ImportError:
         sys.exit(f"kfp: {sys.executable} has no kfp; run `make setup`, or put a python3 that has it on PATH")
@@ -91,6 +155,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    run.display_run = show_run
+    _find_token()
     kfp()
 
 

@@ -1,183 +1,238 @@
 """The graph of dvc.yaml for Kubeflow, task by task in the same order; a test proves the two equal.
 
-Compile it, with the numbers of params.yaml as defaults, to the checked-in pipelines/un2clip.yaml:
+Compile it, with the numbers of params.yaml and of clusters/*.yaml as defaults, to the checked-in files:
 
     python -m pipelines.un2clip
 
-or, with an overlay, to a file of your own:
+or, with overlays on either, to a file of your own:
 
-    python -m pipelines.un2clip --params OVERLAY.yaml --to MINE.yaml
+    python -m pipelines.un2clip --params OVERLAY.yaml --cluster MINE.yaml --to MY-PIPELINE.yaml
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kfp import compiler, dsl
+from kfp.dsl.graph_component import GraphComponent
 
 from components.backbones.component import backbones
 from components.compare.component import compare
 from components.diffusion_loss.component import diffusion_loss
 from components.evaluate.component import evaluate
-from components.finetune.component import finetune
+from components.finetune.component import finetune as finetune_alone
+from components.finetune_nodes.component import finetune_nodes
+from components.finish.component import finish
 from components.ingest.component import ingest
 from components.latents.component import latents
+from components.prerequisites.component import prerequisites
 from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
-from pipelines.resources import CLUSTER, place
-from un2clip.config import UserError, merge, read_yaml
+from pipelines.resources import CLUSTER, CLUSTERS, Cluster, Compiled, across, place, read_cluster
+from un2clip.config import UserError, merge, read_yaml, stack
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
+#: The checked-in files, and the cluster that each is for.
+PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": CLUSTERS / "gpu.yaml"}
 HEADER = "# Compiled from pipelines/un2clip.py and params.yaml by `python -m pipelines.un2clip`; do not edit.\n"
+#: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
+WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
 
 
-@dsl.pipeline(name="un2clip", description="Images in, a CLIP image encoder that sees more out, with the evidence.")
-def un2clip(
-    seed: int,
-    method: str,
-    device: str,
-    checkpoints: str,
-    benchmarks: list,
-    shapes_params: dict,
-    ingest_params: dict,
-    backbones_params: dict,
-    latents_params: dict,
-    finetune_params: dict,
-    diffusion_loss_params: dict,
-    evaluate_params: dict,
-    reconstruct_params: dict,
-    compare_params: dict,
-    promote_params: dict,
-    image: str,
-    accelerator_type: str,
-    accelerator_limit: str,
-    cpu: str,
-    memory: str,
-    node_selector: dict,
-    tolerations: list,
-    mlflow_secret: str,
-):
-    """State the graph. Each stage has its own section, so that a knob of one spares the others' cache.
+@cache
+def pipeline(compiled: Compiled) -> GraphComponent:
+    """The pipeline for a cluster whose constants are `compiled`; everything else is an argument of a run."""
 
-    Args:
-        seed: of everything random.
-        method: row of the method table.
-        device: auto, cpu or cuda, for the stages that compute.
-        checkpoints: folder for the state of trainings that are not finished; it helps on a volume that outlives a pod.
-        benchmarks: names of the benchmarks to evaluate.
-        shapes_params: section `shapes` of params.yaml, whole; likewise the other sections.
-        ingest_params: see shapes_params.
-        backbones_params: see shapes_params.
-        latents_params: see shapes_params.
-        finetune_params: see shapes_params.
-        diffusion_loss_params: see shapes_params.
-        evaluate_params: see shapes_params.
-        reconstruct_params: see shapes_params.
-        compare_params: see shapes_params.
-        promote_params: see shapes_params.
-        image: container image of every stage.
-        accelerator_type: resource name of the accelerators, such as nvidia.com/gpu.
-        accelerator_limit: number of accelerators of each accelerated stage, as a text; "0" for none.
-        cpu: cores of each accelerated stage.
-        memory: memory of each accelerated stage.
-        node_selector: labels of the nodes for accelerated stages.
-        tolerations: tolerations of accelerated stages, as in a pod's spec.
-        mlflow_secret: name of an optional Secret with MLFLOW_TRACKING_URI and its credentials.
-    """
-    placed = partial(
-        place,
-        image=image,
-        accelerator_type=accelerator_type,
-        accelerator_limit=accelerator_limit,
-        cpu=cpu,
-        memory=memory,
-        node_selector=node_selector,
-        tolerations=tolerations,
-        mlflow_secret=mlflow_secret,
-    )
+    @dsl.pipeline(name="un2clip", description="Images in, a CLIP image encoder that sees more out, with the evidence.")
+    def un2clip(
+        seed: int,
+        method: str,
+        device: str,
+        checkpoints: str,
+        images: str,
+        benchmark_data: str,
+        benchmarks: list,
+        shapes_params: dict,
+        ingest_params: dict,
+        backbones_params: dict,
+        latents_params: dict,
+        finetune_params: dict,
+        diffusion_loss_params: dict,
+        evaluate_params: dict,
+        reconstruct_params: dict,
+        compare_params: dict,
+        promote_params: dict,
+        image: str,
+        accelerator_type: str,
+        accelerator_limit: str,
+        cpu: str,
+        memory: str,
+        finetune_accelerator_limit: str,
+        finetune_cpu: str,
+        finetune_memory: str,
+        node_selector: dict,
+        tolerations: list,
+        volume: str,
+        data_version: str,
+        benchmark_version: str,
+        mlflow_secret: str,
+        hub_secret: str,
+        s3_secret: str,
+        requires: list,
+        space_gib: float,
+    ):
+        """State the graph. Each stage has its own section, so that a knob of one spares the others' cache.
 
-    world = placed(shapes(params=shapes_params, seed=seed))
-    ingested = placed(ingest(params=ingest_params, images=world.outputs["images"]))
-    pretrained = placed(backbones(params=backbones_params, seed=seed, device=device, images=world.outputs["images"]))
-    encoded = placed(
-        latents(
-            params=latents_params,
-            device=device,
-            shards=ingested.outputs["shards"],
-            backbones=pretrained.outputs["backbones"],
-        )
-    )
-    tuned = placed(
-        finetune(
-            params=finetune_params,
-            method=method,
-            seed=seed,
-            device=device,
-            checkpoints=checkpoints,
-            shards=ingested.outputs["shards"],
-            backbones=pretrained.outputs["backbones"],
-            latents=encoded.outputs["latents"],
-        )
-    )
-    diagnosed = placed(
-        diffusion_loss(
-            params=diffusion_loss_params,
-            seed=seed,
-            device=device,
-            shards=ingested.outputs["shards"],
-            backbones=pretrained.outputs["backbones"],
-            latents=encoded.outputs["latents"],
-            encoder=tuned.outputs["encoder"],
-        )
-    )
-    with dsl.ParallelFor(benchmarks) as benchmark:
-        evaluated = placed(
-            evaluate(
-                params=evaluate_params,
-                benchmark=benchmark,
-                device=device,
-                benchmarks=world.outputs["benchmarks"],
-                backbones=pretrained.outputs["backbones"],
-                encoder=tuned.outputs["encoder"],
+        Args:
+            seed: of everything random.
+            method: row of the method table.
+            device: auto, cpu or cuda, for the stages that compute.
+            checkpoints: folder for the state of trainings that are not finished; it helps where it outlives a pod.
+            images: folder of image-text tars on the volume, "" for the laptop world.
+            benchmark_data: folder on the volume with one folder of data a benchmark, "" for the laptop world's.
+            benchmarks: names of the benchmarks to evaluate.
+            shapes_params: section `shapes` of params.yaml, whole; likewise the other sections.
+            ingest_params: see shapes_params.
+            backbones_params: see shapes_params.
+            latents_params: see shapes_params.
+            finetune_params: see shapes_params.
+            diffusion_loss_params: see shapes_params.
+            evaluate_params: see shapes_params.
+            reconstruct_params: see shapes_params.
+            compare_params: see shapes_params.
+            promote_params: see shapes_params.
+            image: container image of every task.
+            accelerator_type: resource name of the accelerators, such as nvidia.com/gpu.
+            accelerator_limit: number of accelerators of each accelerated task, as a text; "0" for none.
+            cpu: cores of each accelerated task.
+            memory: memory of each accelerated task.
+            finetune_accelerator_limit: number of finetune's accelerators, each of which gets a process.
+            finetune_cpu: cores of finetune.
+            finetune_memory: memory of finetune.
+            node_selector: labels of the nodes for accelerated tasks.
+            tolerations: tolerations of accelerated tasks, as in a pod's spec.
+            volume: name of the claim that is mounted, where the pipeline was compiled with a volume.
+            data_version: hash of the folder `images`; another one is a cache miss.
+            benchmark_version: hash of the folder `benchmark_data`; another one is a cache miss.
+            mlflow_secret: name of an optional Secret with MLFLOW_TRACKING_URI and its credentials.
+            hub_secret: name of an optional Secret with HF_TOKEN, for gated weights.
+            s3_secret: name of an optional Secret with AWS_ACCESS_KEY_ID and its like, for MLflow's artifacts.
+            requires: what the first task must find, or the run ends there: mlflow, hub, s3, nodes.
+            space_gib: free space that it must find where the run works.
+        """
+        given = locals()
+        placed = partial(place, compiled=compiled, arguments={name: given[name] for name in CLUSTER})
+        # the same stage, with the same names and outputs, as the work of a TrainJob
+        together = partial(finetune_nodes, image=image, **across(compiled))
+        finetune = together if compiled.nodes > 1 else finetune_alone
+
+        with dsl.ExitHandler(placed(finish()), name="run"):
+            checked = placed(
+                prerequisites(
+                    requires=requires,
+                    mounted=compiled.volume,
+                    volume=volume,
+                    space_gib=space_gib,
+                    images=images,
+                    benchmark_data=benchmark_data,
+                    benchmarks=benchmarks,
+                    accelerator_type=accelerator_type,
+                    accelerator_limit=accelerator_limit,
+                    finetune_accelerator_limit=finetune_accelerator_limit,
+                    node_selector=node_selector,
+                    tolerations=tolerations,
+                )
             )
-        )
-    drawn = placed(
-        reconstruct(
-            params=reconstruct_params,
-            seed=seed,
-            device=device,
-            shards=ingested.outputs["shards"],
-            backbones=pretrained.outputs["backbones"],
-            encoder=tuned.outputs["encoder"],
-        )
-    )
-    # A list of artifacts can only be collected from one loop, so the diffusion loss's scores come beside it.
-    compared = placed(
-        compare(
-            params=compare_params,
-            seed=seed,
-            scores=dsl.Collected(evaluated.outputs["scores"]),
-            diffusion_loss=diagnosed.outputs["scores"],
-            encoder=tuned.outputs["encoder"],
-            reconstructions=drawn.outputs["reconstructions"],
-        )
-    )
-    placed(
-        promote(
-            params=promote_params,
-            scores=dsl.Collected(evaluated.outputs["scores"]),
-            diffusion_loss=diagnosed.outputs["scores"],
-            encoder=tuned.outputs["encoder"],
-            report=compared.outputs["report"],
-        )
-    )
+            world = placed(shapes(params=shapes_params, seed=seed).after(checked))
+            ingested = placed(
+                ingest(params=ingest_params, folder=images, version=data_version, images=world.outputs["images"])
+            )
+            pretrained = placed(
+                backbones(params=backbones_params, seed=seed, device=device, images=world.outputs["images"])
+            )
+            encoded = placed(
+                latents(
+                    params=latents_params,
+                    device=device,
+                    shards=ingested.outputs["shards"],
+                    backbones=pretrained.outputs["backbones"],
+                )
+            )
+            tuned = placed(
+                finetune(
+                    params=finetune_params,
+                    method=method,
+                    seed=seed,
+                    device=device,
+                    checkpoints=checkpoints,
+                    shards=ingested.outputs["shards"],
+                    backbones=pretrained.outputs["backbones"],
+                    latents=encoded.outputs["latents"],
+                )
+            )
+            diagnosed = placed(
+                diffusion_loss(
+                    params=diffusion_loss_params,
+                    seed=seed,
+                    device=device,
+                    shards=ingested.outputs["shards"],
+                    backbones=pretrained.outputs["backbones"],
+                    latents=encoded.outputs["latents"],
+                    encoder=tuned.outputs["encoder"],
+                )
+            )
+            with dsl.ParallelFor(benchmarks, parallelism=compiled.parallel_benchmarks) as benchmark:
+                evaluated = placed(
+                    evaluate(
+                        params=evaluate_params,
+                        benchmark=benchmark,
+                        device=device,
+                        folder=benchmark_data,
+                        version=benchmark_version,
+                        benchmarks=world.outputs["benchmarks"],
+                        backbones=pretrained.outputs["backbones"],
+                        encoder=tuned.outputs["encoder"],
+                    )
+                )
+            drawn = placed(
+                reconstruct(
+                    params=reconstruct_params,
+                    seed=seed,
+                    device=device,
+                    shards=ingested.outputs["shards"],
+                    backbones=pretrained.outputs["backbones"],
+                    encoder=tuned.outputs["encoder"],
+                )
+            )
+            # A list of artifacts can only be collected from one loop, so the diffusion loss's scores come beside it.
+            compared = placed(
+                compare(
+                    params=compare_params,
+                    seed=seed,
+                    scores=dsl.Collected(evaluated.outputs["scores"]),
+                    diffusion_loss=diagnosed.outputs["scores"],
+                    encoder=tuned.outputs["encoder"],
+                    reconstructions=drawn.outputs["reconstructions"],
+                )
+            )
+            placed(
+                promote(
+                    params=promote_params,
+                    scores=dsl.Collected(evaluated.outputs["scores"]),
+                    diffusion_loss=diagnosed.outputs["scores"],
+                    encoder=tuned.outputs["encoder"],
+                    report=compared.outputs["report"],
+                )
+            )
+
+    return un2clip
 
 
 def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,40 +241,35 @@ def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a section is missing, or holds a null, which Kubeflow cannot carry.
     """
-    keys = {name: name.removesuffix("_params") for name in un2clip.component_spec.inputs if name not in CLUSTER}
+    inputs = pipeline(read_cluster().compiled).component_spec.inputs
+    keys = {name: name.removesuffix("_params") for name in inputs if name not in CLUSTER}
     missing = [key for key in keys.values() if key not in params]
     if missing:
         raise UserError(f"params.yaml has no {', '.join(missing)}; the pipeline needs {', '.join(keys.values())}")
     nulls = [found for key in keys.values() for found in _nulls(params[key], key)]
     if nulls:
         raise UserError(f"{', '.join(nulls)} must not be null: a Kubeflow parameter cannot carry it; name a value")
-    return {name: params[key] for name, key in keys.items()}
+    return {name: "" if params[key] == WORLD.get(key) else params[key] for name, key in keys.items()}
 
 
-def compile_to(path: Path, params: Mapping[str, Any]) -> None:
+def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
     """Compile the pipeline with `params` as the defaults of its parameters; the same input gives the same bytes."""
     with TemporaryDirectory() as folder:
         raw = Path(folder) / "un2clip.yaml"
-        compiler.Compiler().compile(un2clip, str(raw), pipeline_parameters={**CLUSTER, **arguments(params)})
+        defaults = cluster.arguments | arguments(params)
+        compiler.Compiler().compile(pipeline(cluster.compiled), str(raw), pipeline_parameters=defaults)
         text = raw.read_text()
     # kfp's own header prints the dict parameters in an order that changes from run to run
     path.write_text(re.sub(r"\A(#.*\n)*", lambda _: HEADER, text))
 
 
-def read_params(overlay: Path | None = None) -> dict[str, Any]:
-    """Read params.yaml, with an overlay (or another whole params file) laid over it.
+def read_params(*overlays: Path) -> dict[str, Any]:
+    """Read params.yaml, with overlays (or another whole params file) laid over it; the later wins.
 
     Raises:
-        UserError: the overlay adds a key, or names images of its own, which this pipeline would ignore.
+        UserError: an overlay adds a key.
     """
-    params = read_yaml(ROOT / "params.yaml")
-    if overlay is None:
-        return params
-    merged = merge(params, read_yaml(overlay))
-    for name in ("images", "benchmark_data"):
-        if merged[name] != params[name]:
-            raise UserError(f"{overlay}: {name} cannot be set for Kubeflow, whose pipeline takes the laptop world's")
-    return merged
+    return merge(read_yaml(ROOT / "params.yaml"), stack(read_yaml(path) for path in overlays))
 
 
 def _nulls(value: Any, name: str) -> Iterator[str]:
@@ -236,16 +286,21 @@ def _nulls(value: Any, name: str) -> Iterator[str]:
 def main(words: list[str] | None = None) -> None:
     """Compile from the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.un2clip", description="Compile the pipeline.")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="overlay on params.yaml")
     parser.add_argument(
-        "--to", type=Path, metavar="FILE", default=PACKAGE, help="compiled pipeline (default: %(default)s)"
+        "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on params.yaml; repeatable"
     )
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
     options = parser.parse_args(words)
+    if not options.to and (options.params or options.cluster):
+        parser.error("--params and --cluster need --to: the checked-in files have the numbers of params.yaml")
     try:
-        compile_to(options.to, read_params(options.params))
+        params = read_params(*options.params)
+        for path, overlay in {options.to: options.cluster}.items() if options.to else PACKAGES.items():
+            compile_to(path, params, read_cluster(overlay))
+            print(f"compiled {path}")
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"compiled {options.to}")
 
 
 if __name__ == "__main__":

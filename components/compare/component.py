@@ -19,6 +19,7 @@ def compare(
     """Write one report: a table, paired intervals, the plots."""
     import shutil
 
+    from un2clip.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(
@@ -30,4 +31,5 @@ def compare(
         reconstructions=reconstructions.path,
         report=report.path,
     )
+    report.metadata.update(describe("report", report.path))
     shutil.copyfile(f"{report.path}/index.html", page.path)

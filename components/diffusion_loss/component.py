@@ -21,7 +21,7 @@ def diffusion_loss(
     import json
     from pathlib import Path
 
-    from un2clip.scores import load_scores
+    from un2clip.artifacts import describe, scores_of
     from un2clip.stages import run_stage
 
     run_stage(
@@ -35,6 +35,7 @@ def diffusion_loss(
         encoder=encoder.path,
         scores=scores.path,
     )
-    for result in map(load_scores, sorted(Path(scores.path).glob("*.json"))):
-        metrics.log_metric(f"{result.benchmark} {result.role}", result.score)
+    scores.metadata.update(describe("scores", scores.path))
+    for name, value in scores_of(scores.path).items():
+        metrics.log_metric(name, value)
     Path(metrics.path).write_text(json.dumps(metrics.metadata))  # without a file the task never hits the cache

@@ -18,6 +18,7 @@ def finetune(
     encoder: dsl.Output[dsl.Model],
 ):
     """Train the encoder until the generator's diffusion loss falls: the method."""
+    from un2clip.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(
@@ -32,3 +33,4 @@ def finetune(
         latents=latents.path,
         encoder=encoder.path,
     )
+    encoder.metadata.update(describe("encoder", encoder.path))

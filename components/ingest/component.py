@@ -6,8 +6,13 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def ingest(params: dict, images: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]):
-    """Turn image-text tars into checked shards; every sample is kept, or rejected with its reason."""
+def ingest(params: dict, folder: str, version: str, images: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]):
+    """Turn image-text tars into checked shards; every sample is kept, or rejected with its reason.
+
+    A folder on the volume goes before the artifact; its version is there for the cache's key.
+    """
+    from un2clip.artifacts import describe
     from un2clip.stages import run_stage
 
-    run_stage("ingest", params, images=images.path, shards=shards.path)
+    run_stage("ingest", params, images=folder or images.path, shards=shards.path)
+    shards.metadata.update(describe("shards", shards.path))

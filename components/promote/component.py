@@ -15,6 +15,7 @@ def promote(
     decision: dsl.Output[dsl.Artifact],
 ):
     """Pass the gate, or not, and register the encoder."""
+    from un2clip.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(
@@ -25,3 +26,4 @@ def promote(
         report=report.path,
         decision=decision.path,
     )
+    decision.metadata.update(describe("decision", decision.path))

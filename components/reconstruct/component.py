@@ -14,8 +14,12 @@ def reconstruct(
     backbones: dsl.Input[dsl.Model],
     encoder: dsl.Input[dsl.Model],
     reconstructions: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
 ):
     """Draw the original and what the generator makes of each encoder's embedding."""
+    from pathlib import Path
+
+    from un2clip.artifacts import pictures
     from un2clip.stages import run_stage
 
     run_stage(
@@ -28,3 +32,4 @@ def reconstruct(
         encoder=encoder.path,
         reconstructions=reconstructions.path,
     )
+    Path(page.path).write_text(pictures(reconstructions.path))

@@ -115,11 +115,16 @@ def clip_files(folder: Path) -> tuple[str, ...]:
 
 def save_clip(clip: Clip, folder: Path) -> None:
     """Write the model, its configuration and its tokenizer; the same weights give the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(clip.config, indent=2) + "\n")
-    save_file({name: value.contiguous() for name, value in clip.model.state_dict().items()}, folder / WEIGHTS)
+    save_model(clip.model, clip.config, folder)
     if isinstance(clip.tokenize, HFTokenizer):
         clip.tokenize.save_pretrained(folder)
+
+
+def save_model(model: torch.nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and configuration alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
 def sha256_of(tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ What they import, they import when they run, so that `--help` stays quick.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,28 @@ Commands = Any  # argparse keeps the class of add_subparsers' result to itself
 
 def add_commands(commands: Commands) -> None:
     """Add every word to the parser; each sets `run`, a function of the words."""
-    for add in (_encoder, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
+    for add in (_doctor, _encoder, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
         add(commands)
 
 
 def _params() -> dict[str, Any]:
     return read_yaml(Path("params.yaml"))
+
+
+def _doctor(commands: Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine has and lacks; status 1 if something needed failed")
+    parser.add_argument("--quick", action="store_true", help="without asking torch; for a container's health check")
+    parser.add_argument("--json", action="store_true", help="a list of {name, state, says, fix}")
+
+    def run(words: Words) -> None:
+        from un2clip.doctor import examine, healthy
+
+        checks = list(examine(torch=not words.quick))
+        print(json.dumps([vars(check) for check in checks]) if words.json else "\n".join(map(str, checks)))
+        if not healthy(checks):
+            raise SystemExit(1)
+
+    parser.set_defaults(run=run)
 
 
 def _encoder(commands: Commands) -> None:

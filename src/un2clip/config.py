@@ -29,26 +29,22 @@ class Stopped(UserError):
     """A signal asked a stage to stop, and what it did so far is kept."""
 
 
-def at_least_one(section: object, *names: str) -> None:
-    """Refuse a count below 1 in a dataclass of numbers; for its `__post_init__`.
+def row(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The row of a table, or a UserError that lists the table."""
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return table[name]
+
+
+def at_least(section: object, lowest: int, *names: str) -> None:
+    """Refuse a number below `lowest` in a dataclass of numbers; for its `__post_init__`.
 
     Raises:
         ValueError: names the field; `build` puts the section's name before it.
     """
     for name in names:
-        if getattr(section, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(section, name)}")
-
-
-def not_negative(section: object, *names: str) -> None:
-    """Refuse a negative number in a dataclass of numbers; for its `__post_init__`.
-
-    Raises:
-        ValueError: names the field; `build` puts the section's name before it.
-    """
-    for name in names:
-        if getattr(section, name) < 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(section, name)}")
+        if getattr(section, name) < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {getattr(section, name)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

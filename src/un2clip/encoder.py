@@ -15,10 +15,9 @@ from typing import Any
 import open_clip
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from un2clip.checkpoint import CONFIG, TOKENIZER, WEIGHTS, Clip, check_config, load_clip, text_sha256
+from un2clip.checkpoint import CONFIG, TOKENIZER, WEIGHTS, Clip, check_config, load_clip, save_model, text_sha256
 from un2clip.config import UserError
 from un2clip.sources import TORCH_FILES, Source, obtain, read_tensors
 
@@ -88,11 +87,9 @@ def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder")
         visual = obtain(encoder.visual_source, name=f"{name}.visual")
         load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
     assert text_sha256(model) == text
-    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, config, folder)
     if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
         _copy_tokenizer(place, folder, name)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
     return load_clip(folder)
 
 

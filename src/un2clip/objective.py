@@ -1,15 +1,19 @@
-"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchor.
+"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchors.
 
 Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div, normalize
 
 from un2clip.decoder import Generator
+
+Timesteps = Literal["independent", "stratified"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ def draw(
     rng: torch.Generator,
     *,
     timesteps: tuple[int, int],
+    timesteps_drawn: Timesteps = "independent",
     noise_level: int | None,
     condition_dropout: float,
 ) -> Draws:
@@ -52,6 +57,9 @@ def draw(
 
     Args:
         timesteps: lowest and highest timestep, both included, drawn uniformly.
+        timesteps_drawn: independent: each sample for itself. stratified: one of each B-th of the range, dealt out at
+            random. Each sample's timestep is uniform in both, so the mean loss has the same expectation; the second
+            spares it the variance of which timesteps a batch happens to meet (arXiv 2107.00630, 2605.21489).
         noise_level: one level for all, or None: uniform over all levels, one for each sample.
         condition_dropout: probability that a sample's condition is dropped.
     """
@@ -62,8 +70,12 @@ def draw(
         if noise_level is None
         else torch.full((n,), noise_level, dtype=torch.int64)
     )
+    width = high + 1 - low
+    drawn = torch.randint(width, (n,), generator=rng)
+    if timesteps_drawn == "stratified":
+        drawn = (torch.randperm(n, generator=rng) * width + drawn) // n
     return Draws(
-        timesteps=torch.randint(low, high + 1, (n,), generator=rng),
+        timesteps=low + drawn,
         noise=torch.randn(tuple(shape), generator=rng),
         noise_level=level,
         embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
@@ -91,3 +103,21 @@ def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, 
 def anchor_distance(generator: Generator, image_embeds: Tensor, reference_embeds: Tensor) -> Tensor:
     """Mean squared distance to the reference's embedding, in the normaliser's units, one number a sample (B,)."""
     return ((image_embeds - reference_embeds) / generator.std).square().mean(dim=1)
+
+
+def caption_divergence(image_embeds: Tensor, reference_embeds: Tensor, captions: Tensor) -> Tensor:
+    """How far the image's likeness to a bank of captions is from the reference's, in nats, one number a sample (B,).
+
+    KL(p0 || p) of the softmax over the captions at CLIP's own temperature: learning without forgetting
+    (arXiv 1606.09282), for CLIP as in ZSCL (arXiv 2303.06628). What moves all captions alike costs nothing.
+
+    Args:
+        image_embeds, reference_embeds: (B, D), not L2-normalised.
+        captions: (K, D), of length CLIP's scale.
+    """
+    with torch.autocast(captions.device.type, enabled=False):  # logits reach 100: bf16 would see steps of a half
+        tuned, reference = (
+            (normalize(embeds.float(), dim=1) @ captions.T).log_softmax(dim=1)
+            for embeds in (image_embeds, reference_embeds)
+        )
+        return kl_div(tuned, reference, reduction="none", log_target=True).sum(dim=1)

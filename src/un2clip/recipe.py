@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
+from un2clip.objective import Timesteps
 
 Decay = Literal["constant", "cosine"]
 
@@ -24,8 +25,10 @@ class Training:
         decay: what the rate does after the warm-up: constant, or a cosine down to zero.
         clip_grad_norm: the gradient's norm is clipped to this.
         ema_decay: of the moving average of the weights, which is the result then; 0 for none.
-        anchor_weight: lambda, for methods that are anchored.
+        anchor_weight: lambda of the distance to the reference's embedding, for methods with that anchor.
+        caption_weight: the same of the divergence over captions.
         timesteps: lowest and highest timestep drawn, both included.
+        timesteps_drawn: how they are drawn for a batch; objective.py: draw.
         noise_level: of the embedding's noise augmentation, where the method does not draw it.
         condition_dropout: probability of dropping a sample's condition.
     """
@@ -39,14 +42,16 @@ class Training:
     clip_grad_norm: float
     ema_decay: float
     anchor_weight: float
+    caption_weight: float
     timesteps: tuple[int, ...]
+    timesteps_drawn: Timesteps
     noise_level: int
     condition_dropout: float
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps")
-        not_negative(self, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
-        not_negative(self, "clip_grad_norm", "anchor_weight")
+        at_least(self, 1, "steps")
+        at_least(self, 0, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
+        at_least(self, 0, "clip_grad_norm", "anchor_weight", "caption_weight")
         if len(self.timesteps) != 2:
             raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
         if not 0 <= self.condition_dropout <= 1:

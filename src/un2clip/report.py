@@ -141,9 +141,9 @@ def render(
         sign=SIGN,
         unit_says=UNIT_SAYS,
         longest=LONGEST,
-        training=_data_uri(plot_history(history), "svg+xml") if history else None,
-        plots=[_data_uri(path.read_bytes(), "png") for path in plots],
-        grids=[_data_uri(path.read_bytes(), "png") for path in grids],
+        training=data_uri(plot_history(history), "svg+xml") if history else None,
+        plots=[data_uri(path.read_bytes(), "png") for path in plots],
+        grids=[data_uri(path.read_bytes(), "png") for path in grids],
     )
 
 
@@ -205,5 +205,5 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
     console.print(table)
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -5,7 +5,6 @@ moments, the random state) and state.json (history, the hash of the former). It 
 folder of that name is whole unless the disk failed, and then its hash says so.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Record = dict[str, float]
+from un2clip.hashes import file_sha256
+from un2clip.running import Record
+
 TENSORS, CONTENT = "state.safetensors", "state.json"
 
 
@@ -60,7 +61,7 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial / TENSORS)
-        content = {"step": step, "sha256": _sha256(partial / TENSORS), "history": list(history), "tags": self.tags}
+        content = {"step": step, "sha256": file_sha256(partial / TENSORS), "history": list(history), "tags": self.tags}
         (partial / CONTENT).write_text(json.dumps(content) + "\n")
         for path in (partial / TENSORS, partial / CONTENT):
             with path.open("rb") as file:
@@ -75,7 +76,7 @@ class Checkpoints:
         for folder in self._found():
             try:
                 content = json.loads((folder / CONTENT).read_text())
-                if _sha256(folder / TENSORS) != content["sha256"]:
+                if file_sha256(folder / TENSORS) != content["sha256"]:
                     raise ValueError(f"{TENSORS} is not what was written")
                 tensors = load_file(folder / TENSORS)
                 return Saved(step=content["step"], tensors=tensors, history=content["history"], tags=content["tags"])
@@ -144,8 +145,3 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = True
         signal.signal(number, self._before[number])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

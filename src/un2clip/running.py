@@ -10,8 +10,10 @@ import torch
 from tqdm import tqdm
 
 from un2clip import distributed
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
 
+#: The fields of `Running` that change the result by more than rounding.
+DECIDING = ("precision", "frozen")
 Record = dict[str, float]
 GIB = 2**30
 
@@ -21,7 +23,7 @@ class Running:
     """How a training is computed.
 
     Attributes:
-        processes: on this machine, one a GPU; torchrun's own number goes before it.
+        processes: on this machine, one a GPU; 0 for as many as GPUs are visible. torchrun's own number goes before it.
         workers: processes that read images, beside each of them; 0 for none.
         max_per_device: images in one forward; a process whose share of the batch is larger accumulates gradients.
         precision: of the arithmetic; with bf16, what trains is held in fp32 all the same.
@@ -45,13 +47,17 @@ class Running:
     keep_checkpoints: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "processes", "max_per_device", "checkpoint_every", "keep_checkpoints")
-        not_negative(self, "workers")
+        at_least(self, 1, "max_per_device", "checkpoint_every", "keep_checkpoints")
+        at_least(self, 0, "processes", "workers")
         if self.frozen == "bf16" and self.precision != "bf16":
             raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def processes_here(self, device: str) -> int:
+        """How many processes train on this machine, with `device` of params.yaml; it does not touch a GPU."""
+        return self.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
 
     def pieces(self, size: int) -> Iterator[slice]:
         """A process's share of a batch, cut into parts of at most `max_per_device`."""

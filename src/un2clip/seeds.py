@@ -4,10 +4,12 @@ The interval in a report covers the choice of test data; another training seed i
 over seeds says what the method does.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import t
 
@@ -50,17 +52,37 @@ def spread(rows: Sequence[Row], confidence: float) -> Spread:
     if not rows:
         raise ValueError("a spread needs at least one seed, got 0")
     differences = [row.difference.mean for row in rows]
-    mean, k = statistics.mean(differences), len(rows)
-    deviation = statistics.stdev(differences) if k > 1 else None
-    half = None if deviation is None else float(t.ppf((1.0 + confidence) / 2.0, k - 1)) * deviation / k**0.5
+    low, high = t_interval(differences, confidence)
     return Spread(
-        mean=mean,
-        deviation=deviation,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
-        seeds=k,
+        mean=statistics.mean(differences),
+        deviation=statistics.stdev(differences) if len(rows) > 1 else None,
+        low=low,
+        high=high,
+        seeds=len(rows),
         certain=sum(not row.difference.is_noise for row in rows),
     )
+
+
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | tuple[None, None]:
+    """Student's t interval of the mean; none of fewer than two values."""
+    k = len(values)
+    if k < 2:
+        return None, None
+    half = float(t.ppf((1.0 + confidence) / 2.0, k - 1)) * statistics.stdev(values) / k**0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def summary(results: Sequence[Result], confidence: float) -> list[dict[str, Any]]:
+    """For each benchmark and method: means over the seeds of reference and tuned, and their differences' `Spread`."""
+    methods = dict.fromkeys(method for _, method, _ in results)
+    lines = []
+    for benchmark, first in results[0][2].items():
+        for method in methods:
+            rows = [compared[benchmark].whole for _, name, compared in results if name == method]
+            means = {name: statistics.mean(getattr(row, name) for row in rows) for name in ("reference", "tuned")}
+            line = {"benchmark": benchmark, "unit": first.unit, "method": method}
+            lines.append(line | means | dataclasses.asdict(spread(rows, confidence)))
+    return lines
 
 
 def aggregate(reports: Sequence[Path]) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.config import UserError
+from un2clip.hashes import file_sha256
 from un2clip.tracking import as_user_error, reason, without_password
 
 Kind = Literal["model", "dataset"]
@@ -108,8 +109,7 @@ def verify(folder: Path, sha256: Mapping[str, str], name: str) -> None:
     """Compare files of a folder with their hashes; a UserError says which differs, what was wanted and found."""
     for path, wanted in sha256.items():
         try:
-            with (folder / path).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_sha256(folder / path)
         except OSError as error:
             raise UserError(f"{name}: cannot read {folder / path}: {error.strerror}") from None
         if found != wanted:
@@ -175,8 +175,7 @@ def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Sourc
 
 
 def _hash_of(location: str, revision: str | None, kind: Kind, path: str) -> str:
-    file = hf_hub_download(location, path, revision=revision, repo_type=kind)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return file_sha256(Path(hf_hub_download(location, path, revision=revision, repo_type=kind)))
 
 
 def _from_hub(source: Source, kind: Kind, files: tuple[str, ...], name: str) -> Path:

@@ -1,22 +1,33 @@
 """The study: every method over several seeds, each seed with its own world, reference and generator.
 
-What is done is kept and not done again, so a study that was stopped goes on where it was.
+What is done is kept and not done again, so a study that was stopped goes on where it was. It writes study.md (tables),
+study.json (every comparison), summary.json (means and intervals over the seeds) and study.svg (the figure).
 """
 
+import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from un2clip.config import UserError, build
+from un2clip.config import UserError, build, merge
+from un2clip.figure import plot_changes
+from un2clip.ranking import ranking_table, rankings
 from un2clip.report import compare_scores
+from un2clip.results import flatten
+from un2clip.running import DECIDING
 from un2clip.scores import collect_scores
-from un2clip.seeds import Result, table
+from un2clip.seeds import Result, summary, table
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
+
+#: Parts of params.yaml that decide what a study finds.
+SECTIONS = (
+    "shapes", "ingest", "backbones", "latents", "benchmarks", "finetune", "diffusion_loss", "evaluate", "compare"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +37,36 @@ class Study:
     Attributes:
         seeds: held out from all tuning.
         methods: rows of the method table.
+        lengths: un2clip is also trained for these numbers of steps, as `un2clip@STEPS`: checkpoints for the ranking.
+        detail, language: the figure's two benchmarks; the loss's ranking is compared with the first.
     """
 
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
+    lengths: tuple[int, ...]
+    detail: str
+    language: str
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.methods:
             raise ValueError("seeds and methods must not be empty")
 
+    def check(self, benchmarks: Sequence[str]) -> None:
+        """Raise a UserError unless the figure's benchmarks are measured."""
+        for name in (self.detail, self.language):
+            if name not in benchmarks:
+                raise UserError(f"study.detail and study.language must be of {', '.join(benchmarks)}, got {name}")
+
 
 def study(params: Mapping[str, Any], to: Path) -> None:
-    """Run all methods over all seeds and write study.json and study.md below `to`.
+    """Run all methods over all seeds and write the results below `to`.
 
     Args:
         params: the whole of params.yaml; its section `study` says which seeds and methods.
         to: folder with one folder a seed; finished parts in it are not run again.
     """
     section = build(Study, params["study"], "study")
+    section.check(params["benchmarks"])
     compare = build(Compare, params["compare"], "compare")
     _same_numbers(params, to / "params.json")
     results: list[Result] = []
@@ -54,11 +77,13 @@ def study(params: Mapping[str, Any], to: Path) -> None:
         run("ingest", images="images", shards="shards")
         run("backbones", seed=seed, images="images", backbones="backbones")
         run("latents", shards="shards", backbones="backbones", latents="latents")
-        for method in section.methods:
-            made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
-            run("finetune", method=method, seed=seed, **made, encoder=f"{method}/encoder")
-            tuned = made | {"encoder": f"{method}/encoder"}
-            run("diffusion_loss", seed=seed, **tuned, scores=f"{method}/scores/diffusion_loss")
+        made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
+        trained = [(method, method, params) for method in section.methods]
+        trained += [(f"un2clip@{steps}", "un2clip", _with_steps(params, steps)) for steps in section.lengths]
+        for name, method, numbers in trained:
+            _runner(numbers, world)("finetune", method=method, seed=seed, **made, encoder=f"{name}/encoder")
+            tuned = made | {"encoder": f"{name}/encoder"}
+            run("diffusion_loss", seed=seed, **tuned, scores=f"{name}/scores/diffusion_loss")
             del tuned["shards"], tuned["latents"]
             for benchmark in params["benchmarks"]:
                 run(
@@ -66,26 +91,47 @@ def study(params: Mapping[str, Any], to: Path) -> None:
                     benchmark=benchmark,
                     benchmarks="benchmarks",
                     **tuned,
-                    scores=f"{method}/scores/{benchmark}",
+                    scores=f"{name}/scores/{benchmark}",
                 )
-            pairs = collect_scores([world / method / "scores"])
+            pairs = collect_scores([world / name / "scores"])
             results.append(
-                (seed, method, {
+                (seed, name, {
                     name: compare_scores(pair["reference"], pair["tuned"], seed=seed, **vars(compare))
                     for name, pair in pairs.items()
                 })
             )  # fmt: skip
-            _write(to, results, compare.confidence)
+            _write(to, results, section, compare)
     print((to / "study.md").read_text())
+
+
+def _with_steps(params: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    return merge(params, {"finetune": {"training": {"steps": steps}}})
 
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
     """Refuse to continue a study that was begun with other numbers; its seeds and methods may grow."""
-    numbers = json.dumps({name: value for name, value in params.items() if name != "study"}, sort_keys=True, indent=1)
-    if kept.is_file() and kept.read_text() != numbers:
-        raise UserError(f"{kept.parent} holds a study made with other numbers; give --to another folder, or delete it")
+    now = _deciding(params)
+    if kept.is_file():
+        before = _deciding(json.loads(kept.read_text()))
+        other = [
+            f"{name} {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name)
+        ]
+        if other:
+            raise UserError(
+                f"{kept.parent} holds a study made with other numbers ({'; '.join(other)}); give --to another folder, "
+                f"or delete it. Where a number is new and changes nothing of what is there, add it to {kept}"
+            )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(numbers)
+    kept.write_text(json.dumps(params, sort_keys=True, indent=1))
+
+
+def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers that decide the results, by their full names: not how it is computed, and no other stage's."""
+    flat = flatten({name: params[name] for name in SECTIONS})
+    running = {f"finetune.running.{name}" for name in DECIDING}
+    return {name: value for name, value in flat.items() if not name.startswith("finetune.running.") or name in running}
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
@@ -116,10 +162,16 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     return run
 
 
-def _write(to: Path, results: list[Result], confidence: float) -> None:
+def _write(to: Path, results: list[Result], section: Study, compare: Compare) -> None:
     rows = [
         {"seed": seed, "method": method, "benchmarks": {name: each.as_json() for name, each in compared.items()}}
         for seed, method, compared in results
     ]
+    ranked = rankings(results, section.detail, seed=0, **vars(compare))
     (to / "study.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (to / "study.md").write_text(table(results, confidence))
+    means = summary(results, compare.confidence)
+    content = {"confidence": compare.confidence, "changes": means, "rankings": list(map(dataclasses.asdict, ranked))}
+    (to / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+    ranking = ranking_table(ranked, section.detail, compare.confidence)
+    (to / "study.md").write_text(f"{table(results, compare.confidence)}\n{ranking}")
+    (to / "study.svg").write_bytes(plot_changes(means, section.language, section.detail))

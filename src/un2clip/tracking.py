@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from un2clip import distributed
 from un2clip.config import UserError
 from un2clip.datasets.shards import digest
 from un2clip.results import Result, flatten, read_history, result_files
@@ -26,6 +25,7 @@ from un2clip.scores import ROLES, load_scores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
@@ -56,6 +56,8 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
+    from un2clip import distributed  # here, since it imports torch, and `un2clip --help` stays quick
+
     if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off" or distributed.rank() > 0:
         yield
         return
@@ -108,6 +110,8 @@ def connect() -> "MlflowClient":
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for direction in ("UPLOAD", "DOWNLOAD"):  # through the server: its S3 store may have a name that only it knows
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{direction}", "false")
     from mlflow import MlflowClient
 
     for chatty in ("mlflow", "alembic"):  # after the import, which sets a level of its own
@@ -196,7 +200,7 @@ class _StageRun(_Live):
         self.started = time.monotonic()
         words = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
         with as_user_error():
-            self.parent_id = _parent(self.client)
+            self.parent_id = parent_run(self.client)
             tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | _git_tag()
             run = self.client.create_run(_experiment(self.client), tags=tags, run_name=" ".join(words))
             super().__init__(self.client, run.info.run_id)
@@ -250,12 +254,15 @@ class _StageRun(_Live):
 
     def _settle(self) -> None:
         """Set the parent's state from the latest run of each stage: several may run at the same time."""
-        wanted = f"tags.`mlflow.parentRunId` = '{self.parent_id}'"
-        order = ["attributes.start_time ASC"]
-        children = self.client.search_runs([_experiment(self.client)], wanted, order_by=order)
-        states = {child.info.run_name: child.info.status for child in children}.values()
+        states = {run.info.run_name: run.info.status for run in stage_runs(self.client, self.parent_id)}.values()
         if "RUNNING" not in states:
             self.client.set_terminated(self.parent_id, "FAILED" if "FAILED" in states else "FINISHED")
+
+
+def stage_runs(client: "MlflowClient", parent_id: str) -> list["Run"]:
+    """The runs of a parent's stages, the oldest first."""
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+    return list(client.search_runs([_experiment(client)], wanted, order_by=["attributes.start_time ASC"]))
 
 
 def run_key() -> str:
@@ -290,7 +297,7 @@ def _experiment(client: "MlflowClient") -> str:
         raise
 
 
-def _parent(client: "MlflowClient") -> str:
+def parent_run(client: "MlflowClient") -> str:
     """Find or create the parent run. Of two processes that create one, the older run wins."""
     key, experiment = run_key(), _experiment(client)
 

@@ -4,7 +4,6 @@ It runs in one process or in many (DistributedDataParallel). The random numbers 
 batch in every process, which takes its own rows of them: so their number changes nothing but rounding.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,15 +13,16 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from un2clip import distributed
 from un2clip.config import Stopped, UserError
 from un2clip.decoder import Generator
+from un2clip.losses import Losses
 from un2clip.methods import Method
-from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.objective import draw
+from un2clip.projector import new_projector
 from un2clip.recipe import Training, rate
 from un2clip.resume import Checkpoints, Interruption, Saved, pack, unpack
 from un2clip.running import Progress, Record, Running
@@ -45,28 +45,6 @@ class Share:
     readable: Tensor
 
 
-class Losses(nn.Module):
-    """The two terms of the equation: what DistributedDataParallel wraps. The reference is the encoder as it is now."""
-
-    visual: nn.Module
-    reference: nn.Module
-
-    def __init__(self, visual: nn.Module, generator: Generator, *, trains_encoder: bool) -> None:
-        super().__init__()
-        self.visual, self.generator, self.trains_encoder = visual, generator, trains_encoder
-        self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
-
-    def forward(self, pixel_values: Tensor, latents: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Diffusion loss, distance to the reference's embedding, cosine to it: (b,) float32 each."""
-        with torch.set_grad_enabled(self.trains_encoder):
-            image_embeds = self.visual(pixel_values).float()
-        with torch.no_grad():
-            reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
-        rec = diffusion_loss(self.generator, latents, image_embeds, draws)
-        anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
-        return rec, anchor, cosine_similarity(image_embeds.detach(), reference_embeds)
-
-
 def fit(
     model: CLIP,
     generator: Generator,
@@ -77,6 +55,7 @@ def fit(
     rng: torch.Generator,
     history: list[Record],
     *,
+    captions: Tensor | None = None,
     watch: Callable[[int, Record], None] = lambda step, record: None,
     checkpoints: Checkpoints | None = None,
     saved: Saved | None = None,
@@ -87,9 +66,10 @@ def fit(
         model: the CLIP whose image tower is the encoder; its text tower is never touched.
         shares: step -> this process's share of the batch of that step, and of every one after it.
         rng: source of timesteps and noise, in the same state in every process.
-        history: gets one record a step: step, loss, diffusion_loss, anchor, grad_norm, cosine (of the embedding to
-            the reference's), unreadable (samples so far). A step none of whose samples could be read leaves none,
-            and changes nothing.
+        history: gets one record a step: step, loss, diffusion_loss, anchor, captions (where there are any), grad_norm,
+            cosine (of the embedding to the reference's), unreadable (samples so far). A step none of whose samples
+            could be read leaves none, and changes nothing.
+        captions: (K, D), of caption_bank.py, for a method that is anchored to them.
         watch: called with each step's number, its record, and images_per_s and memory_gib.
         checkpoints: where the state is kept.
         saved: a state to go on from.
@@ -100,15 +80,17 @@ def fit(
         Stopped: a signal asked for it; the state is in `checkpoints`.
     """
     timesteps = _check_ranges(training, generator)
-    groups = _parameter_groups(model, generator, method, training)
+    device = generator.mean.device
+    projector = new_projector(method.projector, generator.embed_dim, rng.initial_seed()).to(device)
+    groups = _parameter_groups(model, projector, generator, method, training)
     trained = [parameter for group in groups for parameter in group["params"]]
-    device = trained[0].device
     optimizer = torch.optim.AdamW(groups, fused=True)
     rates = [group["lr"] for group in groups]
-    losses = Losses(model.visual, generator, trains_encoder="encoder" in method.trains)
+    losses = Losses(model.visual, projector, generator, captions, trains_encoder="encoder" in method.trains)
     averages = [parameter.detach().clone() for parameter in trained] if training.ema_decay else []
     noise_level = None if method.noise_level == "uniform" else training.noise_level
-    anchor_weight = training.anchor_weight if method.anchored else 0.0
+    assert (captions is not None) == ("captions" in method.anchors), "a bank of captions is for methods that ask for it"
+    anchor_weight = training.anchor_weight if "embedding" in method.anchors else 0.0
 
     start = 0
     if saved is not None:
@@ -130,29 +112,34 @@ def fit(
                 (b * world, *share.latents.shape[1:]),
                 rng,
                 timesteps=timesteps,
+                timesteps_drawn=training.timesteps_drawn,
                 noise_level=noise_level,
                 condition_dropout=training.condition_dropout,
             ).rows(slice(rank * b, rank * b + b))
             unreadable += b * world - int(readable)
             optimizer.zero_grad(set_to_none=True)
-            sums = torch.zeros(3, dtype=torch.float64, device=device)
+            sums = torch.zeros(4, dtype=torch.float64, device=device)
             for rows in running.pieces(b):
                 last = rows.stop >= b
                 waits = nullcontext() if last or isinstance(parallel, Losses) else parallel.no_sync()
                 with waits, running.autocast(device):
                     each = parallel(share.pixel_values[rows], share.latents[rows], draws.rows(rows).to(device))
-                    rec, anchor, _ = each = [torch.where(share.readable[rows], value, 0.0) for value in each]
+                    rec, anchor, words, _ = each = [torch.where(share.readable[rows], value, 0.0) for value in each]
                     # every process has the mean over the whole batch for its aim: DistributedDataParallel averages
-                    loss = (rec + anchor_weight * anchor).sum() * (world / max(readable, 1.0))
+                    whole = rec + anchor_weight * anchor + training.caption_weight * words
+                    loss = whole.sum() * (world / max(readable, 1.0))
                     loss.backward()
                 sums += torch.stack([value.detach().sum() for value in each]).double()
             if readable:
-                diffusion, distance, cosine = (value / readable for value in distributed.summed(sums.tolist(), device))
+                diffusion, distance, divergence, cosine = (
+                    value / readable for value in distributed.summed(sums.tolist(), device)
+                )
                 record = {
                     "step": step,
-                    "loss": diffusion + anchor_weight * distance,
+                    "loss": diffusion + anchor_weight * distance + training.caption_weight * divergence,
                     "diffusion_loss": diffusion,
                     "anchor": distance,
+                    **({} if captions is None else {"captions": divergence}),
                     "grad_norm": nn.utils.clip_grad_norm_(trained, training.clip_grad_norm).item(),
                     "cosine": cosine,
                     "unreadable": unreadable,
@@ -212,14 +199,20 @@ def _check_finite(record: Record, keys: list[str]) -> None:
         )
 
 
-def _parameter_groups(model: CLIP, generator: Generator, method: Method, training: Training) -> list[dict[str, Any]]:
+def _parameter_groups(
+    model: CLIP, projector: nn.Module, generator: Generator, method: Method, training: Training
+) -> list[dict[str, Any]]:
     """Freeze everything, then free what the method trains; biases and norms do not decay.
 
     Freezing is requires_grad, never no_grad: gradients flow through a frozen generator to the encoder.
     """
     model.requires_grad_(False).eval()
     generator.requires_grad_(False).eval()
-    parts = {"encoder": (model.visual, training.encoder_lr), "decoder": (generator.unet, training.decoder_lr)}
+    parts = {
+        "encoder": (model.visual, training.encoder_lr),
+        "projector": (projector, training.encoder_lr),
+        "decoder": (generator.unet, training.decoder_lr),
+    }
     groups: list[dict[str, Any]] = []
     for part in method.trains:
         module, lr = parts[part]

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -18,6 +21,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PACKAGE = "pipelines/un2clip.yaml"
 RUN = {"run_id": "run-1", "display_name": "un2clip", "state": "PENDING", "created_at": "2026-01-02T03:04:05Z"}
+#: The way through the Kubernetes API, which kfp takes with a kube config.
+PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
 
 
 class Request(NamedTuple):
@@ -27,6 +32,7 @@ class Request(NamedTuple):
     path: str
     body: dict[str, Any]
     authorization: str | None
+    query: dict[str, list[str]]
 
 
 class Server(ThreadingHTTPServer):
@@ -35,6 +41,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[Request] = []
+        self.states: list[dict[str, Any]] = []  # of the run, one for each time that it is asked for; the last stays
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def bodies(self, end: str) -> list[dict[str, Any]]:
@@ -46,16 +53,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-        path = urlsplit(self.path).path
-        self.server.requests.append(Request(self.command, path, body, self.headers.get("Authorization")))  # type: ignore[attr-defined]
+        server: Server = self.server  # type: ignore[assignment]
+        path, query = urlsplit(self.path).path.removeprefix(PROXY), parse_qs(urlsplit(self.path).query)
+        server.requests.append(Request(self.command, path, body, self.headers.get("Authorization"), query))
+        run = {**RUN, "experiment_id": "exp-1"}
+        if server.states and (self.command, path) == ("GET", "/apis/v2beta1/runs/run-1"):
+            run |= server.states.pop(0) if len(server.states) > 1 else server.states[0]
         known = {
             ("GET", "/apis/v2beta1/healthz"): {"multi_user": False},
             ("GET", "/apis/v2beta1/experiments"): {},
             ("POST", "/apis/v2beta1/experiments"): {"experiment_id": "exp-1", **body},
-            ("POST", "/apis/v2beta1/runs"): {**RUN, "experiment_id": "exp-1"},
-            ("GET", "/apis/v2beta1/runs/run-1"): {**RUN, "experiment_id": "exp-1"},
+            ("POST", "/apis/v2beta1/runs"): run,
+            ("GET", "/apis/v2beta1/runs/run-1"): run,
         }
-        reply = known.get((self.command, path))
+        reply = known.get((self.command, path)) if run["state"] != "AWAY" else None
         self.send_response(404 if reply is None else 200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -161,6 +172,110 @@ def test_token_is_sent_and_not_shown(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {each.authorization for each in server.requests} == {f"Bearer {secret}"}
     assert secret not in done.stdout + done.stderr
+
+
+def test_namespace(server: Server, tmp_path: Path) -> None:
+    """A team's namespace, by kfp's own option or variable, is where the experiment is looked for and made."""
+    for words, environment in ((["-n", "team"], {}), ([], {"KFP_NAMESPACE": "team"})):
+        server.requests.clear()
+        done = call(["kfp", *words, "run", "submit", PACKAGE], tmp_path, KFP_ENDPOINT=server.url, **environment)
+        assert done.returncode == 0, done.stderr
+        (asked,) = [each.query for each in server.requests if each.path.endswith("/experiments") and each.query]
+        assert asked["namespace"] == ["team"]
+        assert [each["namespace"] for each in server.bodies("/experiments")] == ["team"]
+
+
+def test_token_of_a_pod(server: Server, tmp_path: Path) -> None:
+    """The token that Kubernetes puts into a pod's file is used with an endpoint too; a token that is given wins."""
+    (tmp_path / "token").write_text("from-the-pod\n")
+    named = {"KFP_ENDPOINT": server.url, "KF_PIPELINES_SA_TOKEN_PATH": str(tmp_path / "token")}
+    assert call(["kfp", "run", "submit", PACKAGE], tmp_path, **named).returncode == 0
+    assert {each.authorization for each in server.requests} == {"Bearer from-the-pod"}
+    server.requests.clear()
+    assert call(["kfp", "run", "submit", PACKAGE], tmp_path, **named, KFP_EXISTING_TOKEN="mine").returncode == 0
+    assert {each.authorization for each in server.requests} == {"Bearer mine"}
+    named["KF_PIPELINES_SA_TOKEN_PATH"] = str(tmp_path / "none")
+    done = call(["kfp", "run", "submit", PACKAGE], tmp_path, **named)
+    assert done.returncode == 1 and "cannot read the token at" in done.stderr
+
+
+def test_token_of_a_kube_config(server: Server, tmp_path: Path) -> None:
+    """Without an endpoint the kube config's server and token are used."""
+    config = {
+        "clusters": [{"name": "stub", "cluster": {"server": server.url}}],
+        "users": [{"name": "me", "user": {"token": "from-the-kube-config"}}],
+        "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
+        "current-context": "stub",
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    done = call(["kfp", "run", "submit", PACKAGE], tmp_path, KUBECONFIG=str(tmp_path / "config"))
+    assert done.returncode == 0, done.stderr
+    assert {each.authorization for each in server.requests} == {"Bearer from-the-kube-config"}
+    check_run(server, {})
+
+
+def tasks(**states: str) -> dict[str, Any]:
+    """A run's state and its tasks' as the server says them, with those of its own among them."""
+    names = {name.replace("_", "-"): state for name, state in states.items() if name != "run"}
+    details = [
+        {"task_id": f"{name}{end}", "display_name": f"{name}{end}", "state": state}
+        for name, state in names.items()
+        for end in ("", "-driver")
+    ]
+    for each in details:
+        if each["state"] == "FAILED":
+            each["error"] = {"code": 2, "message": "exit status 1"}
+    return {"state": states["run"], "run_details": {"task_details": details}}
+
+
+WATCHED = [
+    {"state": "PENDING"},
+    tasks(run="RUNNING", shapes="RUNNING"),
+    tasks(run="RUNNING", shapes="RUNNING"),
+    {"state": "AWAY"},
+    tasks(run="RUNNING", shapes="SUCCEEDED", diffusion_loss="PENDING"),
+]
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "said"),
+    [
+        (tasks(run="SUCCEEDED", shapes="SUCCEEDED", diffusion_loss="SUCCEEDED"), 0, ["diffusion-loss SUCCEEDED"]),
+        (tasks(run="FAILED", shapes="SUCCEEDED", diffusion_loss="FAILED"), 1, ["diffusion-loss FAILED: exit status 1"]),
+        (tasks(run="CANCELED", shapes="SUCCEEDED"), 1, []),
+    ],
+)
+def test_watch(server: Server, tmp_path: Path, last: dict[str, Any], code: int, said: list[str]) -> None:
+    """--watch prints each change of a task's state once, outlives a failing answer, and ends as the run does."""
+    server.states = [*WATCHED, last]
+    environment = {"KFP_ENDPOINT": server.url, "KFP_WATCH_SECONDS": "0.05"}
+    done = call(["kfp", "run", "submit", PACKAGE, "--watch"], tmp_path, **environment)
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()
+    changes = [" ".join(line.split()[1:]) for line in lines if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert changes == ["shapes RUNNING", "shapes SUCCEEDED", "diffusion-loss PENDING", *said]
+    assert lines[-1] == f"run run-1: {last['state']}"
+
+
+def test_ctrl_c_stops_watching_and_not_the_run(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C asks the server for nothing, and says how to go on; those words watch the run to its end."""
+    server.states = [tasks(run="RUNNING", shapes="RUNNING")]
+    environment = os.environ | {"HOME": str(tmp_path), "KFP_ENDPOINT": server.url, "KFP_WATCH_SECONDS": "0.05"}
+    words = [str(ROOT / "bin" / "kfp"), "run", "submit", PACKAGE, "-w"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    watching = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
+    while sum(each.path.endswith("/runs/run-1") for each in server.requests) < 3:
+        assert watching.poll() is None
+        time.sleep(0.05)
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 1 and "Traceback" not in said
+    assert said.strip().endswith("the run goes on; to watch it again: kfp run get --watch run-1")
+    assert {each.method for each in server.requests if "run-1" in each.path} == {"GET"}
+
+    server.states = [tasks(run="SUCCEEDED", shapes="SUCCEEDED")]
+    again = call(["kfp", "run", "get", "--watch", "run-1"], tmp_path, KFP_ENDPOINT=server.url)
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == "run run-1: SUCCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -62,18 +62,24 @@ def content(encoder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in encoder.iterdir()}
 
 
+def trained(tiny, folder: Path, method: str = "un2clip-anchored", **changes: object) -> dict[str, bytes]:
+    """What an unbroken training leaves."""
+    run_stage("finetune", section(tiny, **changes), **names(tiny, folder, f"unbroken-{method}") | {"method": method})
+    assert not list((folder / "checkpoints").glob("*/*")), "what is finished keeps no state"
+    return content(folder / f"unbroken-{method}")
+
+
 @pytest.fixture(scope="module")
 def unbroken(tiny, tmp_path_factory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("unbroken")
-    run_stage("finetune", section(tiny), **names(tiny, folder, "encoder"))
-    assert not list((folder / "checkpoints").glob("*/*")), "what is finished keeps no state"
-    return content(folder / "encoder")
+    return trained(tiny, tmp_path_factory.mktemp("unbroken"))
 
 
-def test_killed_at_three_random_steps_ends_with_the_same_bytes(tiny, tmp_path, unbroken) -> None:
+@pytest.mark.parametrize("method", ["un2clip-anchored", "un2clip-captions", "projector-random"])
+def test_killed_at_three_random_steps_ends_with_the_same_bytes(tiny, tmp_path, request, method: str) -> None:
     """kill -9, three times, then once more without: weights, history and lineage are those of an unbroken run."""
     steps = sorted(random.Random(20261122).sample(range(1, STEPS), 3))
-    arguments = names(tiny, tmp_path, "encoder")
+    arguments = names(tiny, tmp_path, "encoder") | {"method": method}
+    unbroken = request.getfixturevalue("unbroken") if method == "un2clip-anchored" else trained(tiny, tmp_path, method)
     for at in steps:
         assert in_a_process(section(tiny), arguments, at, signal.SIGKILL) == -signal.SIGKILL
         assert not (tmp_path / "encoder").exists()
@@ -146,6 +152,16 @@ def test_two_processes_train_as_one(tiny, tmp_path, unbroken) -> None:
     assert [row["diffusion_loss"] for row in history] == pytest.approx(
         [row["diffusion_loss"] for row in alone], rel=1e-5
     )
+
+
+def test_longer_is_the_same_training_with_more_steps(tiny, tmp_path) -> None:
+    """Three times three steps by the row `un2clip-longer` are nine of `un2clip`."""
+    assert section(tiny)["longer"] == 3
+    longer = trained(tiny, tmp_path, "un2clip-longer", steps=STEPS // 3)
+    plain = trained(tiny, tmp_path, "un2clip")
+    for name in ("open_clip_model.safetensors", "history.json"):
+        assert longer[name] == plain[name]
+    assert json.loads(longer["lineage.json"])["steps_done"] == STEPS
 
 
 def test_a_mistake_in_one_of_several_processes_is_one_line(tiny, tmp_path) -> None:

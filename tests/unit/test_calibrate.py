@@ -111,8 +111,8 @@ def test_the_laptop_world_is_never_the_real_one(tiny, data, tmp_path, monkeypatc
     clip = tiny.backbones / "clip"
     assert main(["calibrate", "openai-vit-l-14-224", f"--data={data}", f"--clip={clip}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "Orientation 4 pairs, published 15; Presence 4 pairs" in said and "published 26" in said
-    assert not is_calibrated(data)
+    assert "Orientation 4 pairs, published 15; Presence 4 pairs" in said
+    assert not list(data.parent.glob("*.calibration.*")), "the folder is an output of DVC's"
 
 
 def test_types_of_another_name(tiny, data, recorded):
@@ -123,7 +123,7 @@ def test_types_of_another_name(tiny, data, recorded):
     assert run(tiny, recorded, data).passed
     path.write_text(path.read_text().replace(",Color,", ",Colour,"))
     (tree / "Color").rename(tree / "Colour")
-    with pytest.raises(UserError, match="Color 0 pairs, published 4; Colour 4 pairs, published 0; in all"):
+    with pytest.raises(UserError, match="Color 0 pairs, published 4; Colour 4 pairs, published 0$"):
         run(tiny, recorded, data)
 
 

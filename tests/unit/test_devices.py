@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from un2clip.config import UserError
 from un2clip.devices import pick_device
+from un2clip.running import plainly
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -17,3 +20,13 @@ def test_unknown_device() -> None:
     """A word that is none of the three is refused with the list."""
     with pytest.raises(UserError, match="device must be one of auto, cpu, cuda, got 'gpu'"):
         pick_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus", "device", "processes"),
+    [(0, 0, "auto", 1), (0, 1, "auto", 1), (0, 8, "cuda", 8), (0, 8, "cpu", 1), (2, 8, "cuda", 2), (2, 0, "cpu", 2)],
+)
+def test_a_process_for_each_gpu(monkeypatch, said: int, gpus: int, device: str, processes: int) -> None:
+    """`processes: 0` follows the GPUs that are visible, where they are to be used; another number stands."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert dataclasses.replace(plainly(batch_size=8), processes=said).processes_here(device) == processes

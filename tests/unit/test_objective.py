@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
@@ -89,3 +90,39 @@ def test_anchor_is_a_distance_in_the_normalisers_units(generator) -> None:
     embeds = torch.randn(4, generator.embed_dim)
     assert torch.equal(anchor_distance(generator, embeds, embeds), torch.zeros(4))
     assert_close(anchor_distance(generator, embeds + generator.std, embeds), torch.ones(4))
+
+
+def test_stratified_timesteps_are_uniform_each_and_even_together(generator) -> None:
+    """One of each eighth of the range a batch; for every sample each timestep is as likely as any other."""
+    rng = torch.Generator().manual_seed(0)
+    numbers = {"timesteps": (2, 21), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": "stratified"}
+    drawn = torch.stack([draw(generator, (8, 1, 1, 1), rng, **numbers).timesteps for _ in range(8000)])
+    bounds = torch.arange(9) * 20 / 8  # an eighth of 20 timesteps is 2.5 of them: its ends may fall into one
+    ordered = drawn.sort(dim=1).values - 2
+    assert (ordered >= bounds[:-1].floor()).all() and (ordered < bounds[1:].ceil()).all()
+    for i in range(8):
+        counts = torch.bincount(drawn[:, i], minlength=22)
+        assert counts[:2].sum() == 0 and chisquare(counts[2:].numpy()).pvalue > 0.001
+
+
+def test_stratified_timesteps_leave_the_mean_and_take_variance(generator) -> None:
+    """Of a loss that grows with t: the same mean as by independent draws, and the variance that the formula gives."""
+    rng = torch.Generator().manual_seed(0)
+    found = {}
+    for how in ("independent", "stratified"):
+        numbers = {"timesteps": (0, 999), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": how}
+        losses = [draw(generator, (16, 1, 1, 1), rng, **numbers).timesteps.double().mean() for _ in range(4000)]
+        found[how] = torch.stack(losses)
+    for losses in found.values():
+        assert losses.mean().item() == pytest.approx(499.5, abs=4 * losses.std().item() / 4000**0.5)
+    # independent: 1000^2/12/16; one draw in each sixteenth of the range: 1000^2/12/16 once more by 16^2
+    variances = {how: losses.var().item() for how, losses in found.items()}
+    assert variances["independent"] == pytest.approx(1e6 / 12 / 16, rel=0.1)
+    assert variances["stratified"] == pytest.approx(1e6 / 12 / 16**3, rel=0.1)
+
+
+def test_independent_timesteps_are_those_of_before(generator) -> None:
+    """The neutral value draws what torch.randint draws, first of all."""
+    draws = draw(generator, (6, 1, 1, 1), torch.Generator().manual_seed(7), timesteps=(30, 90), noise_level=0,
+                 condition_dropout=0.0)  # fmt: skip
+    assert torch.equal(draws.timesteps, torch.randint(30, 91, (6,), generator=torch.Generator().manual_seed(7)))

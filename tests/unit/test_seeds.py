@@ -10,7 +10,7 @@ from un2clip.__main__ import main
 from un2clip.config import UserError
 from un2clip.report import compare_scores
 from un2clip.scores import Item, Scores
-from un2clip.seeds import aggregate, spread, table
+from un2clip.seeds import aggregate, spread, summary, table
 from un2clip.stages.compare import Compare, compare
 
 BEFORE = [1.0] * 20 + [0.0] * 20
@@ -62,6 +62,16 @@ def test_table_by_hand():
         row,
     )
     assert lines[-1] == "| m | 50.0 → 60.0 | 50.0 → 60.0 |"
+
+
+def test_summary_by_hand():
+    """A line a benchmark and method, with the mean of both encoders over the seeds that it has, and their spread."""
+    results = [(seed, name, {"pairs": compared(more(k))}) for seed, name, k in ((0, "m", 8), (1, "m", 0), (1, "n", 4))]
+    first, second = summary(results, 0.95)
+    assert (first["benchmark"], first["unit"], first["method"]) == ("pairs", "%", "m")
+    assert (first["reference"], first["tuned"], first["mean"]) == pytest.approx((50, 60, 10))
+    assert (first["seeds"], first["certain"]) == (2, 1) and first["low"] == pytest.approx(-117.1, abs=0.05)
+    assert (second["method"], second["mean"], second["seeds"], second["low"]) == ("n", 10, 1, None)
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import torch
 
 from un2clip.checkpoint import load_clip, sha256_of, text_sha256
 from un2clip.config import UserError, build
+from un2clip.datasets.caption_bank import embed_bank
 from un2clip.decoder import load_generator
 from un2clip.methods import METHODS
 from un2clip.objective import diffusion_loss, draw
+from un2clip.projector import new_projector
 from un2clip.recipe import Training
 from un2clip.running import Running, plainly
 from un2clip.train import Share, fit
@@ -29,6 +31,9 @@ def shares(start: int = 0, n: int = 8):
             yield Share(keys=keys, pixel_values=pixel_values, latents=latents, readable=torch.ones(n, dtype=torch.bool))
 
 
+CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
+
+
 def run(tiny, method: str, shares=shares, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
@@ -39,7 +44,8 @@ def run(tiny, method: str, shares=shares, **changes: object):
     running = dataclasses.replace(running, **{k: v for k, v in changes.items() if k not in names})
     history: list[dict[str, float]] = []
     rng = torch.Generator().manual_seed(0)
-    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history)
+    captions = embed_bank(clip, CAPTIONS) if "captions" in METHODS[method].anchors else None
+    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history, captions=captions)
     return clip, generator, history
 
 
@@ -47,6 +53,10 @@ def run(tiny, method: str, shares=shares, **changes: object):
 MOVES = {
     "un2clip": (True, False),
     "un2clip-anchored": (True, False),
+    "un2clip-captions": (True, False),
+    "un2clip-longer": (True, False),
+    "projector-random": (True, False),
+    "projector-identity": (True, False),
     "update-generator": (True, True),
     "align": (False, True),
 }
@@ -96,25 +106,71 @@ def test_anchor_holds(tiny) -> None:
     assert ends["un2clip-anchored"] < ends["un2clip"] / 2
 
 
-def test_first_step_is_adamws(tiny) -> None:
-    """One step by the loop equals one step of torch.optim.AdamW on a loss computed by hand."""
-    changes = {"steps": 1, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
-    clip, _, history = run(tiny, "un2clip", **changes)
+def test_captions_hold(tiny) -> None:
+    """Their divergence starts at exactly 0, is in the loss by its weight, and stays lower than without that weight."""
+    numbers = {"steps": 12, "encoder_lr": 1e-3, "anchor_weight": 0.0}
+    held, free = (run(tiny, "un2clip-captions", **numbers, caption_weight=weight)[2] for weight in (20.0, 0.0))
+    assert held[0]["captions"] == 0.0 and held[0]["loss"] == held[0]["diffusion_loss"]
+    last = held[-1]
+    assert last["loss"] == pytest.approx(last["diffusion_loss"] + 20 * last["captions"], rel=1e-6)
+    assert 0 < last["captions"] < free[-1]["captions"] / 2
+    _, _, plain = run(tiny, "un2clip", **numbers)
+    assert [row["diffusion_loss"] for row in free] == [row["diffusion_loss"] for row in plain], "a weight of 0 is none"
+    assert "captions" not in plain[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "drawn"),
+    [("un2clip", "stratified"), ("projector-random", "independent"), ("projector-identity", "independent")],
+)
+def test_first_steps_are_adamws(tiny, method: str, drawn: str) -> None:
+    """Two steps by the loop equal two of torch.optim.AdamW on a loss computed by hand, the projector's too."""
+    changes = {"steps": 2, "warmup_steps": 0, "encoder_lr": 1e-3, "weight_decay": 0.1}
+    clip, _, history = run(tiny, method, **changes, timesteps_drawn=drawn)
     mine, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     visual = mine.model.visual.requires_grad_(True).train()
-    share = next(shares())
-    rng = torch.Generator().manual_seed(0)
-    draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
-    loss = diffusion_loss(generator, share.latents, visual(share.pixel_values), draws).mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
-    decayed = [p for p in visual.parameters() if p.ndim >= 2]
-    others = [p for p in visual.parameters() if p.ndim < 2]
+    projector = new_projector(METHODS[method].projector, mine.embed_dim, 0)
+    parameters = [*visual.parameters(), *projector.parameters()]
+    decayed, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    torch.optim.AdamW(groups, lr=1e-3).step()
-    assert history[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    rng, numbers = torch.Generator().manual_seed(0), {"timesteps_drawn": drawn, "condition_dropout": 0.0}
+    for record, share in zip(history, shares(), strict=False):
+        draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, **numbers)
+        loss = diffusion_loss(generator, share.latents, projector(visual(share.pixel_values)), draws).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-6)
     for name, value in visual.state_dict().items():
         torch.testing.assert_close(clip.model.visual.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_projectors_first_losses(tiny) -> None:
+    """As the paper has it: the identity starts with un2clip's loss, to the bit; only later do they part."""
+    losses = {
+        method: [record["loss"] for record in run(tiny, method, encoder_lr=1e-3)[2]]
+        for method in ("un2clip", "projector-identity", "projector-random")
+    }
+    plain, identity, other = losses.values()
+    assert identity[0] == plain[0] and identity[2] != plain[2] and other[0] != plain[0]
+
+
+def test_a_projector_starts_as_said() -> None:
+    """Random: nn.Linear's own law, by the seed alone, torch's state untouched. Identity: gives its input back."""
+    before = torch.get_rng_state()
+    first, second, third = (new_projector("random", 400, seed) for seed in (1, 1, 2))
+    embeds = torch.randn(5, 400, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(new_projector("identity", 400, 0)(embeds), embeds)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.weight, second.weight) and not torch.equal(first.weight, third.weight)
+    usual = torch.nn.Linear(400, 400)
+    for name in ("weight", "bias"):
+        mine, theirs = getattr(first, name), getattr(usual, name)
+        assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.02)
+        assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+    assert not list(new_projector("none", 400, 0).parameters())
 
 
 def test_same_seed_same_weights(tiny) -> None:

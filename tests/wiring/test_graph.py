@@ -21,11 +21,14 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SPEC = next(yaml.safe_load_all((ROOT / "pipelines" / "un2clip.yaml").read_text()))
 COMPONENTS = SPEC["components"]
 
-#: What a component has beyond its stage: metrics and a page for Kubeflow's UI, and the scores of the diffusion
-#: loss beside the others', because Kubeflow cannot put artifacts of different tasks into one list.
+#: What a component has beyond its stage: a folder on the volume instead of an artifact, and its version for the
+#: cache; metrics and a page for Kubeflow's UI; and the scores of the diffusion loss beside the others', because
+#: Kubeflow cannot put artifacts of different tasks into one list. Tasks beyond dvc.yaml are in resources.EXTRAS.
 EXTRA = {
+    "ingest": {"folder", "version"},
     "diffusion_loss": {"metrics"},
-    "evaluate": {"metrics"},
+    "evaluate": {"folder", "version", "metrics"},
+    "reconstruct": {"page"},
     "compare": {"page", "diffusion_loss"},
     "promote": {"diffusion_loss"},
 }
@@ -128,7 +131,7 @@ def test_the_stages_are_the_same_in_the_same_order() -> None:
     calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     named = [node.func.id for node in sorted(calls, key=lambda node: node.lineno) if node.func.id in STAGES]  # type: ignore[attr-defined]
     assert tuple(DVC) == STAGES == tuple(resources.STAGES) == tuple(named)
-    assert sorted(stage for stage, _, _ in all_tasks()) == sorted(STAGES)
+    assert sorted(stage for stage, _, _ in all_tasks()) == sorted((*STAGES, *resources.EXTRAS))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -179,7 +182,46 @@ def test_types_are_the_same(stage: str) -> None:
 def test_each_stage_gets_its_own_section() -> None:
     """A stage's `params` is its own section and no other, in a loop too; seed, method, device are the pipeline's."""
     for stage, parameters, _ in all_tasks():
+        if stage in resources.EXTRAS:
+            continue
         assert parameters["params"] == f"{stage}_params"
         for name in {"seed", "method", "device", "checkpoints"} & set(parameters):
             assert parameters[name] == name
         assert DVC[stage]["params"] == [stage]
+
+
+def test_a_folder_on_the_volume_reaches_its_stage() -> None:
+    """`images` and `benchmark_data`, each with its version, are the folders of the two stages that read data."""
+    given = {stage: (each["folder"], each["version"]) for stage, each, _ in all_tasks() if "folder" in each}
+    assert given == {"ingest": ("images", "data_version"), "evaluate": ("benchmark_data", "benchmark_version")}
+
+
+def waits_for() -> dict[str, set[str]]:
+    """Task -> every task that must end before it, by the compiled order; a loop has the name of the task in it."""
+    (body,) = (each["dag"]["tasks"] for each in COMPONENTS.values() if "shapes" in each.get("dag", {}).get("tasks", {}))
+    names = {
+        name: next(iter(COMPONENTS[each["componentRef"]["name"]].get("dag", {}).get("tasks", {name: 0})))
+        for name, each in body.items()
+    }
+    order = {names[name]: {names[each] for each in task.get("dependentTasks", [])} for name, task in body.items()}
+    for _ in order:  # the longest path has no more steps than there are tasks
+        order = {name: before.union(*(order[each] for each in before)) for name, before in order.items()}
+    return order
+
+
+def test_nothing_starts_before_the_prerequisites_are_met() -> None:
+    """Every other task of the run waits for `prerequisites`; only the exit handler runs whatever happened."""
+    order = waits_for()
+    assert {name for name, before in order.items() if "prerequisites" not in before} == {"prerequisites"}
+    assert len(order) == len(STAGES) + 1
+    assert SPEC["root"]["dag"]["tasks"]["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+def test_stages_that_only_read_run_side_by_side() -> None:
+    """The three measurements of a tuned encoder wait for it and for none of each other, and the loop is unlimited."""
+    order, readers = waits_for(), {"diffusion-loss", "evaluate", "reconstruct"}
+    assert all("finetune" in order[name] and not order[name] & readers for name in readers)
+    (loop,) = (
+        t for c in COMPONENTS.values() for t in c.get("dag", {}).get("tasks", {}).values() if "parameterIterator" in t
+    )
+    assert "iteratorPolicy" not in loop

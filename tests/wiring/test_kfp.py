@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines import resources
-from pipelines.un2clip import PACKAGE, arguments, compile_to, main, read_params
+from pipelines.resources import CLUSTERS, read_cluster
+from pipelines.un2clip import PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
 from un2clip import __version__
 from un2clip.config import UserError
 
@@ -24,6 +26,7 @@ SPEC, PLATFORM = yaml.safe_load_all(PACKAGE.read_text())
 PARAMETERS = SPEC["root"]["inputDefinitions"]["parameters"]
 EXECUTORS = SPEC["deploymentSpec"]["executors"]
 KUBERNETES = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+GPU, GPU_PLATFORM = yaml.safe_load_all((ROOT / "pipelines/un2clip-gpu.yaml").read_text())
 ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct")
 
 
@@ -31,10 +34,11 @@ def label(stage: str) -> str:
     return f"exec-{stage.replace('_', '-')}"
 
 
-def test_compiled_yaml_is_fresh(tmp_path: Path) -> None:
-    """Compiling again gives the checked-in file; kfp's patch version alone may differ."""
-    compile_to(tmp_path / "again.yaml", read_params())
-    again, checked_in = (path.read_text() for path in (tmp_path / "again.yaml", PACKAGE))
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_compiled_yaml_is_fresh(package: Path, tmp_path: Path) -> None:
+    """Compiling again gives each checked-in file; kfp's patch version alone may differ."""
+    compile_to(tmp_path / "again.yaml", read_params(), read_cluster(PACKAGES[package]))
+    again, checked_in = (path.read_text() for path in (tmp_path / "again.yaml", package))
     version = re.compile(r"^sdkVersion: .*$", re.MULTILINE)
     assert version.sub("", again) == version.sub("", checked_in), "run `python -m pipelines.un2clip`"
 
@@ -47,12 +51,35 @@ def test_compiling_is_deterministic(tmp_path: Path) -> None:
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
 
 
-def test_both_documents_parse_strictly() -> None:
-    """The two documents are a PipelineSpec and a PlatformSpec, without a field that those do not know."""
-    spec = json_format.ParseDict(SPEC, pipeline_spec_pb2.PipelineSpec())
-    platform = json_format.ParseDict(PLATFORM, pipeline_spec_pb2.PlatformSpec())
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_both_documents_parse_strictly(package: Path) -> None:
+    """The documents are a PipelineSpec and a PlatformSpec of KubernetesExecutorConfigs, without an unknown field."""
+    documents = list(yaml.safe_load_all(package.read_text()))
+    spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+    platform = json_format.ParseDict(documents[1], pipeline_spec_pb2.PlatformSpec())
     assert spec.pipeline_info.name == "un2clip"
     assert set(platform.platforms) == {"kubernetes"}
+    executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(documents[0]["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+
+
+def test_the_two_files_are_one_pipeline() -> None:
+    """The file for GPUs has the tasks, the edges, the commands and the parameters of the plain one."""
+
+    def graph(spec: dict[str, Any]) -> list[Any]:
+        graphs = [each["dag"]["tasks"] for each in (spec["root"], *spec["components"].values()) if "dag" in each]
+        keys = ("componentRef", "dependentTasks", "cachingOptions", "retryPolicy")
+        return [
+            (name, [task.get(key) for key in keys], task.get("inputs", {}).get("artifacts"))
+            for tasks in graphs
+            for name, task in tasks.items()
+        ]
+
+    assert graph(GPU) == graph(SPEC)
+    assert GPU["deploymentSpec"] == SPEC["deploymentSpec"]
+    assert set(GPU["root"]["inputDefinitions"]["parameters"]) == set(PARAMETERS)
 
 
 def test_defaults_are_the_numbers_of_params_yaml() -> None:
@@ -70,8 +97,32 @@ def test_default_run_needs_no_accelerator() -> None:
 
 
 def test_parameter_names_are_texts_in_yaml() -> None:
-    """No parameter's name is a word such as n, y, on or off, which YAML 1.1 reads as a truth value."""
-    assert [name for name in PARAMETERS if yaml.safe_load(name) != name or name in ("n", "y")] == []
+    """No name of an input or output is a word such as n, y, on or off, which YAML 1.1 reads as a truth value."""
+    sides = [
+        each.get(side, {})
+        for each in (SPEC["root"], *SPEC["components"].values())
+        for side in ("inputDefinitions", "outputDefinitions")
+    ]
+    names = {name for side in sides for kind in side.values() for name in kind}
+    assert len(names) > 50
+    assert [name for name in names if yaml.safe_load(name) != name or name.lower() in ("n", "y")] == []
+
+
+@pytest.mark.parametrize("spec", [SPEC, GPU], ids=["plain", "gpu"])
+def test_every_default_is_of_its_type(spec: dict[str, Any]) -> None:
+    """Each parameter has a default, of the type that it declares: the server would refuse another one."""
+    types = {
+        "STRING": str,
+        "NUMBER_INTEGER": int,
+        "NUMBER_DOUBLE": float,
+        "STRUCT": dict,
+        "LIST": list,
+        "BOOLEAN": bool,
+    }
+    for name, each in spec["root"]["inputDefinitions"]["parameters"].items():
+        default, wanted = each["defaultValue"], types[each["parameterType"]]
+        whole = wanted is int and isinstance(default, float) and default.is_integer()  # as kfp writes a number
+        assert whole or type(default) is wanted, name
 
 
 @pytest.mark.parametrize("stage", resources.STAGES)
@@ -90,14 +141,70 @@ def test_accelerators_where_needed_and_only_there(stage: str) -> None:
     assert set(found.values()) == {stage in ACCELERATED}, found
 
 
-@pytest.mark.parametrize("stage", resources.STAGES)
-def test_every_stage_finds_mlflow_and_its_run(stage: str) -> None:
-    """Each pod gets the tracking server's address and credentials, if there are any, and the run's id."""
-    platform = KUBERNETES[label(stage)]
-    (secret,) = platform["secretAsEnv"]
-    assert secret["optional"] is True
-    assert {each["envVar"] for each in secret["keyToEnv"]} == set(resources.MLFLOW_KEYS)
+@pytest.mark.parametrize("task", [*resources.STAGES, *resources.EXTRAS])
+def test_every_task_finds_mlflow_and_its_run(task: str) -> None:
+    """Each pod gets the tracking server's and its store's address and credentials, if any, and the run's id."""
+    platform = KUBERNETES[label(task)]
+    given = {
+        each["secretNameParameter"]["componentInputParameter"].removeprefix("pipelinechannel--"): each
+        for each in platform["secretAsEnv"]
+    }
+    with_hub = {"hub_secret"} if task in ("backbones", "prerequisites") else set()
+    assert set(given) == {"mlflow_secret", "s3_secret"} | with_hub
+    for name, secret in given.items():
+        assert secret["optional"] is True
+        assert {each["envVar"] for each in secret["keyToEnv"]} == set(resources.SECRETS[name])
     assert {"name": "UN2CLIP_RUN", "fieldPath": "metadata.labels['pipeline/runid']"} in platform["fieldPathAsEnv"]
+
+
+def test_the_volume_is_where_data_and_weights_are_read() -> None:
+    """Compiled with a volume, the tasks that use it have it at the image's working directory; without, none has."""
+    mounts = {
+        name: [(each["pvcNameParameter"], each["mountPath"]) for each in executor.get("pvcMount", [])]
+        for name, executor in GPU_PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+    }
+    found = {name for name, mount in mounts.items() if mount}
+    assert found == {label(each) for each in ("prerequisites", "ingest", "backbones", "finetune", "evaluate")}
+    for name in found:
+        ((source, path),) = mounts[name]
+        assert source["componentInputParameter"].removeprefix("pipelinechannel--") == "volume"
+        assert path == resources.WORKDIR
+    assert not any("pvcMount" in executor for executor in KUBERNETES.values())
+
+
+def test_the_volume_lies_over_the_images_working_directory() -> None:
+    """Relative paths of params.yaml are on the volume only if it is mounted where the image's commands start."""
+    dockerfile = ROOT / "docker/Dockerfile"
+    if not dockerfile.is_file():
+        pytest.skip("this checkout has no docker/Dockerfile")
+    assert f"WORKDIR {resources.WORKDIR}\n" in dockerfile.read_text()
+
+
+def test_constants_of_the_cluster_reach_the_file() -> None:
+    """Time limit, shared memory and retries of clusters/gpu.yaml are in the compiled file, or nowhere at all."""
+    compiled = read_cluster(CLUSTERS / "gpu.yaml").compiled
+    executor = GPU_PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label("finetune")]
+    assert executor["activeDeadlineSeconds"] == str(compiled.timeout_s) == "259200"
+    assert executor["emptyDirMounts"][0]["sizeLimit"] == compiled.shared_memory == "16Gi"
+    retries = [
+        task["retryPolicy"]["maxRetryCount"] for tasks, _ in dags() for task in tasks.values() if "retryPolicy" in task
+    ]
+    assert retries == [compiled.retries] * 7
+
+
+def test_finetune_has_accelerators_of_its_own() -> None:
+    """Only finetune uses several accelerators: its number, cores and memory are not those of an evaluation."""
+    own = {
+        stage: sorted(
+            re.findall(
+                r"(?:finetune_)?(?:accelerator_limit|cpu|memory)",
+                json.dumps(EXECUTORS[label(stage)]["container"]["resources"]),
+            )
+        )
+        for stage in ("finetune", "evaluate")
+    }
+    assert set(own["finetune"]) == {"finetune_accelerator_limit", "finetune_cpu", "finetune_memory"}
+    assert set(own["evaluate"]) == {"accelerator_limit", "cpu", "memory"}
 
 
 def dags() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -127,15 +234,15 @@ def test_every_reference_reaches_its_task() -> None:
     assert checked > 50
 
 
-def test_only_promote_is_never_cached() -> None:
-    """Every stage may be reused from the cache but the one that acts on the registry."""
+def test_what_looks_at_the_world_outside_is_never_cached() -> None:
+    """Every task may be reused from the cache but those that look at the cluster, or act on MLflow."""
     uncached = {
         task["componentRef"]["name"]
         for tasks, _ in dags()
         for task in tasks.values()
         if "executorLabel" in SPEC["components"][task["componentRef"]["name"]] and not task["cachingOptions"]
     }
-    assert uncached == {"comp-promote"}
+    assert uncached == {"comp-promote", "comp-prerequisites", "comp-finish"}
 
 
 def test_nothing_is_installed_at_run_time() -> None:
@@ -159,7 +266,6 @@ def test_null_is_named() -> None:
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ("images: data/mine\n", "images cannot be set for Kubeflow"),
         ("sead: 3\n", "unknown parameter sead"),
         ("- seed\n", "must hold a mapping"),
     ],
@@ -171,6 +277,32 @@ def test_unfit_overlay_is_one_line(overlay: str, message: str, tmp_path: Path) -
         main(["--params", str(tmp_path / "overlay.yaml"), "--to", str(tmp_path / "out.yaml")])
     assert message in str(ended.value) and "\n" not in str(ended.value)
     assert not (tmp_path / "out.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("args: {}\n", "unknown section args; known: arguments, compiled"),
+        ("arguments: {cpus: '2'}\n", "unknown key arguments.cpus; known: image,"),
+        ("arguments: {accelerator_limit: 8}\n", "arguments.accelerator_limit must be a str, as '0' is; got 8"),
+        ("compiled: {volume: 1}\n", "compiled.volume must be a bool, as False is; got 1"),
+    ],
+)
+def test_unfit_cluster_is_one_line(overlay: str, message: str, tmp_path: Path) -> None:
+    """A cluster's file with a wrong key or type ends with one line that names it."""
+    (tmp_path / "cluster.yaml").write_text(overlay)
+    with pytest.raises(SystemExit) as ended:
+        main(["--cluster", str(tmp_path / "cluster.yaml"), "--to", str(tmp_path / "out.yaml")])
+    assert message in str(ended.value) and "\n" not in str(ended.value)
+
+
+def test_the_worlds_own_folders_are_the_task_shapes(tmp_path: Path) -> None:
+    """`images` is empty where it is what dvc.yaml's shapes writes, and otherwise the overlay's own folder."""
+    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["shapes"]["outs"]
+    assert list(WORLD.values()) == outs
+    assert (PARAMETERS["images"]["defaultValue"], PARAMETERS["benchmark_data"]["defaultValue"]) == ("", "")
+    given = arguments(read_params(ROOT / "configs/photos.yaml"))
+    assert (given["images"], given["benchmark_data"]) == ("data/photos", "")
 
 
 def test_overlay_changes_the_defaults(tmp_path: Path) -> None:
@@ -202,13 +334,17 @@ def imports(path: Path) -> set[str]:
     ("packages", "allowed"),
     [
         ({"kfp", "kfp_server_api"}, ("components/", "pipelines/")),
-        ({"kubernetes", "kubeflow"}, ("pipelines/",)),
+        ({"kubernetes", "kubeflow"}, ("pipelines/", "src/un2clip/cluster.py", "src/un2clip/trainjob.py")),
         ({"mlflow"}, ("src/un2clip/tracking.py",)),
         ({"dvc"}, ()),
     ],
 )
 def test_import_boundaries(packages: set[str], allowed: tuple[str, ...]) -> None:
-    """kfp is known to components and pipelines, Kubernetes to pipelines, MLflow to tracking.py, DVC to nobody."""
+    """kfp is known to components and pipelines, MLflow to tracking.py, Kubernetes to two modules, DVC to nobody.
+
+    A component can import nothing but what the image holds, the package: so Kubernetes is asked from there, by
+    cluster.py (what a pod may ask before a run) and trainjob.py (a training on several nodes).
+    """
     modules = [path for folder in ("src", "components", "pipelines") for path in (ROOT / folder).rglob("*.py")]
     assert len(modules) > 20
     users = {str(path.relative_to(ROOT)) for path in modules if imports(path) & packages}

@@ -1,5 +1,6 @@
 """What the README promises exists: commands, files and links."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 
 from un2clip.__main__ import main
 from un2clip.config import merge, read_yaml
+from un2clip.figure import plot_changes
 from un2clip.methods import METHODS
 from un2clip.stages import STAGES, get_stage, stage_params
 
 ROOT = Path(__file__).parents[2]
+SUMMARY = json.loads((ROOT / "docs/study/summary.json").read_text())
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
@@ -69,12 +72,26 @@ def test_docstrings_of_stages_name_every_argument() -> None:
             assert re.search(rf"^ +{argument}\b.*:", stage.__doc__ or "", re.M), (name, argument)
 
 
-def test_numbers_of_the_results_stand_in_the_log() -> None:
-    """The numbers of README's result table are each method's mean differences in docs/LOG.md's study."""
+def test_numbers_of_the_results_are_the_studys() -> None:
+    """README's result table, the newest study in docs/LOG.md and docs/study/summary.json have the same mean changes."""
     log = (ROOT / "docs/LOG.md").read_text()
     results = re.findall(
         r"^\| ([\w-]+)[, (].* \| (.+) \| (.+) \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M
     )
-    assert [method for method, *_ in results] == ["un2clip", "un2clip-anchored", "update-generator"]
+    means = {(line["benchmark"], line["method"]): line["mean"] for line in SUMMARY["changes"]}
+    assert [method for method, *_ in results] == [
+        method for name, method in means if name == "mmvp_vlm" and "@" not in method
+    ]
     for method, *numbers in results:
-        assert numbers == re.findall(rf"^\| {method} \|.* \| ([+-][\d.]+) \| [\d.]+ \|(?: .* \|)?$", log, re.M)
+        logged = re.findall(rf"^\| {method} \|.* \| ([+-][\d.]+) \| [\d.]+ \|(?: .* \|)?$", log, re.M)
+        assert numbers == logged[: len(numbers)]
+        loss, *points = (means[name, method] for name in ("diffusion_loss", "mmvp_vlm", "segmentation", "zeroshot"))
+        assert numbers == [f"{1000 * loss:+.3f}", *(f"{each:+.1f}" for each in points)]
+
+
+def test_the_figure_is_drawn_from_the_same_numbers() -> None:
+    """docs/study/study.svg is what docs/study/summary.json gives, to the byte; README shows it."""
+    section = read_yaml(ROOT / "params.yaml")["study"]
+    drawn = plot_changes(SUMMARY["changes"], section["language"], section["detail"])
+    assert (ROOT / "docs/study/study.svg").read_bytes() == drawn
+    assert "(docs/study/study.svg)" in (ROOT / "README.md").read_text()

@@ -12,7 +12,8 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 from un2clip.checkpoint import Clip
-from un2clip.config import UserError, at_least_one
+from un2clip.config import UserError, at_least
+from un2clip.hashes import file_sha256
 from un2clip.scores import Item, Unit
 from un2clip.segmentation.dense import get_dense_method
 from un2clip.segmentation.protocols import get_protocol
@@ -33,7 +34,7 @@ class Segmentation:
     pictures: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "pictures")
+        at_least(self, 1, "pictures")
         get_dense_method(self.method)
         get_protocol(self.protocol)
 
@@ -51,7 +52,7 @@ class Options:
     segmentation: Segmentation
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
+        at_least(self, 1, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,5 @@ def data_sha256(folder: Path) -> str:
         raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

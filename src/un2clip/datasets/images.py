@@ -1,6 +1,7 @@
 """Check one image file that may be hostile or broken, and make it upright RGB of the wanted size."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,6 +10,21 @@ from un2clip.datasets.tars import Rejected
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
+
+
+def open_image(source: bytes | Path) -> Image.Image:
+    """Read the header of a JPEG, PNG or WebP; Pillow tries no other of its many readers on what may be hostile."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=("JPEG", "PNG", "WEBP"))
+
+
+def decode(source: bytes | Path) -> Image.Image:
+    """The image in RGB as it is stored: EXIF orientation is not applied, which is the custom of benchmarks.
+
+    Raises:
+        Exception: on hostile bytes Pillow's readers raise nearly anything.
+    """
+    with open_image(source) as image:
+        return image.convert("RGB")
 
 
 def check_image(data: bytes, short_side_px: int, max_megapixels: float) -> tuple[Image.Image, bytes, str]:
@@ -24,11 +40,11 @@ def check_image(data: bytes, short_side_px: int, max_megapixels: float) -> tuple
         Rejected: "not an image", "too many pixels" (the header says so; nothing is decoded), "broken image".
     """
     try:
-        header = _open(data)
+        header = open_image(data)
         if header.width * header.height > max_megapixels * 1e6:
             raise Rejected("too many pixels", f"{header.width} x {header.height}, above {max_megapixels} megapixels")
         header.verify()  # the check sums of PNG, which decoding skips; the file must be opened again after it
-        original = _open(data)
+        original = open_image(data)
         original.load()
         image = _shrunk(_rgb(_upright(original)), short_side_px)
         if image is original and getattr(original, "n_frames", 1) == 1:
@@ -45,10 +61,6 @@ def check_image(data: bytes, short_side_px: int, max_megapixels: float) -> tuple
     file = io.BytesIO()
     image.save(file, "PNG")
     return image, file.getvalue(), "png"
-
-
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
 
 
 # Each of the following returns the same object if there is nothing to do.

@@ -3,26 +3,24 @@
 Nothing is skipped, as `ingest` does, because a benchmark with fewer images is another benchmark.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from un2clip.config import UserError
+from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
 
 
 def read_image(source: Path | bytes, name: str) -> Image.Image:
-    """Decode a JPEG, PNG or WebP to RGB, as it is stored: EXIF orientation is not applied, which is the custom.
+    """Decode a JPEG, PNG or WebP to RGB, as `decode` does.
 
     Raises:
         UserError: it is absent, or no such image, or broken; the message begins with `name`.
     """
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
-            return image.convert("RGB")
+        return decode(source)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything

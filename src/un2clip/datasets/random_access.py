@@ -1,13 +1,13 @@
 """One image of a shard by its number, without reading the shard: training wants samples in an order of its own."""
 
 import functools
-import io
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from un2clip.datasets.images import decode
 from un2clip.datasets.tars import IMAGE_EXTENSIONS
 
 
@@ -52,8 +52,6 @@ def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
     try:
         with tar.open("rb") as file:
             file.seek(offset)
-            content = file.read(size)
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
-            return key, image.convert("RGB")
+            return key, decode(file.read(size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"{tar}: sample {key}: {type(error).__name__}: {error}") from None

@@ -6,7 +6,6 @@ equal bytes: no time, no owner, fixed order. webdataset, `tar` and clip-benchmar
 
 import dataclasses
 import hashlib
-import io
 import json
 import tarfile
 import tempfile
@@ -19,6 +18,7 @@ from typing import IO, Any
 from PIL import Image
 
 from un2clip.config import UserError
+from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 
 INDEX = "index.json"
@@ -161,8 +161,8 @@ def _decode(group: Group) -> Sample:
         raise group.fault
     if len(group.image_extensions) != 1 or "txt" not in group.members:
         raise Rejected("one image and one txt needed", f"got {', '.join(group.members)}")
-    with Image.open(io.BytesIO(group.members[group.image_extensions[0]])) as image:
-        return Sample(key=group.key, image=image.convert("RGB"), caption=group.members["txt"].decode())
+    image = decode(group.members[group.image_extensions[0]])
+    return Sample(key=group.key, image=image, caption=group.members["txt"].decode())
 
 
 def write_shards(folder: Path, encoded: Iterable[EncodedSample], samples_per_shard: int) -> tuple[Shard, ...]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from tqdm import tqdm
 
-from un2clip.config import UserError, at_least_one, not_negative
+from un2clip.config import UserError, at_least
 from un2clip.download.environment import interpreter
 from un2clip.download.rows import finished, may_pass, outcomes, read_lists
 
@@ -63,8 +63,8 @@ class Download:
     allow_private_addresses: bool
 
     def __post_init__(self) -> None:
-        at_least_one(self, "processes", "threads", "timeout_s", "samples_per_shard", "max_bytes", "max_aspect_ratio")
-        not_negative(self, "retries", "min_side_px", "short_side_px")
+        at_least(self, 1, "processes", "threads", "timeout_s", "samples_per_shard", "max_bytes", "max_aspect_ratio")
+        at_least(self, 0, "retries", "min_side_px", "short_side_px")
         for name in ("deadline_s", "max_megapixels"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from un2clip.config import UserError
+from un2clip.config import UserError, row
 
 Grid = tuple[int, int]
 
@@ -68,9 +68,7 @@ DENSE_METHODS: dict[str, DenseMethod] = {
 
 def get_dense_method(name: str) -> DenseMethod:
     """The row called `name`, or a UserError that lists the table."""
-    if name not in DENSE_METHODS:
-        raise UserError(f"unknown dense method {name!r}; known: {', '.join(DENSE_METHODS)}")
-    return DENSE_METHODS[name]
+    return row(DENSE_METHODS, name, "dense method")
 
 
 def neighbourhood(grid: Grid) -> Tensor:

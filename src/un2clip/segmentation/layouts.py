@@ -33,64 +33,52 @@ class Layout:
 
     images: str
     masks: str
-    listed: str
-    names: str
-    background: bool
-    zero_reduce: bool
+    listed: str = ""
+    names: str = ""
+    background: bool = False
+    zero_reduce: bool = False
 
 
-_VOC = {
-    "images": "VOC2012/JPEGImages/{id}.jpg",
-    "masks": "VOC2012/SegmentationClass/{id}.png",
-    "listed": "VOC2012/ImageSets/Segmentation/val.txt",
-    "names": "voc",
-}
-_CONTEXT = {
-    "images": "VOC2010/JPEGImages/{id}.jpg",
-    "masks": "VOC2010/SegmentationClassContext/{id}.png",
-    "listed": "VOC2010/ImageSets/SegmentationContext/val.txt",
-    "names": "context",
-}
+_VOC = Layout(
+    images="VOC2012/JPEGImages/{id}.jpg",
+    masks="VOC2012/SegmentationClass/{id}.png",
+    listed="VOC2012/ImageSets/Segmentation/val.txt",
+    names="voc",
+)
+_CONTEXT = Layout(
+    images="VOC2010/JPEGImages/{id}.jpg",
+    masks="VOC2010/SegmentationClassContext/{id}.png",
+    listed="VOC2010/ImageSets/SegmentationContext/val.txt",
+    names="context",
+)
 LAYOUTS: dict[str, Layout] = {
-    "voc20": Layout(**_VOC, background=False, zero_reduce=True),
-    "voc21": Layout(**_VOC, background=True, zero_reduce=False),
-    "context59": Layout(**_CONTEXT, background=False, zero_reduce=True),
-    "context60": Layout(**_CONTEXT, background=True, zero_reduce=False),
+    "voc20": replace(_VOC, zero_reduce=True),
+    "voc21": replace(_VOC, background=True),
+    "context59": replace(_CONTEXT, zero_reduce=True),
+    "context60": replace(_CONTEXT, background=True),
     "coco_object": Layout(
         images="images/val2017/{id}.jpg",
         masks="annotations/val2017/{id}_instanceTrainIds.png",
-        listed="",
         names="coco_object",
         background=True,
-        zero_reduce=False,
     ),
     "coco_stuff": Layout(
         images="images/val2017/{id}.jpg",
         masks="annotations/val2017/{id}_labelTrainIds.png",
-        listed="",
         names="coco_stuff",
-        background=False,
-        zero_reduce=False,
     ),
     "cityscapes": Layout(
         images="leftImg8bit/val/{id}_leftImg8bit.png",
         masks="gtFine/val/{id}_gtFine_labelTrainIds.png",
-        listed="",
         names="cityscapes",
-        background=False,
-        zero_reduce=False,
     ),
     "ade20k": Layout(
         images="images/validation/{id}.jpg",
         masks="annotations/validation/{id}.png",
-        listed="",
         names="ade20k",
-        background=False,
         zero_reduce=True,
     ),
-    "images_and_masks": Layout(
-        images="images/{id}", masks="masks/{id}.png", listed="", names="", background=False, zero_reduce=False
-    ),
+    "images_and_masks": Layout(images="images/{id}", masks="masks/{id}.png"),
 }
 
 

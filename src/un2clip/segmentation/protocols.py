@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 
-from un2clip.config import UserError, at_least_one, build, read_yaml
+from un2clip.config import UserError, at_least, build, read_yaml, row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Settings:
     area_threshold: float
 
     def __post_init__(self) -> None:
-        at_least_one(self, "short_side_px", "crop_px", "stride_px")
+        at_least(self, 1, "short_side_px", "crop_px", "stride_px")
         if self.stride_px > self.crop_px:
             raise ValueError(f"stride_px must be at most crop_px, or pixels are never seen, got {self.stride_px}")
 
@@ -49,10 +49,7 @@ def load_protocols() -> dict[str, Protocol]:
 
 def get_protocol(name: str) -> Protocol:
     """The protocol called `name`, or a UserError that lists them."""
-    protocols = load_protocols()
-    if name not in protocols:
-        raise UserError(f"unknown segmentation protocol {name!r}; known: {', '.join(protocols)}")
-    return protocols[name]
+    return row(load_protocols(), name, "segmentation protocol")
 
 
 def get_settings(name: str, data_set: str) -> Settings:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.checkpoint import encoder_sha256, load_clip
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
@@ -40,8 +40,8 @@ class DiffusionLoss:
     workers: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "images", "bins", "batch_size")
-        not_negative(self, "workers")
+        at_least(self, 1, "images", "bins", "batch_size")
+        at_least(self, 0, "workers")
 
 
 def diffusion_loss(

@@ -14,17 +14,18 @@ from tqdm import tqdm
 
 from un2clip import distributed, tracking
 from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
-from un2clip.config import Stopped, UserError, at_least_one
+from un2clip.config import Stopped, UserError, at_least
 from un2clip.datasets import loader
+from un2clip.datasets.caption_bank import caption_bank, embed_bank
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoder import Generator, load_generator, save_generator
 from un2clip.decoder.assemble import measure_statistics
 from un2clip.devices import pick_device
-from un2clip.methods import get_method
+from un2clip.methods import Method, get_method
 from un2clip.recipe import Training
 from un2clip.resume import Checkpoints
-from un2clip.running import Record, Running
+from un2clip.running import DECIDING, Record, Running
 from un2clip.train import Share, fit
 
 UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
@@ -37,21 +38,30 @@ class Finetune:
     Attributes:
         batch_size: images of one optimiser step, of all processes together.
         statistics_images: how many images `align` measures the normaliser on.
+        captions: how many different captions methods that are anchored to them are held on, at most.
+        longer: methods that train longer take this many times the steps.
         training: what is learned.
         running: how it is computed.
     """
 
     batch_size: int
     statistics_images: int
+    captions: int
+    longer: int
     training: Training
     running: Running
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size", "statistics_images")
-        if self.batch_size % self.running.processes:
+        at_least(self, 1, "batch_size", "statistics_images", "longer")
+        at_least(self, 2, "captions")
+        if self.batch_size % max(1, self.running.processes):
             raise ValueError(
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
             )
+
+    def training_of(self, row: Method) -> Training:
+        """What this row of the table makes of `training`."""
+        return dataclasses.replace(self.training, steps=self.training.steps * (self.longer if row.longer else 1))
 
 
 def finetune(
@@ -73,7 +83,7 @@ def finetune(
         seed: order of the images, timesteps and noise.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
-        shards: checked images; no caption is read.
+        shards: checked images; their captions are read only by methods that are anchored to them.
         backbones: clip/ and unclip/.
         latents: the cache of the VAE's latents, which may be empty.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and generator/, if it trained.
@@ -86,8 +96,9 @@ def finetune(
     get_method(method)  # a wrong name is said before anything is started
     words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
-    if distributed.world_size() == 1 and params.running.processes > 1:
-        distributed.launch(params.running.processes, _train, params, words | paths, tracking.active_run())
+    processes = params.running.processes_here(device) if distributed.world_size() == 1 else 1
+    if processes > 1:
+        distributed.launch(processes, _train, params, words | paths, tracking.active_run())
     else:
         _train(params, words | paths, None)
 
@@ -120,6 +131,7 @@ def _finetune(
     encoder: Path,
 ) -> None:
     row = get_method(method)
+    training = params.training_of(row)
     clip, generator = load_clip(backbones / "clip", device), load_generator(backbones / "unclip", device)
     generator.check_fits(clip.embed_dim)
     loader.count(shards, "train", at_least=params.batch_size)
@@ -138,11 +150,14 @@ def _finetune(
         places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
         pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
         generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
+    captions = None
+    if "captions" in row.anchors:
+        captions = embed_bank(clip, caption_bank(shards, seed=seed, size=params.captions))
     text_before = text_sha256(clip.model)
-    kept = _checkpoints(params, checkpoints, {"method": method, "seed": seed, "parents": parents})
+    kept = _checkpoints(params, training, checkpoints, {"method": method, "seed": seed, "parents": parents})
     saved = kept.newest() if kept else None
     if kept and saved and main:
-        print(f"finetune: goes on after step {saved.step} of {params.training.steps}, from {kept.folder}")
+        print(f"finetune: goes on after step {saved.step} of {training.steps}, from {kept.folder}")
         tracking.tag("resumed_from", saved.tags["mlflow_run"])
     history: list[Record] = []
     failure: UserError | None = None
@@ -151,11 +166,12 @@ def _finetune(
             clip.model,
             generator,
             row,
-            params.training,
+            training,
             params.running,
             lambda step: _shares(reader, generator, params, seed, step),
             torch.Generator().manual_seed(seed),
             history,
+            captions=captions,
             watch=tracking.log_metrics,
             checkpoints=kept,
             saved=saved,
@@ -208,12 +224,13 @@ def _shares(reader: loader.Reader, generator: Generator, params: Finetune, seed:
         )
 
 
-def _checkpoints(params: Finetune, folder: str, names: dict[str, Any]) -> Checkpoints | None:
+def _checkpoints(params: Finetune, training: Training, folder: str, names: dict[str, Any]) -> Checkpoints | None:
     """Where the state of this very training is kept: in a folder named by all that decides its result."""
     if not folder:
         return None
-    running = {name: getattr(params.running, name) for name in ("precision", "frozen")}
-    decides = names | {"training": dataclasses.asdict(params.training), "batch_size": params.batch_size} | running
+    running = {name: getattr(params.running, name) for name in DECIDING}
+    numbers = {name: getattr(params, name) for name in ("batch_size", "captions", "statistics_images")}
+    decides = names | {"training": dataclasses.asdict(training)} | numbers | running
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return Checkpoints(
         folder=Path(folder) / name,

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from un2clip.config import at_least_one, not_negative
+from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import INDEX, file_of, vae_sha256
 from un2clip.datasets.shards import read_index
@@ -39,8 +39,8 @@ class Latents:
     workers: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch_size")
-        not_negative(self, "workers")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "workers")
 
 
 def latents(params: Latents, *, device: str, shards: Path, backbones: Path, latents: Path) -> None:

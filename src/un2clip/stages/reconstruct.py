@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from un2clip.checkpoint import load_clip
-from un2clip.config import at_least_one
+from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.decoder import load_generator
 from un2clip.decoder.sampling import sample
@@ -28,7 +28,7 @@ class Reconstruct:
     noise_level: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "images", "sampling_steps")
+        at_least(self, 1, "images", "sampling_steps")
 
 
 def reconstruct(

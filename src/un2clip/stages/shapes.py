@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from un2clip.config import at_least_one
+from un2clip.config import at_least
 from un2clip.datasets import shapes as world
 from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
 from un2clip.datasets.shards import EncodedSample, write_shards
@@ -58,8 +58,8 @@ class Shapes:
     def __post_init__(self) -> None:
         if not 32 <= self.image_px <= 256:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
-        at_least_one(self, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
-        at_least_one(self, "segmentation_images", "scenes_per_tar")
+        at_least(self, 1, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
+        at_least(self, 1, "segmentation_images", "scenes_per_tar")
         if not 0 <= self.plain < 1:
             raise ValueError(f"plain must be a probability below 1, got {self.plain}")
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip, load_clip, save_clip
-from un2clip.config import at_least_one
+from un2clip.config import at_least
 from un2clip.recipe import rate_schedule
 from un2clip.toy import orders
 
@@ -38,7 +38,7 @@ class ClipSize:
     warmup_steps: int
 
     def __post_init__(self) -> None:
-        at_least_one(self, "embed_dim", "layers", "text_layers", "context_length", "steps", "batch_size")
+        at_least(self, 1, "embed_dim", "layers", "text_layers", "context_length", "steps", "batch_size")
         for name, of in (("width", "head_width"), ("text_width", "head_width"), ("image_px", "patch_size")):
             whole, part = getattr(self, name), getattr(self, of)
             if part < 1 or whole < 1 or whole % part:

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from un2clip import tracking
 from un2clip.checkpoint import Clip
-from un2clip.config import at_least_one
+from un2clip.config import at_least
 from un2clip.decoder import Generator
 from un2clip.decoder.assemble import assemble
 from un2clip.huggingface import bpe_tokenizer
@@ -40,7 +40,7 @@ class VaeSize:
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
-        at_least_one(self, "latent_channels", "steps", "batch_size")
+        at_least(self, 1, "latent_channels", "steps", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class UnetSize:
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
-        at_least_one(self, "layers_per_block", "attention_head_dim", "batch_size")
+        at_least(self, 1, "layers_per_block", "attention_head_dim", "batch_size")
 
 
 def check_channels(channels: tuple[int, ...]) -> None:

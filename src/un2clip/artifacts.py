@@ -1,0 +1,101 @@
+"""What Kubeflow shows of an artifact beside its place: counts, hashes and scores, read from the artifact itself.
+
+Equal artifacts give equal descriptions (no clock, no place), for they are part of a cache key.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from un2clip.checkpoint import encoder_sha256
+from un2clip.datasets import latents as cache
+from un2clip.datasets.shards import digest, read_index
+from un2clip.evidence import read_json, read_lineage
+from un2clip.report import data_uri
+from un2clip.scores import load_scores
+
+Description = dict[str, Any]
+
+
+def describe(name: str, folder: str) -> Description:
+    """The metadata of an artifact.
+
+    Args:
+        name: shards, backbones, latents, encoder, scores, report or decision.
+        folder: where it lies.
+    """
+    return DESCRIPTIONS[name](Path(folder))
+
+
+def scores_of(folder: str) -> dict[str, float]:
+    """The score of each scores file, by benchmark and role, for Kubeflow's table of metrics."""
+    found = map(load_scores, sorted(Path(folder).glob("*.json")))
+    return {f"{scores.benchmark} {scores.role}": scores.score for scores in found}
+
+
+def pictures(folder: str) -> str:
+    """A page of HTML with every PNG of a folder in it."""
+    images = "\n".join(
+        f'<img src="{data_uri(path.read_bytes(), "png")}" alt="{path.stem}">'
+        for path in sorted(Path(folder).glob("*.png"))
+    )
+    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>un2clip</title>\n{images}\n</html>\n'
+
+
+def _shards(folder: Path) -> Description:
+    index = read_index(folder)
+    return {
+        "samples": {split: index.count(split) for split in index.splits},
+        "read": index.read,
+        "rejected": index.rejected,
+        "sha256": digest(folder),
+    }
+
+
+def _backbones(folder: Path) -> Description:
+    return {"clip_sha256": encoder_sha256(folder / "clip")}
+
+
+def _latents(folder: Path) -> Description:
+    content = read_json(folder / cache.INDEX, ("cached", "vae_sha256", "shards"), "latents")
+    return {"cached": content["cached"], "vae_sha256": content["vae_sha256"], "files": len(content["shards"])}
+
+
+def _encoder(folder: Path) -> Description:
+    lineage = read_lineage(folder)
+    kept = ("method", "seed", "steps_done", "complete", "encoder_sha256", "text_sha256", "parents")
+    return {key: lineage[key] for key in kept}
+
+
+def _scores(folder: Path) -> Description:
+    found = [load_scores(path) for path in sorted(folder.glob("*.json"))]
+    kept = ("unit", "n", "data_sha256", "encoder_sha256", "score")
+    return {"benchmark": found[0].benchmark} | {
+        scores.role: {key: getattr(scores, key) for key in kept} for scores in found
+    }
+
+
+def _report(folder: Path) -> Description:
+    content: Description = json.loads((folder / "metrics.json").read_text())
+    return content
+
+
+def _decision(folder: Path) -> Description:
+    content = read_json(folder / "decision.json", ("passed", "outcome", "challenger"), "promote")
+    return {
+        "passed": content["passed"],
+        "outcome": content["outcome"],
+        "version": content["challenger"]["version"] or "",
+    }
+
+
+DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {
+    "shards": _shards,
+    "backbones": _backbones,
+    "latents": _latents,
+    "encoder": _encoder,
+    "scores": _scores,
+    "report": _report,
+    "decision": _decision,
+}

@@ -1,0 +1,52 @@
+"""How a pipeline run ended, written on its parent in MLflow by the run's last task.
+
+Each stage closes its own run. This closes what no stage could: the parent of a run that ended between two of
+them, and the run of a stage whose pod was killed, which would count as running for ever.
+"""
+
+import os
+import sys
+
+from un2clip import tracking
+
+#: Kubeflow's words -> MLflow's.
+STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+LETTERS = 1000  # of the message that is kept
+
+
+def finish(state: str, message: str) -> None:
+    """Record the outcome; whatever goes wrong with that is one line on stderr, for the run is over.
+
+    Args:
+        state: SUCCEEDED, FAILED or CANCELLED.
+        message: Kubeflow's, which names the task that failed; may be empty.
+    """
+    print(f"the run ended: {state}{': ' if message else ''}{message}")
+    if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off":
+        return
+    try:
+        record(state, message)
+    except Exception as error:
+        print(f"un2clip: MLflow did not take the outcome: {tracking.reason(error)}", file=sys.stderr)
+
+
+def record(state: str, message: str) -> None:
+    """Close the run's parent, with tags un2clip.outcome, un2clip.failed (the stages) and un2clip.message.
+
+    Raises:
+        UserError: MLflow cannot be reached.
+    """
+    client = tracking.connect()
+    parent = tracking.parent_run(client)
+    latest = {run.info.run_name: run.info for run in tracking.stage_runs(client, parent)}  # a retry is a later run
+    tags = {"outcome": state.lower()}
+    if state != "SUCCEEDED":
+        for info in latest.values():
+            if info.status == "RUNNING":
+                client.set_terminated(info.run_id, "KILLED")
+        tags["failed"] = ", ".join(name for name, info in latest.items() if info.status != "FINISHED")
+        tags["message"] = message[:LETTERS]
+    for name, value in tags.items():
+        if value:
+            client.set_tag(parent, f"un2clip.{name}", value)
+    client.set_terminated(parent, STATES.get(state, "FAILED"))
