@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -295,7 +296,7 @@ def test_mistakes_are_one_line(folder: Path, capsys) -> None:
     (folder / "list.tsv").write_text("x\thttp://127.0.0.1:9/\n")
     work = folder / "data/list.partial"
     work.mkdir(parents=True)
-    source = {"list.tsv": hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()}
+    source = [{"list": "list.tsv", "sha256": hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()}]
     with (work / "source.yaml").open("w") as file:
         print(json.dumps(source), file=file, flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -309,6 +310,19 @@ def test_mistakes_are_one_line(folder: Path, capsys) -> None:
     assert "was not downloaded from these lists; delete it or name another folder" in capsys.readouterr().err
     assert main(words("--to=data/a[b]")) == 2
     assert "for patterns; name another folder" in capsys.readouterr().err
+
+
+def test_an_environment_that_does_not_work_is_said(folder: Path, capsys) -> None:
+    """Where img2dataset cannot start, the last line of its log is the message, and the next run begins again."""
+    (folder / "list.tsv").write_text("x\thttp://127.0.0.1:9/\n")
+    python = folder / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    shutil.copy(ENVIRONMENT / "img2dataset.lock.sha256", folder / "env")
+    assert main(words("--environment=env")) == 2
+    said = capsys.readouterr().err
+    assert "img2dataset ended with status 1: ModuleNotFoundError: No module named 'img2dataset'; see data/list" in said
+    assert not (folder / "data/list").exists()
 
 
 def test_the_command_runs_where_img2dataset_is() -> None:

@@ -38,7 +38,9 @@ def test_un2clip_commands_parse(capsys, monkeypatch) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = capsys.readouterr().out
-    commands = {word for word in said if word in ("export", "flags", "study", "aggregate", "fetch", "show", *STAGES)}
+    commands = {
+        word for word in said if word in ("export", "flags", "study", "aggregate", "fetch", "download", "show", *STAGES)
+    }
     assert {"export", "flags"} <= commands and all(word in listed for word in commands)
     assert main(["flags", "configs/photos.yaml"]) == 0
     assert "images=data/photos" in shlex.split(capsys.readouterr().out)

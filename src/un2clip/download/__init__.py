@@ -97,7 +97,7 @@ def download(
     if set("*?[]") & set(str(to.resolve())) or "::" in str(to.resolve()):
         raise UserError(f"--to={to}: img2dataset takes * ? [ ] and :: of a path for patterns; name another folder")
     table, malformed = read_lists(lists, caption_column, url_column)
-    source = json.dumps({path.name: file_digest(path.open("rb"), "sha256").hexdigest() for path in lists}) + "\n"
+    source = json.dumps([{"list": path.name, "sha256": _sha256(path)} for path in lists]) + "\n"
     work = _begin(to, source, retry, len(table))
     if work is None:
         print(f"download: {to} is complete, {to}.report.json says of what; --retry tries again what may have passed")
@@ -123,6 +123,11 @@ def download(
     print(
         f"download: {became.total()} rows: {said}. {to} is ready" + f"; --retry tries {passing} again" * bool(passing)
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _begin(to: Path, source: str, retry: bool, rows: int) -> Path | None:
@@ -240,7 +245,7 @@ def _report(to: Path, became: Counter[str], source: str, params: Download) -> No
         "rows": became.total(),
         "outcomes": dict(became.most_common()),
         "may_pass": sum(count for name, count in became.items() if may_pass(name)),
-        "lists_sha256": json.loads(source),
+        "lists": json.loads(source),
         "params": asdict(params),
     }
     to.with_name(f"{to.name}.report.json").write_text(json.dumps(content, indent=1) + "\n")
