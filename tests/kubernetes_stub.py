@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -58,6 +58,7 @@ class Call(NamedTuple):
     resource: str
     namespace: str
     name: str
+    selector: str
 
 
 class Log:
@@ -98,6 +99,7 @@ class Cluster(ThreadingHTTPServer):
         self.logs: dict[str, Log] = {}
         self.events: list[dict[str, Any]] = []
         self.runtimes = {"torch-distributed": RUNTIME}
+        self.grace = 0.0  # seconds that pods live on when their job is deleted
         self.rights = granted() | PUBLIC
         self.refusals: dict[tuple[str, str], tuple[int, str]] = {}  # (verb, resource) -> status, message
 
@@ -138,6 +140,11 @@ class Cluster(ThreadingHTTPServer):
             }
         )
 
+    def remove_pods(self, job: str) -> None:
+        for pod in [each for each in self.pods if each.startswith(f"{job}-node-")]:
+            del self.pods[pod]
+            self.logs[pod].ended.set()
+
     def answer(self, call: Call, body: dict[str, Any]) -> Any:
         """The answer's content; a list of texts is sent line by line."""
         if refusal := self.refusals.get((call.verb, call.resource)):
@@ -165,12 +172,12 @@ class Cluster(ThreadingHTTPServer):
             case "trainjobs", "delete":
                 gone = self.found(self.jobs, call)
                 del self.jobs[call.name]
-                for pod in [each for each in self.pods if each.startswith(f"{call.name}-node-")]:
-                    del self.pods[pod]
-                    self.logs[pod].ended.set()
+                Timer(self.grace, self.remove_pods, [call.name]).start()
                 return gone
             case "pods", "list":
-                return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": list(self.pods.values())}
+                label, _, wanted = call.selector.partition(",")[0].partition("=")
+                items = [pod for pod in self.pods.values() if pod["metadata"]["labels"][label] == wanted]
+                return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}
             case "pods/log", "get":
                 return self.logs[call.name].follow()
             case "events", "list":
@@ -229,9 +236,9 @@ def parse(method: str, path: str) -> Call:
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
     namespace, rest = (rest[1], rest[2:]) if rest[0] == "namespaces" and len(rest) > 2 else ("", rest)
     resource, name, *below = [*rest, ""] if len(rest) < 2 else rest
-    watching = parse_qs(urlsplit(path).query).get("watch") == ["True"]
-    verb = {"POST": "create", "DELETE": "delete"}.get(method) or ("watch" if watching else "get" if name else "list")
-    return Call(verb, group, "/".join([resource, *below]), namespace, name)
+    query = parse_qs(urlsplit(path).query)
+    verb = {"POST": "create", "DELETE": "delete"}.get(method) or ("get" if name else "list")
+    return Call(verb, group, "/".join([resource, *below]), namespace, name, query.get("labelSelector", [""])[0])
 
 
 def condition_of(kind: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 The only module of the package that imports kubeflow's SDK (0.5, Trainer's API v1alpha1). It knows nothing of CLIP.
 """
 
-import json
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from kubernetes.client import ApiException, CoreV1Api
 from kubernetes.config import ConfigException
 
 from un2clip.config import Stopped, UserError
+from un2clip.refusals import advice, reason, status_of
 
 #: Made by Kubeflow Trainer's own installation. It gives every pod torchrun's PET_ variables: number of nodes, this
 #: node's number, the first one's address.
@@ -119,7 +119,7 @@ def _create(job: Job, client: TrainerClient) -> None:
     try:
         runtime = client.get_runtime(RUNTIME)
     except (RuntimeError, TimeoutError) as error:
-        if _status(error) == 404:
+        if status_of(error) == 404:
             raise UserError(
                 f"the cluster has no training runtime {RUNTIME}; install Kubeflow Trainer 2 with its runtimes"
             ) from None
@@ -140,19 +140,19 @@ def _wait(job: Job, client: TrainerClient, poll_seconds: float) -> str:
             warnings = list(_warnings(job.name, found.creation_timestamp, client.backend.core_api, client))
             heard = time.monotonic()
         except (RuntimeError, TimeoutError, ApiException) as error:
-            if _status(error) == 404:
+            if status_of(error) == 404:
                 raise UserError(f"somebody deleted TrainJob {job.name}") from None
-            if _status(error) in (401, 403) or time.monotonic() - heard > PATIENCE_SECONDS:
+            if status_of(error) in (401, 403) or time.monotonic() - heard > PATIENCE_SECONDS:
                 raise _refusal("follow the TrainJob", error, client) from None
         else:
             if found.status in ("Complete", "Failed"):
                 return str(found.status)
-            for reason, message in warnings:
-                if reason == "FailedCreate":  # a pod was refused, and the others would wait for it
-                    raise UserError(_advice(f"the cluster refused a node: {message}", client))
+            for kind, message in warnings:
+                if kind == "FailedCreate":  # a pod was refused, and the others would wait for it
+                    raise UserError(advice(f"the cluster refused a node: {message}", client.backend.namespace))
                 if message not in told:
                     told.add(message)
-                    print(f"TrainJob {job.name}: {reason}: {message}", file=sys.stderr, flush=True)
+                    print(f"TrainJob {job.name}: {kind}: {message}", file=sys.stderr, flush=True)
         time.sleep(poll_seconds)
 
 
@@ -182,7 +182,7 @@ def _show_log(name: str, client: TrainerClient, ended: threading.Event, poll_sec
                     print(line, flush=True)
         except Exception as error:  # the pod is not there yet, or no more, or the connection broke
             if last:
-                print(f"un2clip: the log may lack its end: {_reason(error)}", file=sys.stderr)
+                print(f"un2clip: the log may lack its end: {reason(error)}", file=sys.stderr)
         if last:
             return
         ended.wait(poll_seconds)
@@ -196,7 +196,7 @@ def _show_failures(name: str, client: TrainerClient) -> None:
                 for line in list(client.get_job_logs(name, step=step.name))[-TAIL:]:
                     print(f"{step.name}: {line}", flush=True)
     except (RuntimeError, TimeoutError) as error:
-        print(f"un2clip: the other nodes' logs cannot be read: {_reason(error)}", file=sys.stderr)
+        print(f"un2clip: the other nodes' logs cannot be read: {reason(error)}", file=sys.stderr)
 
 
 def _remove(name: str, client: TrainerClient) -> None:
@@ -217,7 +217,7 @@ def delete(name: str, client: TrainerClient) -> bool:
     try:
         client.delete_job(name)
     except (RuntimeError, TimeoutError) as error:
-        if _status(error) != 404:
+        if status_of(error) != 404:
             print(f"un2clip: {_refusal(f'delete TrainJob {name}', error, client)}", file=sys.stderr)
         return False
     return True
@@ -239,39 +239,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _refusal(doing: str, error: BaseException, client: TrainerClient) -> UserError:
-    return UserError(_advice(f"cannot {doing}: {_reason(error)}", client))
-
-
-def _advice(said: str, client: TrainerClient) -> str:
-    """What the cluster said, and what helps."""
-    if "exceeded quota" in said:
-        namespace = client.backend.namespace
-        return f"{said}; ask for fewer nodes or for less on each, or raise the ResourceQuota of {namespace}"
-    if "forbidden" in said:
-        return f"{said}; apply pipelines/manifests, and run the pipeline as the service account that it binds"
-    return said
-
-
-def _status(error: BaseException) -> int | None:
-    """HTTP status of the answer behind the SDK's RuntimeError, if there was one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ApiException):
-            return int(cause.status or 0)
-        cause = cause.__cause__
-    return None
-
-
-def _reason(error: BaseException) -> str:
-    """The API server's own message, or that of the error that began it, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, ApiException):
-        try:
-            return str(json.loads(error.body)["message"])
-        except (TypeError, ValueError, KeyError):
-            return f"{error.status} {error.reason}"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(advice(f"cannot {doing}: {reason(error)}", client.backend.namespace))
 
 
 def _spoken(resources: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ MANIFESTS = Path(__file__).parents[2] / "pipelines" / "manifests"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 ACCOUNTS = {"team": ("default-editor", "un2clip"), "standalone": ("pipeline-runner", "kubeflow")}
 
-#: What the tasks may. tests/unit/test_trainjob.py runs with these rights alone, and uses each.
+#: What the tasks may. tests/e2e/test_trainjob.py runs with these rights alone, and uses each.
 ALLOWED = {
     ("create", "trainer.kubeflow.org", "trainjobs"),
     ("get", "trainer.kubeflow.org", "trainjobs"),

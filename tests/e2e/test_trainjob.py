@@ -253,8 +253,11 @@ def test_a_failure_is_told_and_cleaned_up(world: World, capfd: pytest.CaptureFix
 
 
 def test_a_second_try_replaces_the_first_ones_job(world: World, capfd: pytest.CaptureFixture[str]) -> None:
-    """A TrainJob that a lost task left is deleted first, with its pods, and inputs are not copied again."""
+    """A TrainJob that a lost task left goes first, and its last pod before a new one; inputs are not copied again."""
     world.cluster.jobs[NAME] = {"metadata": {"name": NAME}}
+    world.cluster.add_pod(NAME, 0, Log())
+    world.cluster.add_pod("another", 0, Log())
+    world.cluster.grace = 0.5
     kept = world.volume / NAME / "shards"
     kept.mkdir(parents=True)
     (kept / "content").write_text("from the first try")
@@ -262,12 +265,12 @@ def test_a_second_try_replaces_the_first_ones_job(world: World, capfd: pytest.Ca
     seen = []
 
     def created(job: dict[str, Any]) -> None:
-        seen.append((kept / "content").read_text())
+        seen.append(((kept / "content").read_text(), [*world.cluster.pods]))
         world.succeed(job)
 
     world.cluster.created = created  # type: ignore[method-assign]
     world.train()
-    assert seen == ["from the first try"]
+    assert seen == [("from the first try", ["another-node-0-0-x"])]
     verbs = [call.verb for call in world.cluster.calls if call.resource == "trainjobs"]
     assert verbs[:2] == ["delete", "create"]
     assert "of a former try is there; it is replaced" in capfd.readouterr().out
