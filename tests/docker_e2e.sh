@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare Debian machine to equal scores: base image, image, the compiled pipeline by kfp's DockerRunner with a
-# real MLflow server, and `dvc repro` with the same numbers. Run as root: `make docker-e2e`, about 25 GB of disk.
+# real MLflow server, and `dvc repro` with the same numbers. Run as root: `make docker-e2e`, about 12 GB of disk.
 #
 # No image registry is asked: the base is Debian's own Python 3.11 under the public name that docker/Dockerfile has.
 # The daemon is one of its own, with its data in a folder that goes at the end, as does everything else started here.
