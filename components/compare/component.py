@@ -19,7 +19,7 @@ def compare(
     """Write one report: a table, paired intervals, the plots."""
     import shutil
 
-    from un2clip.artifacts import describe
+    from un2clip.cluster.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(

@@ -25,7 +25,7 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from un2clip.artifacts import describe, scores_of
+    from un2clip.cluster.artifacts import describe, scores_of
     from un2clip.stages import run_stage
 
     run_stage(

@@ -18,7 +18,7 @@ def finetune(
     encoder: dsl.Output[dsl.Model],
 ):
     """Train the encoder until the generator's diffusion loss falls: the method."""
-    from un2clip.artifacts import describe
+    from un2clip.cluster.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(

@@ -36,10 +36,10 @@ def finetune_nodes(
     latents: dsl.Input[dsl.Dataset],
     encoder: dsl.Output[dsl.Model],
 ):
-    """Train the encoder on several nodes; the names beyond the stage's own stand in src/un2clip/nodes.py."""
-    from un2clip.artifacts import describe
-    from un2clip.nodes import finetune_on_nodes
-    from un2clip.trainjob import connect
+    """Train the encoder on several nodes; the names beyond the stage's own stand in src/un2clip/cluster/nodes.py."""
+    from un2clip.cluster.artifacts import describe
+    from un2clip.cluster.nodes import finetune_on_nodes
+    from un2clip.cluster.trainjob import connect
 
     finetune_on_nodes(
         params,

@@ -14,7 +14,7 @@ def latents(
     latents: dsl.Output[dsl.Dataset],
 ):
     """Encode every image by the generator's VAE, once."""
-    from un2clip.artifacts import describe
+    from un2clip.cluster.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage("latents", params, device=device, shards=shards.path, backbones=backbones.path, latents=latents.path)

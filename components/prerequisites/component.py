@@ -21,7 +21,7 @@ def prerequisites(
     tolerations: list,
 ):
     """Look for services, secrets, nodes, data and space; say all that is missing, and fail then."""
-    from un2clip.prerequisites import insist
+    from un2clip.cluster.prerequisites import insist
 
     insist(
         requires=requires,

@@ -15,7 +15,7 @@ def promote(
     decision: dsl.Output[dsl.Artifact],
 ):
     """Pass the gate, or not, and register the encoder."""
-    from un2clip.artifacts import describe
+    from un2clip.cluster.artifacts import describe
     from un2clip.stages import run_stage
 
     run_stage(

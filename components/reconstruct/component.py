@@ -19,7 +19,7 @@ def reconstruct(
     """Draw the original and what the generator makes of each encoder's embedding."""
     from pathlib import Path
 
-    from un2clip.artifacts import pictures
+    from un2clip.cluster.artifacts import pictures
     from un2clip.stages import run_stage
 
     run_stage(

@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from un2clip import tracking
-from un2clip.outcome import LETTERS, finish
+from un2clip.cluster.outcome import LETTERS, finish
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 from kubernetes.client import Configuration
 
 from tests.kubernetes_stub import NAMESPACE, PUBLIC, Cluster, Log, granted, running
-from un2clip import trainjob
+from un2clip.cluster import trainjob
+from un2clip.cluster.nodes import WITH_SECRETS, finetune_on_nodes, free
 from un2clip.config import UserError, merge, read_yaml
-from un2clip.nodes import WITH_SECRETS, finetune_on_nodes, free
 
 ROOT = Path(__file__).parents[2]
 NAME = "finetune-7d3f"

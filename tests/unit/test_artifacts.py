@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 from safetensors.torch import load_file
 
-from un2clip.artifacts import DESCRIPTIONS, describe, pictures, scores_of
 from un2clip.checkpoint import sha256_of
+from un2clip.cluster.artifacts import DESCRIPTIONS, describe, pictures, scores_of
 from un2clip.scores import Item, Scores
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
+from un2clip.cluster.prerequisites import SECRETS, examine, insist
 from un2clip.config import UserError
-from un2clip.prerequisites import SECRETS, examine, insist
 
 NOTHING: dict[str, Any] = {
     "requires": [],

@@ -334,7 +334,10 @@ def imports(path: Path) -> set[str]:
     ("packages", "allowed"),
     [
         ({"kfp", "kfp_server_api"}, ("components/", "pipelines/")),
-        ({"kubernetes", "kubeflow"}, ("pipelines/", "src/un2clip/cluster.py", "src/un2clip/trainjob.py")),
+        (
+            {"kubernetes", "kubeflow"},
+            ("pipelines/", "src/un2clip/cluster/scheduling.py", "src/un2clip/cluster/trainjob.py"),
+        ),
         ({"mlflow"}, ("src/un2clip/tracking.py",)),
         ({"dvc"}, ()),
     ],
@@ -343,7 +346,7 @@ def test_import_boundaries(packages: set[str], allowed: tuple[str, ...]) -> None
     """kfp is known to components and pipelines, MLflow to tracking.py, Kubernetes to two modules, DVC to nobody.
 
     A component can import nothing but what the image holds, the package: so Kubernetes is asked from there, by
-    cluster.py (what a pod may ask before a run) and trainjob.py (a training on several nodes).
+    cluster/scheduling.py (what a pod may ask before a run) and trainjob.py (a training on several nodes).
     """
     modules = [path for folder in ("src", "components", "pipelines") for path in (ROOT / folder).rglob("*.py")]
     assert len(modules) > 20

@@ -14,8 +14,8 @@ from components.finetune.component import finetune
 from components.finetune_nodes.component import finetune_nodes
 from pipelines.resources import CLUSTERS, MOUNTED_SECRETS, STAGES, WORKDIR, read_cluster
 from pipelines.un2clip import compile_to, read_params
+from un2clip.cluster.nodes import finetune_on_nodes
 from un2clip.config import UserError
-from un2clip.nodes import finetune_on_nodes
 
 
 @pytest.fixture(scope="module")

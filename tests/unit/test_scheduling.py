@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 
-from un2clip.cluster import Node, Pool, Unanswered, read_nodes, shortage
+from un2clip.cluster.scheduling import Node, Pool, Unanswered, read_nodes, shortage
 
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 

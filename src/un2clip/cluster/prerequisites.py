@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from un2clip import doctor, tracking
-from un2clip.cluster import Pool, Unanswered, read_nodes, shortage, within
+from un2clip.cluster.scheduling import Pool, Unanswered, read_nodes, shortage, within
 from un2clip.config import UserError
 from un2clip.doctor import Check
 

@@ -26,8 +26,8 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
     print(f"the run ended: {state}{': ' if message else ''}{message}")
     if nodes > 1:
         try:
-            from un2clip import trainjob
-            from un2clip.nodes import free
+            from un2clip.cluster import trainjob
+            from un2clip.cluster.nodes import free
 
             free(trainjob.connect(), volume)
         except Exception as error:

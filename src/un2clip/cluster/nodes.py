@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from un2clip import tracking, trainjob
+from un2clip import tracking
+from un2clip.cluster import trainjob
 from un2clip.config import UserError
 from un2clip.stages import stage_params
 

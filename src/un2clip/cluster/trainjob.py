@@ -19,8 +19,8 @@ from kubeflow.trainer import options as of
 from kubernetes.client import ApiException, CoreV1Api
 from kubernetes.config import ConfigException
 
+from un2clip.cluster.refusals import advice, reason, status_of
 from un2clip.config import Stopped, UserError
-from un2clip.refusals import advice, reason, status_of
 
 #: Made by Kubeflow Trainer's own installation. It gives every pod torchrun's PET_ variables: number of nodes, this
 #: node's number, the first one's address.
