@@ -55,7 +55,7 @@ docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in cont
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-study: $(READY)  ## all methods over seeds 0-4 (about two hours); tables for docs/LOG.md, files for docs/study
+study: $(READY)  ## all methods over seeds 0-4 (hours); tables for docs/LOG.md, files for docs/study
 	un2clip study
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)
