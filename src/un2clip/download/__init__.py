@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from un2clip.config import UserError, at_least
 from un2clip.download.environment import interpreter
 from un2clip.download.rows import finished, may_pass, outcomes, read_lists
+from un2clip.hashes import file_sha256
 
 #: What img2dataset's processes get of our environment: no tokens, no keys.
 _ENVIRONMENT = (
@@ -97,7 +97,7 @@ def download(
     if set("*?[]") & set(str(to.resolve())) or "::" in str(to.resolve()):
         raise UserError(f"--to={to}: img2dataset takes * ? [ ] and :: of a path for patterns; name another folder")
     table, malformed = read_lists(lists, caption_column, url_column)
-    source = json.dumps([{"list": path.name, "sha256": _sha256(path)} for path in lists]) + "\n"
+    source = json.dumps([{"list": path.name, "sha256": file_sha256(path)} for path in lists]) + "\n"
     work = _begin(to, source, retry, len(table))
     if work is None:
         print(f"download: {to} is complete, {to}.report.json says of what; --retry tries again what may have passed")
@@ -123,11 +123,6 @@ def download(
     print(
         f"download: {became.total()} rows: {said}. {to} is ready" + f"; --retry tries {passing} again" * bool(passing)
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _begin(to: Path, source: str, retry: bool, rows: int) -> Path | None:
