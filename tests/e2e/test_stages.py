@@ -104,7 +104,7 @@ def test_non_finite_loss_loses_nothing(tiny, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("un3clip", {}, "unknown method 'un3clip'; known: un2clip, un2clip-anchored, update-generator, align"),
+        ("un3clip", {}, "unknown method 'un3clip'; known: un2clip, un2clip-anchored, un2clip-captions, "),
         ("un2clip", {"batch_size": 5000}, "holds 192 samples, fewer than one batch of 5000"),
         ("un2clip", {"batch_size": 0}, "finetune.batch_size must be at least 1, got 0"),
         ("un2clip", {"steps": 0}, r"finetune.training.steps must be at least 1, got 0"),

@@ -263,7 +263,9 @@ def test_ctrl_c_stops_watching_and_not_the_run(server: Server, tmp_path: Path) -
     environment = os.environ | {"HOME": str(tmp_path), "KFP_ENDPOINT": server.url, "KFP_WATCH_SECONDS": "0.05"}
     words = [str(ROOT / "bin" / "kfp"), "run", "submit", PACKAGE, "-w"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    watching = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
+    # where these tests run in a shell's background, SIGINT is ignored, and a child would inherit that
+    heeding: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    watching = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes, **heeding)
     while sum(each.path.endswith("/runs/run-1") for each in server.requests) < 3:
         assert watching.poll() is None
         time.sleep(0.05)
