@@ -37,7 +37,7 @@ def scores_of(folder: str) -> dict[str, float]:
 def pictures(folder: str) -> str:
     """A page of HTML with every PNG of a folder in it."""
     images = "\n".join(
-        f'<img src="{data_uri(path.read_bytes(), "png")}" alt="{path.stem}">'
+        f'<img src="{data_uri(path.read_bytes(), "png")}" alt="{path.stem}" style="max-width: 100%">'
         for path in sorted(Path(folder).glob("*.png"))
     )
     return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>un2clip</title>\n{images}\n</html>\n'
