@@ -100,7 +100,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
                     for name, pair in pairs.items()
                 })
             )  # fmt: skip
-            _write(to, results, section, compare)
+        _write(to, results, section, compare)  # a seed at a time: its bootstraps take seconds
     print((to / "study.md").read_text())
 
 
