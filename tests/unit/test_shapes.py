@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import hashlib
 import io
 import tarfile
@@ -12,7 +13,7 @@ from PIL import Image
 from un2clip.config import UserError, build
 from un2clip.datasets import shapes as world
 from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions
-from un2clip.stages.shapes import PATTERNS, Shapes, draw_pairs, shapes
+from un2clip.stages.shapes import PATTERNS, Shapes, draw_classes, draw_pairs, shapes
 
 
 def scene(**values: str) -> np.ndarray:
@@ -228,6 +229,15 @@ def test_tars_are_what_cc3m_tars_are(tiny) -> None:
         names = tar.getnames()
         assert names[:3] == ["train000000.json", "train000000.png", "train000000.txt"]
         assert Image.open(io.BytesIO(tar.extractfile(names[1]).read())).size == (32, 32)
+
+
+def test_every_class_has_its_images(tiny) -> None:
+    """Few images a class, many seeds: a class that the first draw leaves short is filled by the next."""
+    params = dataclasses.replace(tiny.section(Shapes, "shapes"), images_per_class=1)
+    for seed in range(20):
+        scenes, labels = draw_classes(np.random.default_rng(seed), params)
+        assert labels.tolist() == list(range(36)) and world.is_heldout(scenes).all()
+        assert (scenes[:, COLUMN["object"]] * 6 + scenes[:, COLUMN["colour"]]).tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize(("name", "value"), [("image_px", 16), ("pairs_per_type", 0), ("plain", 1.0)])

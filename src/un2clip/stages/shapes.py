@@ -137,16 +137,28 @@ def _write_pairs(rng: np.random.Generator, params: Shapes, folder: Path) -> None
 def _write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
     objects, colours = ATTRIBUTES["object"], ATTRIBUTES["colour"]
     names = [f"{colour} {name}" for name in objects for colour in colours]
-    scenes = world.draw(rng, params.images_per_class * len(names) * 4, plain=params.plain, heldout=True)
-    labels = scenes[:, COLUMN["object"]] * len(colours) + scenes[:, COLUMN["colour"]]
-    chosen = np.concatenate([np.flatnonzero(labels == label)[: params.images_per_class] for label in range(len(names))])
+    scenes, labels = draw_classes(rng, params)
     (folder / "test").mkdir(parents=True, exist_ok=True)
     with wds.TarWriter(str(folder / "test" / "0.tar"), mtime=0) as tar:
-        for i, pixels in enumerate(world.render(rng, scenes[chosen], params.image_px)):
-            tar.write({"__key__": f"{i:06d}", "png": _png(pixels), "cls": str(labels[chosen[i]]).encode()})
+        for i, pixels in enumerate(world.render(rng, scenes, params.image_px)):
+            tar.write({"__key__": f"{i:06d}", "png": _png(pixels), "cls": str(labels[i]).encode()})
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+
+
+def draw_classes(rng: np.random.Generator, params: Shapes) -> tuple[Ints, Ints]:
+    """`images_per_class` held-out scenes of every class, in the order of the classes, and their classes' numbers."""
+    colours, n = len(ATTRIBUTES["colour"]), params.images_per_class
+    classes = range(len(ATTRIBUTES["object"]) * colours)
+    scenes, found = np.zeros((0, len(ATTRIBUTES)), np.int64), [np.zeros(0, np.int64)]
+    while min(map(len, found)) < n:
+        drawn = world.draw(rng, 4 * n * len(classes), plain=params.plain, heldout=True)
+        scenes = np.concatenate([scenes, drawn])
+        labels = scenes[:, COLUMN["object"]] * colours + scenes[:, COLUMN["colour"]]
+        found = [np.flatnonzero(labels == label) for label in classes]
+    chosen = np.concatenate([each[:n] for each in found])
+    return scenes[chosen], labels[chosen]
 
 
 def _write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
