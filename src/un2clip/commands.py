@@ -178,7 +178,7 @@ def _study(commands: Commands) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
 
     def run(words: Words) -> None:
-        from un2clip.study import study
+        from un2clip.study.run import study
 
         params = _params()
         if words.seeds:
@@ -193,7 +193,7 @@ def _aggregate(commands: Commands) -> None:
     parser.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
 
     def run(words: Words) -> None:
-        from un2clip.seeds import aggregate
+        from un2clip.study.seeds import aggregate
 
         print(aggregate(words.reports), end="")
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip import tracking
 from un2clip.checkpoint import CONFIG, WEIGHTS, encoder_sha256
 from un2clip.config import UserError
 from un2clip.exports import Form, check_free, write_export
+from un2clip.tracking import store
 
 FILES = (WEIGHTS, CONFIG)
 EVIDENCE = "evidence_run"
@@ -43,7 +43,7 @@ class Registry:
 
     def __init__(self, name: str) -> None:
         self.name = check_name(name)
-        self.client = tracking.connect()
+        self.client = store.connect()
 
     def aliases(self) -> dict[str, str]:
         """Alias -> number of its version."""
@@ -95,9 +95,9 @@ class Registry:
     def fetch_scores(self, version: Version, to: Path) -> Path | None:
         """Download the scores that a version was judged by; None when nothing is left of them."""
         run_id = version.tags.get(EVIDENCE)
-        if not run_id or not tracking.has_artifacts(self.client, run_id, "evidence/scores"):
+        if not run_id or not store.has_artifacts(self.client, run_id, "evidence/scores"):
             return None
-        return tracking.download(self.client, f"runs:/{run_id}/evidence/scores", to)
+        return store.download(self.client, f"runs:/{run_id}/evidence/scores", to)
 
     def aliased(self, alias: str) -> str:
         """Number of the version behind an alias; a UserError lists those there are."""
@@ -109,8 +109,8 @@ class Registry:
 
     def fetch(self, version: Version, to: Path) -> Path:
         """Download a version's files into an empty folder; its weights must be those that were registered."""
-        with tracking.as_user_error():
-            fetched = tracking.download(self.client, f"models:/{self.name}/{version.number}", to)
+        with store.as_user_error():
+            fetched = store.download(self.client, f"models:/{self.name}/{version.number}", to)
         if missing := [name for name in FILES if not (fetched / name).is_file()]:
             raise UserError(f"version {version.number} of {self.name} has no {' and no '.join(missing)}")
         wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)

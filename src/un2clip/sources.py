@@ -22,7 +22,7 @@ from torch import Tensor
 
 from un2clip.config import UserError
 from un2clip.hashes import file_sha256
-from un2clip.tracking import as_user_error, reason, without_password
+from un2clip.tracking.store import as_user_error, reason, without_password
 
 Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")

@@ -21,7 +21,7 @@ from pipelines.un2clip import read_params
 from un2clip.config import merge
 from un2clip.datasets.shards import digest, read_index
 from un2clip.scores import load_scores
-from un2clip.tracking import PARENT_TAG
+from un2clip.tracking.store import PARENT_TAG
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/e2e/tiny.yaml"

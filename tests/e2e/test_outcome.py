@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from un2clip import tracking
 from un2clip.cluster.outcome import LETTERS, finish
+from un2clip.tracking import store
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def parent(tmp_path: Path, monkeypatch) -> str:
     monkeypatch.setenv("UN2CLIP_TRACKING", "on")
     monkeypatch.setenv("UN2CLIP_RUN", "run-1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    client = tracking.connect()
-    parent_id = tracking.parent_run(client)
+    client = store.connect()
+    parent_id = store.parent_run(client)
     experiment = client.get_run(parent_id).info.experiment_id
     stages = [
         ("ingest", "FINISHED"),
@@ -33,7 +33,7 @@ def parent(tmp_path: Path, monkeypatch) -> str:
 
 def ended(parent_id: str) -> tuple[str, dict[str, str], dict[str, str]]:
     """The parent's state and our tags, and the state of the latest run of each stage."""
-    client = tracking.connect()
+    client = store.connect()
     run = client.get_run(parent_id)
     ours = {
         name.removeprefix("un2clip."): value for name, value in run.data.tags.items() if name.startswith("un2clip.")
@@ -42,7 +42,7 @@ def ended(parent_id: str) -> tuple[str, dict[str, str], dict[str, str]]:
     return (
         run.info.status,
         ours,
-        {each.info.run_name: each.info.status for each in tracking.stage_runs(client, parent_id)},
+        {each.info.run_name: each.info.status for each in store.stage_runs(client, parent_id)},
     )
 
 

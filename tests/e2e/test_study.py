@@ -3,7 +3,7 @@ import json
 import pytest
 
 from un2clip.config import UserError, merge
-from un2clip.study import study
+from un2clip.study.run import study
 
 
 @pytest.fixture(scope="module")

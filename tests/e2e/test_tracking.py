@@ -10,6 +10,7 @@ from un2clip import tracking
 from un2clip.config import UserError
 from un2clip.datasets.shards import digest
 from un2clip.scores import Item, Scores
+from un2clip.tracking.store import connect, run_key
 
 TAR = b"\0" * 10240
 
@@ -26,7 +27,7 @@ def client(store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("UN2CLIP_TRACKING", raising=False)
     monkeypatch.chdir(store)
-    return tracking.connect()
+    return connect()
 
 
 def runs(client, key):
@@ -126,10 +127,10 @@ def test_without_a_given_key_the_configuration_is_the_key(tmp_path, monkeypatch)
     keys = []
     for text in ("seed: 1", "seed: 1", "seed: 2"):
         (tmp_path / "params.yaml").write_text(text)
-        keys.append(tracking.run_key())
+        keys.append(run_key())
     assert keys[0] == keys[1] != keys[2]
     monkeypatch.setenv("UN2CLIP_RUN", "given")
-    assert tracking.run_key() == "given"
+    assert run_key() == "given"
 
 
 def test_a_store_that_breaks_later_does_not_stop_the_stage(client, tmp_path, monkeypatch, capsys):

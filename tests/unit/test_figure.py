@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from un2clip.figure import plot_changes
+from un2clip.study.figure import plot_changes
 
 CHANGES = {"un2clip": (-8.0, 0.5), "held": (0.0, 2.0), "other": (-4.0, -1.0), "un2clip@50": (-20.0, 5.0)}
 

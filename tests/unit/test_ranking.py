@@ -8,10 +8,10 @@ import pytest
 import scipy.stats
 
 from un2clip.methods import METHODS
-from un2clip.ranking import correlate, default_design, ranking_table, rankings
 from un2clip.report import Comparison, Row
-from un2clip.seeds import t_interval
 from un2clip.statistics import Difference
+from un2clip.study.ranking import correlate, default_design, ranking_table, rankings
+from un2clip.study.seeds import t_interval
 
 NAMES = ("un2clip@50", "un2clip", "un2clip@400", "update-generator")
 #: Seed -> change of the loss, change of the score, of NAMES. Seed 0: the loss ranks them as the score does, but for the

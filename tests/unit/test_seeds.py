@@ -10,8 +10,8 @@ from un2clip.__main__ import main
 from un2clip.config import UserError
 from un2clip.report import compare_scores
 from un2clip.scores import Item, Scores
-from un2clip.seeds import aggregate, spread, summary, table
 from un2clip.stages.compare import Compare, compare
+from un2clip.study.seeds import aggregate, spread, summary, table
 
 BEFORE = [1.0] * 20 + [0.0] * 20
 

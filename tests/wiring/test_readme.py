@@ -9,9 +9,9 @@ import pytest
 
 from un2clip.__main__ import main
 from un2clip.config import merge, read_yaml
-from un2clip.figure import plot_changes
 from un2clip.methods import METHODS
 from un2clip.stages import STAGES, get_stage, stage_params
+from un2clip.study.figure import plot_changes
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = json.loads((ROOT / "docs/study/summary.json").read_text())

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from un2clip import tracking
 from un2clip.cluster import trainjob
 from un2clip.config import UserError
 from un2clip.stages import stage_params
+from un2clip.tracking import store
 
 #: Each key of each Secret that is mounted below $0 becomes a variable of the command that follows. The SDK can give a
 #: node's variables no reference to a Secret, and everybody who may look at a TrainJob could read a value in it.
@@ -71,7 +71,7 @@ def finetune_on_nodes(
     processes = _check(params, nodes, resources, words)
     if all(mount["mountPath"] != volume for mount in task["volume_mounts"] or []):
         raise UserError(f"no volume is mounted at {volume}; compile with a volume that all nodes can mount")
-    run = tracking.run_key()
+    run = store.run_key()
     name = job_name(run)
     folder = Path(volume) / name
     try:
@@ -121,7 +121,7 @@ def free(client: trainjob.TrainerClient, volume: str) -> None:
         client: of the cluster.
         volume: where the shared volume is mounted. Checkpoints lie beside the folder, and stay.
     """
-    name = job_name(tracking.run_key())
+    name = job_name(store.run_key())
     if trainjob.delete(name, client):
         print(f"TrainJob {name} was still there; it is deleted")
     shutil.rmtree(Path(volume) / name, ignore_errors=True)

@@ -7,7 +7,7 @@ them, and the run of a stage whose pod was killed, which would count as running 
 import os
 import sys
 
-from un2clip import tracking
+from un2clip.tracking import store
 
 #: Kubeflow's words -> MLflow's.
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
@@ -31,13 +31,13 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
 
             free(trainjob.connect(), volume)
         except Exception as error:
-            print(f"un2clip: nothing was freed: {tracking.reason(error)}", file=sys.stderr)
+            print(f"un2clip: nothing was freed: {store.reason(error)}", file=sys.stderr)
     if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off":
         return
     try:
         record(state, message)
     except Exception as error:
-        print(f"un2clip: MLflow did not take the outcome: {tracking.reason(error)}", file=sys.stderr)
+        print(f"un2clip: MLflow did not take the outcome: {store.reason(error)}", file=sys.stderr)
 
 
 def record(state: str, message: str) -> None:
@@ -46,9 +46,9 @@ def record(state: str, message: str) -> None:
     Raises:
         UserError: MLflow cannot be reached.
     """
-    client = tracking.connect()
-    parent = tracking.parent_run(client)
-    latest = {run.info.run_name: run.info for run in tracking.stage_runs(client, parent)}  # a retry is a later run
+    client = store.connect()
+    parent = store.parent_run(client)
+    latest = {run.info.run_name: run.info for run in store.stage_runs(client, parent)}  # a retry is a later run
     tags = {"outcome": state.lower()}
     if state != "SUCCEEDED":
         for info in latest.values():

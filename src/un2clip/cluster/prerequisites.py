@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from un2clip import doctor, tracking
+from un2clip import doctor
 from un2clip.cluster.scheduling import Pool, Unanswered, read_nodes, shortage, within
 from un2clip.config import UserError
 from un2clip.doctor import Check
+from un2clip.tracking import store
 
 #: Words of `requires`: the environment variables that a Secret must bring, or the nodes.
 SECRETS = {
@@ -101,7 +102,7 @@ def _services() -> Iterator[Check]:
     """The services whose addresses are set. MLflow is asked with its credentials, as each stage will."""
     if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         try:
-            tracking.connect()
+            store.connect()
             yield Check("MLflow", "ok", "answers")
         except UserError as error:
             says, _, fix = str(error).partition("; ")

@@ -15,6 +15,7 @@ from un2clip.evidence import read_json, read_lineage, tuned_pairs
 from un2clip.gate import Decision, Rule, decide
 from un2clip.registry import EVIDENCE, FILES, Registry, Version, check_name
 from un2clip.scores import Scores, collect_scores
+from un2clip.tracking import store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     pairs = tuned_pairs(scores, found)
     run_id = tracking.active_run()
     registry = Registry(params.registered_model) if run_id else None
-    with tracking.as_user_error():
+    with store.as_user_error():
         champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
     interval = {key: made[key] for key in ("confidence", "resamples", "seed")}
     judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
@@ -94,7 +95,7 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     } | interval
     _write(decision, content)
     if registry and run_id:
-        with tracking.as_user_error(), tempfile.TemporaryDirectory() as folder:
+        with store.as_user_error(), tempfile.TemporaryDirectory() as folder:
             registry.keep_evidence(run_id, _gather(Path(folder), pairs, encoder, report))
             tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id}
             version, is_new = _register(registry, encoder, tags, run_id)

@@ -1,0 +1,164 @@
+"""The MLflow store: how it is reached, what was kept there, and what went wrong, said without a password.
+
+The store is `sqlite:///mlflow.db` in the current directory unless MLFLOW_TRACKING_URI names another. Its runs: one
+parent a pipeline run, below it one a stage.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from un2clip.config import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "un2clip"
+PARENT_TAG = "un2clip.run"
+
+
+def connect() -> "MlflowClient":
+    """A client of the store that answered one request; credentials are MLflow's own variables.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for direction in ("UPLOAD", "DOWNLOAD"):  # through the server: its S3 store may have a name that only it knows
+        os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{direction}", "false")
+    from mlflow import MlflowClient
+
+    for chatty in ("mlflow", "alembic"):  # after the import, which sets a level of its own
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    try:
+        if not given and not os.access(".", os.W_OK):
+            raise PermissionError("the current directory is read-only")  # SQLAlchemy would try for minutes
+        with _impatient():
+            client = MlflowClient(tracking_uri=uri)
+            experiment(client)
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {without_password(uri)} cannot be used ({reason(error)}); start it, or unset "
+            "MLFLOW_TRACKING_URI for a local mlflow.db, or set UN2CLIP_TRACKING=off"
+        ) from None
+    return client
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """Turn whatever MLflow raises (its own errors, the network's, the object store's) into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"MLflow refused: {reason(error)}") from None
+
+
+def has_artifacts(client: "MlflowClient", run_id: str, folder: str) -> bool:
+    """Whether a run still exists and kept anything in a folder of its artifacts."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.list_artifacts(run_id, folder))
+    except MlflowException:
+        return False
+
+
+def download(client: "MlflowClient", uri: str, to: Path) -> Path:
+    """Download an artifact folder (`runs:/ID/folder`, `models:/name/1`) and return where it lies."""
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(uri, dst_path=str(to), tracking_uri=client.tracking_uri))
+
+
+def stage_runs(client: "MlflowClient", parent_id: str) -> list["Run"]:
+    """The runs of a parent's stages, the oldest first."""
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+    return list(client.search_runs([experiment(client)], wanted, order_by=["attributes.start_time ASC"]))
+
+
+def run_key() -> str:
+    """What one pipeline run is: UN2CLIP_RUN if set, otherwise the configuration's content.
+
+    Separate processes of one `dvc repro` find the same parent through it.
+    """
+    if given := os.environ.get("UN2CLIP_RUN"):
+        return given
+    params = Path("params.yaml")
+    content = params.read_bytes() if params.is_file() else b""
+    return hashlib.sha256(content + "".join(git_tag().values()).encode()).hexdigest()[:12]
+
+
+def git_tag() -> dict[str, str]:
+    """The commit of the code, as MLflow's own tag; nothing outside of a checkout."""
+    try:
+        shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": shown.stdout.strip()}
+
+
+def experiment(client: "MlflowClient") -> str:
+    """Id of the experiment, made on first use."""
+    if found := client.get_experiment_by_name(EXPERIMENT):
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(EXPERIMENT))
+    except Exception:  # another process was quicker, or the store is at fault
+        if found := client.get_experiment_by_name(EXPERIMENT):
+            return str(found.experiment_id)
+        raise
+
+
+def parent_run(client: "MlflowClient") -> str:
+    """Find or create the parent run. Of two processes that create one, the older run wins."""
+    key, within = run_key(), experiment(client)
+
+    def oldest_first() -> list[str]:
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        runs = client.search_runs([within], f"tags.`{PARENT_TAG}` = '{key}'", order_by=order)
+        return [run.info.run_id for run in runs]
+
+    if found := oldest_first():
+        return found[0]
+    created = client.create_run(within, tags={PARENT_TAG: key} | git_tag(), run_name=f"pipeline {key}")
+    winner = oldest_first()[0]
+    if winner != created.info.run_id:
+        client.delete_run(created.info.run_id)
+    return winner
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let MLflow try once and briefly, so that a server that is down shows at once; its default is minutes."""
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    ours = {key: value for key, value in short.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            del os.environ[key]
+
+
+def reason(error: BaseException) -> str:
+    """The error that began it, in one line: behind a refused connection MLflow stacks four."""
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))}"
+
+
+def without_password(text: str) -> str:
+    """The text, with the user and password of every address in it hidden."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
