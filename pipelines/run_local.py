@@ -24,6 +24,7 @@ from components.image import IMAGE
 from pipelines.un2clip import PACKAGE, ROOT, arguments, read_params
 from un2clip.config import UserError
 from un2clip.scores import load_scores
+from un2clip.tracking import store
 
 #: What a container is told of this process: where MLflow is, which run this is, how many threads.
 TOLD = ("MLFLOW_", "UN2CLIP_", "OMP_")
@@ -71,7 +72,7 @@ def containers() -> local.DockerRunner:
     Raises:
         UserError: no MLflow server is named, and what each container tracks in a file of its own would go with it.
     """
-    tracked = os.environ.get("UN2CLIP_TRACKING", "").lower() != "off"
+    tracked = not store.is_off()
     if tracked and not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         raise UserError(
             "containers need MLFLOW_TRACKING_URI=http://... of a server, since their own mlflow.db goes with them; "

@@ -4,7 +4,6 @@ Each stage closes its own run. This closes what no stage could: the parent of a 
 them, and the run of a stage whose pod was killed, which would count as running for ever.
 """
 
-import os
 import sys
 
 from un2clip.tracking import store
@@ -32,7 +31,7 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
             free(trainjob.connect(), volume)
         except Exception as error:
             print(f"un2clip: nothing was freed: {store.reason(error)}", file=sys.stderr)
-    if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off":
+    if store.is_off():
         return
     try:
         record(state, message)

@@ -5,7 +5,6 @@ and whatever goes wrong after that is one line on stderr. UN2CLIP_TRACKING=off s
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from un2clip.datasets.shards import digest
 from un2clip.results import Result, flatten, read_history, result_files
 from un2clip.scores import ROLES, load_scores
-from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, parent_run, reason, stage_runs
+from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, reason, stage_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +49,7 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
     global _active
     from un2clip import distributed  # here, since it imports torch, and `un2clip --help` stays quick
 
-    if os.environ.get("UN2CLIP_TRACKING", "").lower() == "off" or distributed.rank() > 0:
+    if is_off() or distributed.rank() > 0:
         yield
         return
     before = result_files(names)

@@ -24,6 +24,11 @@ EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
 
 
+def is_off() -> bool:
+    """Whether UN2CLIP_TRACKING=off: then nothing is asked of the store, and nothing kept."""
+    return os.environ.get("UN2CLIP_TRACKING", "").lower() == "off"
+
+
 def connect() -> "MlflowClient":
     """A client of the store that answered one request; credentials are MLflow's own variables.
 
