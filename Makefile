@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test download-env lint kfp-local images docker-e2e pipeline study clean
+.PHONY: help setup demo test golden same-numbers download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,13 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 # One thread a process: two processes of two threads each would slow each other down fourfold.
 test: $(READY) lint download-env  ## every test, style and types
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+golden: $(READY)  ## write tests/golden/golden.json anew: losses of every method, and hashes of this machine
+	python -m tests.golden.golden
+
+same-numbers: $(READY)  ## REV=main~3: run a small pipeline at that revision and here, and compare every byte of its numbers
+	@test -n "$(REV)" || { echo "say which revision to compare with: make same-numbers REV=main~3"; exit 2; }
+	python -m tests.same_numbers $(REV)
 
 download-env: $(DOWNLOAD_READY)  ## img2dataset's own environment, for `un2clip download` and its tests
 

@@ -35,8 +35,13 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Rendered world, shards, backbones and latents; a test must not write into them."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny(folder: Path) -> Tiny:
+    """Run the first stages with the numbers of tests/e2e/tiny.yaml."""
     params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))
-    made = Tiny(tmp_path_factory.mktemp("tiny"), params)
+    made = Tiny(folder, params)
     shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
     ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)
     backbones(made.section(Backbones, "backbones"), seed=1, device="cpu", images=made.images, backbones=made.backbones)

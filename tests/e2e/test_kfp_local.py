@@ -2,17 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from un2clip.config import merge, read_yaml
+from tests.same_numbers import ROOT, run_pipeline
+from un2clip.config import read_yaml
 
-ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "e2e" / "tiny.yaml"
 
 
@@ -27,11 +25,7 @@ def call(words: list[str], cwd: Path, store: Path) -> str:
 
 def run_dvc(folder: Path) -> dict[str, dict[str, Path]]:
     """`dvc repro` of dvc.yaml with the toy numbers, in a folder of its own: benchmark -> role -> scores file."""
-    folder.mkdir()
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(read_yaml(ROOT / "params.yaml"), read_yaml(TINY))))
-    for words in (["init", "--no-scm", "--quiet"], ["repro"]):
-        call([sys.executable, "-m", "dvc", *words], folder, folder / "mlflow.db")
+    run_pipeline(ROOT, folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}", UN2CLIP_TRACKING="on")
     return {each.name: {file.stem: file for file in each.glob("*.json")} for each in (folder / "scores").iterdir()}
 
 
