@@ -35,7 +35,7 @@ same-numbers: $(READY)  ## REV=main~3: run a small pipeline at that revision and
 
 download-env: $(DOWNLOAD_READY)  ## img2dataset's own environment, for `un2clip download` and its tests
 
-$(DOWNLOAD_READY): src/un2clip/download/img2dataset.lock | $(READY)
+$(DOWNLOAD_READY): src/un2clip/sources/download/img2dataset.lock | $(READY)
 	un2clip download
 	touch $@
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from un2clip.encoder import new_model
+from un2clip.models.converting import new_model
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "two", "of"]
 TEXTS = ["a red circle", "Two blue squares, of a square!"]

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from un2clip.huggingface import bpe_tokenizer
+from un2clip.models.huggingface import bpe_tokenizer
 
 IMAGE_PX = 32
 

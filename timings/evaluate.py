@@ -18,16 +18,16 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from un2clip.benchmarks import Options, mmvp_vlm, segmentation
-from un2clip.checkpoint import Clip
 from un2clip.config import build, read_yaml
-from un2clip.segmentation.layouts import read_data_set
-from un2clip.segmentation.masks import read_mask, read_photograph
-from un2clip.segmentation.names import text_features
-from un2clip.segmentation.protocols import get_protocol, get_settings
-from un2clip.segmentation.windows import similarity_maps
+from un2clip.evaluation.benchmarks import Options, mmvp_vlm, segmentation
+from un2clip.evaluation.dense.layouts import read_data_set
+from un2clip.evaluation.dense.masks import read_mask, read_photograph
+from un2clip.evaluation.dense.names import text_features
+from un2clip.evaluation.dense.protocols import get_protocol, get_settings
+from un2clip.evaluation.dense.windows import similarity_maps
+from un2clip.models.clip import Clip
 from un2clip.stages.shapes import Shapes, shapes
-from un2clip.toy.clip import ClipSize, new_clip
+from un2clip.world.clip import ClipSize, new_clip
 
 PARAMS = read_yaml(Path("params.yaml"))
 #: encoder: side of a scene in pixels, pairs a type, photographs, protocol, batch size

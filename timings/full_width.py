@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from un2clip.config import read_yaml
-from un2clip.decoder import Generator
+from un2clip.decoders import Generator
 
 CONFIG = read_yaml(Path(__file__).parent / "sd21_unclip.yaml")
 

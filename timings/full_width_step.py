@@ -15,7 +15,7 @@ import open_clip
 import torch
 
 from timings.full_width import new_generator
-from un2clip.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, draw
 
 
 def main() -> None:

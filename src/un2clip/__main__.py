@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from un2clip.commands import add_commands
+from un2clip.cli import add_commands
 from un2clip.config import UserError, merge, read_yaml, stack
 from un2clip.stages import STAGES, get_stage, run_stage
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from un2clip import distributed
 from un2clip.config import UserError
+from un2clip.training import distributed
 
 DEVICES = ("auto", "cpu", "cuda")
 

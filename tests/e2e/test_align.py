@@ -8,9 +8,9 @@ from diffusers import StableUnCLIPImg2ImgPipeline
 
 from tests.toy_clips import write_folder
 from tests.toy_diffusion import save_text_to_image
-from un2clip.checkpoint import encoder_sha256, load_clip
 from un2clip.datasets.shards import samples
-from un2clip.decoder import load_generator
+from un2clip.decoders import load_generator
+from un2clip.models.clip import encoder_sha256, load_clip
 from un2clip.stages import run_stage
 
 

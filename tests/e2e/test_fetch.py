@@ -14,10 +14,10 @@ import yaml
 
 from tests.hub import COMMIT, Hub, served
 from un2clip.__main__ import main
-from un2clip.catalogue import catalogue, check, get_entry, table
 from un2clip.config import UserError
-from un2clip.fetch import fetch
-from un2clip.sources import HUB_ID
+from un2clip.sources.benchmarks import fetch
+from un2clip.sources.catalogue import catalogue, check, get_entry, table
+from un2clip.sources.hub import HUB_ID
 
 ROOT = Path(__file__).parents[2]
 FLICKR = "datasets/clip-benchmark/wds_flickr30k/"

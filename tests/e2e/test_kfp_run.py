@@ -20,7 +20,7 @@ from components.shapes.component import shapes
 from pipelines.un2clip import read_params
 from un2clip.config import merge
 from un2clip.datasets.shards import digest, read_index
-from un2clip.scores import load_scores
+from un2clip.evidence.scores import load_scores
 from un2clip.tracking.store import PARENT_TAG
 
 ROOT = Path(__file__).parents[2]

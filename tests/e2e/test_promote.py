@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from un2clip import tracking
-from un2clip.checkpoint import encoder_sha256
 from un2clip.config import UserError, build, read_yaml
-from un2clip.gate import Rule
-from un2clip.registry import EVIDENCE, FILES, Registry, export
-from un2clip.scores import Item, Scores
-from un2clip.sources import Source, obtain
+from un2clip.evidence.gate import Rule
+from un2clip.evidence.scores import Item, Scores
+from un2clip.models.clip import encoder_sha256
+from un2clip.models.registry import EVIDENCE, FILES, Registry, export
+from un2clip.sources.hub import Source, obtain
 from un2clip.stages.promote import Promote, promote
 
 RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))

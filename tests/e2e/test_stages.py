@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from un2clip.benchmarks import Options
-from un2clip.checkpoint import encoder_sha256, load_clip, text_sha256
 from un2clip.config import UserError
 from un2clip.datasets import loader
-from un2clip.scores import load_scores
+from un2clip.evaluation.benchmarks import Options
+from un2clip.evidence.scores import load_scores
+from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
@@ -86,7 +86,7 @@ def test_finetune_is_a_function_of_its_inputs(tiny, encoder: Path, tmp_path) -> 
 
 def test_update_generator_keeps_the_generator_it_trained(tiny, tmp_path) -> None:
     """Its directory loads as a generator and its U-Net is not the one it came from."""
-    from un2clip.decoder import load_generator
+    from un2clip.decoders import load_generator
 
     made = tune(tiny, tmp_path / "encoder", method="update-generator", decoder_lr=1e-3)
     ours, theirs = load_generator(made / "generator").unet, load_generator(tiny.backbones / "unclip").unet

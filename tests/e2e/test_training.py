@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from un2clip import distributed, tracking
+from un2clip import tracking
 from un2clip.config import Stopped, UserError
 from un2clip.stages import run_stage
+from un2clip.training import distributed
 
 STEPS = 9
 SPAWN = multiprocessing.get_context("forkserver")  # a fork of a process whose autograd has run cannot use it

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import Tiny, make_tiny
 from un2clip.hashes import file_sha256
-from un2clip.methods import METHODS
+from un2clip.methods.table import METHODS
 from un2clip.stages import run_stage
 
 FILE = Path(__file__).with_name("golden.json")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.golden.golden import STEPS, machine, measure, recorded, train
-from un2clip.methods import METHODS
+from un2clip.methods.table import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 from safetensors.torch import load_file
 
-from un2clip.checkpoint import sha256_of
 from un2clip.cluster.artifacts import DESCRIPTIONS, describe, pictures, scores_of
-from un2clip.scores import Item, Scores
+from un2clip.evidence.scores import Item, Scores
+from un2clip.models.clip import sha256_of
 
 
 def members(folder: Path) -> int:

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from un2clip.__main__ import main
-from un2clip.benchmarks import Options, get_benchmark
-from un2clip.calibrate import Published, calibrate, count_of, is_calibrated, published
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
-from un2clip.encoder import architecture_config
+from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.calibrate import Published, calibrate, count_of, is_calibrated, published
+from un2clip.models.clip import load_clip
+from un2clip.models.converting import architecture_config
 
 ROOT = Path(__file__).parents[2]
-TABLE = yaml.safe_load((files("un2clip") / "mmvp_vlm.yaml").read_text())
+TABLE = yaml.safe_load((files("un2clip.evaluation") / "mmvp_vlm.yaml").read_text())
 
 
 @pytest.mark.parametrize("model", TABLE["models"])

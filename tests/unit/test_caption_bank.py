@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
 from un2clip.datasets.caption_bank import caption_bank, embed_bank
 from un2clip.datasets.shards import EncodedSample, Index, samples, write_shards
-from un2clip.objective import caption_divergence
+from un2clip.methods.objective import caption_divergence
+from un2clip.models.clip import load_clip
 
 
 def test_the_bank_is_different_captions_of_training_images(tiny) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from un2clip.__main__ import main
-from un2clip.methods import METHODS
+from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, run_stage
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from un2clip.config import UserError
-from un2clip.scores import Item, Scores
+from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
 
 PNG = base64.b64decode(

@@ -6,11 +6,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
-from un2clip.decoder import Generator, load_generator
-from un2clip.decoder.sampling import sample
-from un2clip.huggingface import to_hugging_face_vision
+from un2clip.decoders import Generator, load_generator
+from un2clip.decoders.sampling import sample
+from un2clip.models.clip import load_clip
+from un2clip.models.huggingface import to_hugging_face_vision
 
 
 @pytest.fixture(scope="module")

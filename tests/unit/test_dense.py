@@ -9,7 +9,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn.functional import interpolate, layer_norm, linear
 
 from un2clip.config import UserError
-from un2clip.segmentation.dense import DENSE_METHODS, NEIGHBOURHOOD, dense_features, patch_size
+from un2clip.evaluation.dense.features import DENSE_METHODS, NEIGHBOURHOOD, dense_features, patch_size
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 3, "head_width": 8}

@@ -5,7 +5,7 @@ import torch
 
 from un2clip.config import UserError
 from un2clip.devices import pick_device
-from un2clip.running import plainly
+from un2clip.training.progress import plainly
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.web import nothing, serving
 from un2clip.config import UserError, build, read_yaml
-from un2clip.download import Download
-from un2clip.download.rows import may_pass, outcome, read_lists
-from un2clip.download.worker import Guard, Refused, is_public, opener
+from un2clip.sources.download import Download
+from un2clip.sources.download.rows import may_pass, outcome, read_lists
+from un2clip.sources.download.worker import Guard, Refused, is_public, opener
 
 PUBLIC = "93.184.216.34"
 

@@ -15,9 +15,9 @@ from torchvision.transforms import functional as F
 from tests.hub import COMMIT, Hub, served
 from tests.toy_clips import FAMILIES, MODEL_CFG, PREPROCESS_CFG, TEXTS, WORDS, model_of, write_folder
 from un2clip.__main__ import main
-from un2clip.checkpoint import load_clip, save_clip, text_sha256
 from un2clip.config import UserError
-from un2clip.encoder import Encoder, architecture_config, import_clip
+from un2clip.models.clip import load_clip, save_clip, text_sha256
+from un2clip.models.converting import Encoder, architecture_config, import_clip
 
 PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

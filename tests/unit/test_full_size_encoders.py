@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from un2clip.config import UserError, build, merge, read_yaml
-from un2clip.encoder import Encoder, architecture_config, import_clip, new_model
-from un2clip.sources import HUB_ID
+from un2clip.models.converting import Encoder, architecture_config, import_clip, new_model
+from un2clip.sources.hub import HUB_ID
 
 ROOT = Path(__file__).parents[2]
 # Millions of parameters, both towers and the image tower: open_clip's docs/model_profile.csv (commit 3b37473, columns

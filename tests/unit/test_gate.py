@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from un2clip import gate
-from un2clip.gate import Rule, decide
-from un2clip.scores import Item, Scores, load_scores
+from un2clip.evidence import gate
+from un2clip.evidence.gate import Rule, decide
+from un2clip.evidence.scores import Item, Scores, load_scores
 
 RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
 HOW = {"confidence": 0.95, "resamples": 2000, "seed": 0}
@@ -148,5 +148,5 @@ def test_the_gate_is_pure():
     tree = ast.parse(Path(gate.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    allowed = {"math", "collections.abc", "dataclasses", "un2clip.scores", "un2clip.statistics"}
+    allowed = {"math", "collections.abc", "dataclasses", "un2clip.evidence.scores", "un2clip.evidence.statistics"}
     assert imported <= allowed

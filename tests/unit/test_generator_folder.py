@@ -12,12 +12,12 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from tests.toy_diffusion import save_text_to_image
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
-from un2clip.decoder import Generator, Options, load_generator, save_generator
-from un2clip.decoder.assemble import from_text_to_image
-from un2clip.decoder.sampling import sample
-from un2clip.objective import diffusion_loss, draw
+from un2clip.decoders import Generator, Options, load_generator, save_generator
+from un2clip.decoders.assemble import from_text_to_image
+from un2clip.decoders.sampling import sample
+from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.models.clip import load_clip
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from un2clip.config import UserError
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
-from un2clip.decoder import load_generator
+from un2clip.decoders import load_generator
 from un2clip.stages import run_stage
 from un2clip.stages.latents import _no_view
 

@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from un2clip.decoder import load_generator
-from un2clip.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.decoders import load_generator
+from un2clip.methods.objective import Draws, anchor_distance, diffusion_loss, draw
 
 
 @pytest.fixture()

@@ -9,9 +9,9 @@ from torch import nn
 
 from timings.full_width import CONFIG, new_generator
 from un2clip.config import read_yaml
-from un2clip.decoder.assemble import add_class_projection
-from un2clip.decoder.generator import MADE_FOR
-from un2clip.objective import diffusion_loss, draw
+from un2clip.decoders.assemble import add_class_projection
+from un2clip.decoders.unclip import MADE_FOR
+from un2clip.methods.objective import diffusion_loss, draw
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in CONFIGS if "architecture:" in path.read_text()]

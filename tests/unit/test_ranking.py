@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from un2clip.methods import METHODS
-from un2clip.report import Comparison, Row
-from un2clip.statistics import Difference
+from un2clip.evidence.report import Comparison, Row
+from un2clip.evidence.statistics import Difference
+from un2clip.methods.table import METHODS
 from un2clip.study.ranking import correlate, default_design, ranking_table, rankings
 from un2clip.study.seeds import t_interval
 

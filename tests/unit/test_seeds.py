@@ -8,8 +8,8 @@ import scipy.stats
 
 from un2clip.__main__ import main
 from un2clip.config import UserError
-from un2clip.report import compare_scores
-from un2clip.scores import Item, Scores
+from un2clip.evidence.report import compare_scores
+from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
 from un2clip.study.seeds import aggregate, spread, summary, table
 

@@ -14,16 +14,16 @@ from PIL import Image
 from torch.nn.functional import interpolate, normalize, pad
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from un2clip.benchmarks import Options, Segmentation, segmentation
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
-from un2clip.scores import Item, load_scores, score_of
-from un2clip.segmentation.dense import dense_features
-from un2clip.segmentation.layouts import LAYOUTS, read_data_set
-from un2clip.segmentation.masks import class_colours, palette, read_mask, read_photograph
-from un2clip.segmentation.names import check_names, packaged_names, text_features
-from un2clip.segmentation.protocols import Settings, get_settings, load_protocols
-from un2clip.segmentation.windows import similarity_maps, windows
+from un2clip.evaluation.benchmarks import Options, Segmentation, segmentation
+from un2clip.evaluation.dense.features import dense_features
+from un2clip.evaluation.dense.layouts import LAYOUTS, read_data_set
+from un2clip.evaluation.dense.masks import class_colours, palette, read_mask, read_photograph
+from un2clip.evaluation.dense.names import check_names, packaged_names, text_features
+from un2clip.evaluation.dense.protocols import Settings, get_settings, load_protocols
+from un2clip.evaluation.dense.windows import similarity_maps, windows
+from un2clip.evidence.scores import Item, load_scores, score_of
+from un2clip.models.clip import load_clip
 from un2clip.stages.evaluate import evaluate
 
 REALDATA = Path(__file__).parents[3] / "shared/realdata"

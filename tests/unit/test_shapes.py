@@ -11,9 +11,9 @@ import webdataset as wds
 from PIL import Image
 
 from un2clip.config import UserError, build
-from un2clip.datasets import shapes as world
-from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions
 from un2clip.stages.shapes import PATTERNS, Shapes, draw_classes, draw_pairs, shapes
+from un2clip.world import scenes as world
+from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions
 
 
 def scene(**values: str) -> np.ndarray:

@@ -13,16 +13,7 @@ import webdataset
 from PIL import Image
 
 from un2clip.config import UserError
-from un2clip.datasets.shards import (
-    INDEX,
-    EncodedSample,
-    Index,
-    Shard,
-    digest,
-    read_index,
-    samples,
-    write_shards,
-)
+from un2clip.datasets.shards import INDEX, EncodedSample, Index, Shard, digest, read_index, samples, write_shards
 
 
 def pixels(seed: int) -> np.ndarray:

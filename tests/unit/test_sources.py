@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.hub import COMMIT, Hub, point, served
 from un2clip.__main__ import main
 from un2clip.config import UserError, merge, read_yaml
-from un2clip.sources import Source, obtain, pin, read_tensors
+from un2clip.sources.hub import Source, obtain, pin, read_tensors
 
 WEIGHTS = bytes(range(256)) * 400
 FILES = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from un2clip.scores import Item, score_of
-from un2clip.statistics import Difference, discordant, paired_difference, paired_differences
+from un2clip.evidence.scores import Item, score_of
+from un2clip.evidence.statistics import Difference, discordant, paired_difference, paired_differences
 
 
 def items(values) -> list[Item]:

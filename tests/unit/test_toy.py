@@ -6,7 +6,7 @@ import torch
 from un2clip.config import UserError, build
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones
-from un2clip.toy import orders
+from un2clip.world import orders
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from un2clip.checkpoint import load_clip, sha256_of, text_sha256
 from un2clip.config import UserError, build
 from un2clip.datasets.caption_bank import embed_bank
-from un2clip.decoder import load_generator
-from un2clip.methods import METHODS
-from un2clip.objective import diffusion_loss, draw
-from un2clip.projector import new_projector
-from un2clip.recipe import Training
-from un2clip.running import Running, plainly
-from un2clip.train import Share, fit
+from un2clip.decoders import load_generator
+from un2clip.methods.conditions import new_projector
+from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.table import METHODS
+from un2clip.models.clip import load_clip, sha256_of, text_sha256
+from un2clip.training.config import Training
+from un2clip.training.loop import Share, fit
+from un2clip.training.progress import Running, plainly
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

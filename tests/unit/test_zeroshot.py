@@ -16,9 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 
-from un2clip.benchmarks import Options, get_benchmark
-from un2clip.checkpoint import load_clip
 from un2clip.config import UserError
+from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.models.clip import load_clip
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 

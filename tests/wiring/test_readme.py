@@ -9,7 +9,7 @@ import pytest
 
 from un2clip.__main__ import main
 from un2clip.config import merge, read_yaml
-from un2clip.methods import METHODS
+from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, get_stage, stage_params
 from un2clip.study.figure import plot_changes
 

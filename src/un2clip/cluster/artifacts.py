@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from un2clip.checkpoint import encoder_sha256
 from un2clip.datasets import latents as cache
 from un2clip.datasets.shards import digest, read_index
-from un2clip.evidence import read_json, read_lineage
-from un2clip.report import data_uri
-from un2clip.scores import load_scores
+from un2clip.evidence.lineage import read_json, read_lineage
+from un2clip.evidence.report import data_uri
+from un2clip.evidence.scores import load_scores
+from un2clip.models.clip import encoder_sha256
 
 Description = dict[str, Any]
 

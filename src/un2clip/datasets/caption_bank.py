@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from un2clip.checkpoint import Clip
 from un2clip.config import UserError
 from un2clip.datasets.loader import shuffled
 from un2clip.datasets.shards import read_index
+from un2clip.models.clip import Clip
 
 _AT_ONCE = 256  # texts in one forward
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from un2clip.checkpoint import sha256_of
 from un2clip.config import UserError
 from un2clip.datasets.shards import read_index
-from un2clip.decoder import Generator
+from un2clip.decoders import Generator
+from un2clip.models.clip import sha256_of
 
 INDEX = "latents.json"
 

@@ -22,7 +22,7 @@ from un2clip.config import UserError
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import Unreadable, read_image
 from un2clip.datasets.shards import Shard, read_index
-from un2clip.decoder import Generator
+from un2clip.decoders import Generator
 
 View = Callable[[Image.Image], Tensor]
 Place = tuple[int, int]  # number of the shard, number of the sample in it

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip.evidence import read_lineage, tuned_pairs
-from un2clip.report import compare_scores, print_table, render
+from un2clip.evidence.lineage import read_lineage, tuned_pairs
+from un2clip.evidence.report import compare_scores, print_table, render
 
 
 @dataclass(frozen=True, kw_only=True)

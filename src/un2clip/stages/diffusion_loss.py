@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from un2clip.checkpoint import encoder_sha256, load_clip
 from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
-from un2clip.decoder import Generator, load_generator
+from un2clip.decoders import Generator, load_generator
 from un2clip.devices import pick_device
-from un2clip.evidence import contenders
-from un2clip.objective import Draws
-from un2clip.objective import diffusion_loss as loss_of
-from un2clip.scores import Item, Role, Scores
+from un2clip.evidence.lineage import contenders
+from un2clip.evidence.scores import Item, Role, Scores
+from un2clip.methods.objective import Draws
+from un2clip.methods.objective import diffusion_loss as loss_of
+from un2clip.models.clip import encoder_sha256, load_clip
 
 matplotlib.use("Agg")
 

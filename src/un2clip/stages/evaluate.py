@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from un2clip.benchmarks import Options, data_sha256, get_benchmark, get_drawing
-from un2clip.checkpoint import Clip, encoder_sha256, load_clip
 from un2clip.devices import pick_device
-from un2clip.evidence import contenders
-from un2clip.scores import Scores
+from un2clip.evaluation.benchmarks import Options, data_sha256, get_benchmark, get_drawing
+from un2clip.evidence.lineage import contenders
+from un2clip.evidence.scores import Scores
+from un2clip.models.clip import Clip, encoder_sha256, load_clip
 
 
 def evaluate(
@@ -15,7 +15,7 @@ def evaluate(
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
     Args:
-        benchmark: a file of un2clip/benchmarks/, or `file-dataset` where one file reads several data sets.
+        benchmark: a file of evaluation/benchmarks/, or `file-dataset` where one file reads several data sets.
         device: auto, cpu or cuda.
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.

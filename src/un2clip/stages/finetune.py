@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from un2clip import distributed, tracking
-from un2clip.checkpoint import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
+from un2clip import tracking
 from un2clip.config import Stopped, UserError, at_least
 from un2clip.datasets import loader
 from un2clip.datasets.caption_bank import caption_bank, embed_bank
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
-from un2clip.decoder import Generator, load_generator, save_generator
-from un2clip.decoder.assemble import measure_statistics
+from un2clip.decoders import Generator, load_generator, save_generator
+from un2clip.decoders.assemble import measure_statistics
 from un2clip.devices import pick_device
-from un2clip.methods import Method, get_method
-from un2clip.recipe import Training
-from un2clip.resume import Checkpoints
-from un2clip.running import DECIDING, Record, Running
-from un2clip.train import Share, fit
+from un2clip.methods.table import Method, get_method
+from un2clip.models.clip import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
+from un2clip.training import distributed
+from un2clip.training.checkpoints import Checkpoints
+from un2clip.training.config import Training
+from un2clip.training.loop import Share, fit
+from un2clip.training.progress import DECIDING, Record, Running
 
 UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
 
@@ -79,7 +80,7 @@ def finetune(
     """Train the encoder by one row of the method table. A training that was cut off goes on where it was.
 
     Args:
-        method: a row of methods.py.
+        method: a row of methods/table.py.
         seed: order of the images, timesteps and noise.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.

@@ -16,7 +16,7 @@ from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import INDEX, file_of, vae_sha256
 from un2clip.datasets.shards import read_index
-from un2clip.decoder import load_generator
+from un2clip.decoders import load_generator
 from un2clip.devices import pick_device
 
 MADE_OF = "made_of"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from un2clip import tracking
-from un2clip.checkpoint import clip_files, encoder_sha256
 from un2clip.config import UserError
-from un2clip.evidence import read_json, read_lineage, tuned_pairs
-from un2clip.gate import Decision, Rule, decide
-from un2clip.registry import EVIDENCE, FILES, Registry, Version, check_name
-from un2clip.scores import Scores, collect_scores
+from un2clip.evidence.gate import Decision, Rule, decide
+from un2clip.evidence.lineage import read_json, read_lineage, tuned_pairs
+from un2clip.evidence.scores import Scores, collect_scores
+from un2clip.models.clip import clip_files, encoder_sha256
+from un2clip.models.registry import EVIDENCE, FILES, Registry, Version, check_name
 from un2clip.tracking import store
 
 

@@ -10,12 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from un2clip.checkpoint import load_clip
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.decoder import load_generator
-from un2clip.decoder.sampling import sample
+from un2clip.decoders import load_generator
+from un2clip.decoders.sampling import sample
 from un2clip.devices import pick_device
+from un2clip.models.clip import load_clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from un2clip.config import at_least
-from un2clip.datasets import shapes as world
-from un2clip.datasets.shapes import ATTRIBUTES, COLUMN, Captions, Ints
 from un2clip.datasets.shards import EncodedSample, write_shards
-from un2clip.segmentation.masks import palette
+from un2clip.evaluation.dense.masks import palette
+from un2clip.world import scenes as world
+from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions, Ints
 
 #: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
 PATTERNS: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from un2clip.methods import METHODS
+from un2clip.methods.table import METHODS
 from un2clip.study.seeds import Result, t_interval
 
 #: (checkpoints, 2): what the loss gained and what the benchmark gained, both of one seed's reference.

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from un2clip.config import UserError, build, merge
-from un2clip.report import compare_scores
-from un2clip.results import flatten
-from un2clip.running import DECIDING
-from un2clip.scores import collect_scores
+from un2clip.evidence.report import compare_scores
+from un2clip.evidence.scores import collect_scores
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
+from un2clip.tracking.results import flatten
+from un2clip.training.progress import DECIDING
 
 #: Parts of params.yaml that decide what a study finds.
 SECTIONS = (

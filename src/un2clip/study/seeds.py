@@ -14,9 +14,9 @@ from typing import Any
 from scipy.stats import t
 
 from un2clip.config import UserError, build
-from un2clip.evidence import read_json
-from un2clip.report import LONGEST, Comparison, Row
-from un2clip.scores import Unit
+from un2clip.evidence.lineage import read_json
+from un2clip.evidence.report import LONGEST, Comparison, Row
+from un2clip.evidence.scores import Unit
 
 #: Seed, method, benchmark -> comparison of that seed's two encoders.
 Result = tuple[int, str, dict[str, Comparison]]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from un2clip.datasets.shards import digest
-from un2clip.results import Result, flatten, read_history, result_files
-from un2clip.scores import ROLES, load_scores
+from un2clip.evidence.scores import ROLES, load_scores
+from un2clip.tracking.results import Result, flatten, read_history, result_files
 from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, reason, stage_runs
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
-    from un2clip import distributed  # here, since it imports torch, and `un2clip --help` stays quick
+    from un2clip.training import distributed  # here, since it imports torch, and `un2clip --help` stays quick
 
     if is_off() or distributed.rank() > 0:
         yield

@@ -1,0 +1,241 @@
+"""The words beside the stages, for people: each is a parser and a function of the parsed words.
+
+What they import, they import when they run, so that `--help` stays quick.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from un2clip.config import UserError, build, flags, merge, read_yaml, stack
+
+Words = argparse.Namespace
+Commands = Any  # argparse keeps the class of add_subparsers' result to itself
+
+
+def add_commands(commands: Commands) -> None:
+    """Add every word to the parser; each sets `run`, a function of the words."""
+    for add in (_doctor, _encoder, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
+        add(commands)
+
+
+def _params() -> dict[str, Any]:
+    return read_yaml(Path("params.yaml"))
+
+
+def _doctor(commands: Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine has and lacks; status 1 if something needed failed")
+    parser.add_argument("--quick", action="store_true", help="without asking torch; for a container's health check")
+    parser.add_argument("--json", action="store_true", help="a list of {name, state, says, fix}")
+
+    def run(words: Words) -> None:
+        from un2clip.doctor import examine, healthy
+
+        checks = list(examine(torch=not words.quick))
+        print(json.dumps([vars(check) for check in checks]) if words.json else "\n".join(map(str, checks)))
+        if not healthy(checks):
+            raise SystemExit(1)
+
+    parser.set_defaults(run=run)
+
+
+def _encoder(commands: Commands) -> None:
+    parser = commands.add_parser("encoder", help="make an open_clip folder from weights as they were published")
+    parser.add_argument("--to", required=True, type=Path, help="folder to write")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    parser.add_argument("--from", dest="weights", help="file, folder, hub id or models:/name/version")
+    for key in ("architecture", "revision", "visual"):
+        parser.add_argument(f"--{key}", help=f"instead of backbones.encoder.{key} of params.yaml")
+
+    def run(words: Words) -> None:
+        from un2clip.models.converting import Encoder, import_clip
+
+        params = merge(_params(), stack(read_yaml(path) for path in words.overlay))
+        given = {key: value for key, value in vars(words).items() if key in params["backbones"]["encoder"] and value}
+        encoder = build(Encoder, params["backbones"]["encoder"] | given, "encoder")
+        if encoder.weights == "toy":
+            raise UserError("say whose weights: --from=PLACE, or --overlay=FILE of configs/")
+        clip = import_clip(encoder, words.to, "encoder")
+        loads = f"open_clip.create_model_and_transforms('local-dir:{words.to}')"
+        print(f"{words.to}: embeddings of {clip.embed_dim}; {loads}")
+
+    parser.set_defaults(run=run)
+
+
+def _pin(commands: Commands) -> None:
+    parser = commands.add_parser("pin", help="commit and hashes of a hub id, to be written into an overlay")
+    parser.add_argument("location", metavar="ORG/NAME")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
+    parser.add_argument("--kind", choices=["model", "dataset"], default="model")
+    parser.add_argument("--section", default="backbones.encoder", help="of params.yaml, to print an overlay for")
+    parser.add_argument("--files", nargs="+", default=[], metavar="PATTERN", help="default: all that may be opened")
+
+    def run(words: Words) -> None:
+        from un2clip.sources.hub import pin
+
+        source = pin(words.location, words.revision, words.kind, words.files)
+        overlay: dict[str, Any] = {"revision": source.revision, "sha256": source.sha256}
+        for key in reversed(words.section.split(".")):
+            overlay = {key: overlay}
+        print(f"# {source.location}, as it is served now: compare it with what you trust")
+        print(yaml.safe_dump(overlay, sort_keys=False), end="")
+
+    parser.set_defaults(run=run)
+
+
+def _flags(commands: Commands) -> None:
+    parser = commands.add_parser("flags", help="overlays as words for `dvc exp run`; the later wins")
+    parser.add_argument("overlay", type=Path, nargs="+")
+
+    def run(words: Words) -> None:
+        stacked = stack(read_yaml(path) for path in words.overlay)
+        merge(_params(), stacked)  # refuses what params.yaml does not have
+        print(" ".join(flags(stacked)))
+
+    parser.set_defaults(run=run)
+
+
+def _fetch(commands: Commands) -> None:
+    parser = commands.add_parser("fetch", help="a benchmark's data, licence first; without a NAME the list")
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
+    parser.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
+    parser.add_argument("--revision", default="", help="commit of a hub id, where we know none")
+
+    def run(words: Words) -> None:
+        from un2clip.sources import catalogue
+        from un2clip.sources.benchmarks import fetch
+
+        if words.name is None:
+            print(catalogue.table(), end="")
+        elif words.check is not None:
+            print(catalogue.check(catalogue.get_entry(words.name), words.check))
+        else:
+            to = words.to or Path("data") / words.name
+            fetch(words.name, to=to, given=words.given, revision=words.revision)
+
+    parser.set_defaults(run=run)
+
+
+def _download(commands: Commands) -> None:
+    parser = commands.add_parser("download", help="images of caption-url lists (CC3M's tsv, csv, parquet), as tars")
+    parser.add_argument("lists", type=Path, nargs="*", metavar="LIST", help="none: only make --environment")
+    parser.add_argument("--to", type=Path, help="folder for the tars (default: data/NAME of the first list)")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of csv and parquet")
+    parser.add_argument("--url-column", default="url", metavar="NAME", help="of csv and parquet")
+    parser.add_argument("--retry", action="store_true", help="try again what failed and may have passed")
+    parser.add_argument(
+        "--environment", type=Path, default=Path(".venv-download"), help="img2dataset's own (default: .venv-download)"
+    )
+
+    def run(words: Words) -> None:
+        from un2clip.sources.download import Download, download
+        from un2clip.sources.download.environment import interpreter
+
+        if not words.lists:
+            print(f"download: img2dataset is run by {interpreter(words.environment)}")
+            return
+        params = merge(_params(), stack(read_yaml(path) for path in words.overlay))
+        download(
+            build(Download, params["download"], "download"),
+            words.lists,
+            to=words.to or Path("data") / words.lists[0].stem,
+            environment=words.environment,
+            caption_column=words.caption_column,
+            url_column=words.url_column,
+            retry=words.retry,
+        )
+
+    parser.set_defaults(run=run)
+
+
+def _calibrate(commands: Commands) -> None:
+    parser = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
+    parser.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
+    parser.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
+    parser.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
+
+    def run(words: Words) -> None:
+        from un2clip.evaluation.benchmarks import Options
+        from un2clip.evaluation.calibrate import calibrate, published
+
+        params = _params()
+        options = build(Options, params["evaluate"], "evaluate")
+        model = published(words.model)
+        calibrate(model, data=words.data, clip=words.clip, device=params["device"], options=options)
+
+    parser.set_defaults(run=run)
+
+
+def _study(commands: Commands) -> None:
+    parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
+    parser.add_argument("--to", type=Path, default=Path("study"))
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+
+    def run(words: Words) -> None:
+        from un2clip.study.run import study
+
+        params = _params()
+        if words.seeds:
+            params["study"]["seeds"] = words.seeds
+        study(params, words.to)
+
+    parser.set_defaults(run=run)
+
+
+def _aggregate(commands: Commands) -> None:
+    parser = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
+    parser.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
+
+    def run(words: Words) -> None:
+        from un2clip.study.seeds import aggregate
+
+        print(aggregate(words.reports), end="")
+
+    parser.set_defaults(run=run)
+
+
+def _export(commands: Commands) -> None:
+    parser = commands.add_parser("export", help="get an encoder as open_clip, OpenAI or Hugging Face load it")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
+    parser.add_argument("--format", choices=["open_clip", "openai", "hf"], default="open_clip")
+    parser.add_argument("--to", required=True, type=Path, help="new or empty folder")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+
+    def run(words: Words) -> None:
+        if words.folder:
+            from un2clip.models.exporting import write_export
+
+            print(f"{words.to}: {write_export(words.folder, words.to, words.format)}")
+        else:
+            from un2clip.models.registry import export
+
+            model = words.model or _params()["promote"]["registered_model"]
+            export(words.alias, words.to, model, words.format)
+
+    parser.set_defaults(run=run)
+
+
+def _show(commands: Commands) -> None:
+    parser = commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
+
+    def run(words: Words) -> None:
+        from un2clip.evidence.summary import show
+
+        reports = Path("reports")
+        show(
+            report=reports / "report",
+            decision=reports / "decision",
+            reconstructions=reports / "reconstructions",
+            scores=Path("scores"),
+            encoder=Path("models/encoder"),
+        )
+
+    parser.set_defaults(run=run)

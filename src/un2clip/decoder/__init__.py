@@ -1,6 +1,0 @@
-"""The decoder of the method: an unCLIP, read, written, assembled and sampled from. docs/generators.md is its page."""
-
-from un2clip.decoder.folder import Options, load_generator, save_generator
-from un2clip.decoder.generator import Generator
-
-__all__ = ["Generator", "Options", "load_generator", "save_generator"]

@@ -1,0 +1,64 @@
+"""Where the generator comes from: a directory, a pinned hub id or the registry; verified, then copied or assembled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from un2clip.decoders.assemble import from_text_to_image
+from un2clip.decoders.folder import TEXT_TO_IMAGE, Options, copy_generator, load_generator, read_layout
+from un2clip.models.clip import Clip
+from un2clip.sources.hub import Source, obtain
+
+TOY = "toy"
+#: What it cannot do without, in the layout of an unCLIP or of text-to-image.
+FILES = (
+    "model_index.json", "scheduler/*.json", "tokenizer/*.json", "text_encoder/*.safetensors", "unet/*.safetensors",
+    "vae/*.safetensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSource:
+    """`backbones.generator` of params.yaml: where it comes from, and how every stage uses it.
+
+    Attributes:
+        weights: toy, or a Source's location: a directory in StableUnCLIPImg2ImgPipeline's layout, or in
+            StableDiffusionPipeline's, from which an untrained unCLIP is assembled.
+        revision, sha256: of a hub id; see Source.
+        prompt, normalise, image_px: see Options.
+    """
+
+    weights: str
+    revision: str
+    sha256: dict[str, str]
+    prompt: str
+    normalise: bool
+    image_px: int
+
+    def __post_init__(self) -> None:
+        if self.weights == TOY and self.image_px != 0:
+            raise ValueError(f"image_px must be 0 with toy weights, which draw at clip.image_px; got {self.image_px}")
+        self.source, self.options  # noqa: B018  their own checks
+
+    @property
+    def source(self) -> Source:
+        return Source(location=self.weights, revision=self.revision, sha256=self.sha256)
+
+    @property
+    def options(self) -> Options:
+        return Options(prompt=self.prompt, normalise=self.normalise, image_px=self.image_px)
+
+
+def fetch_generator(params: GeneratorSource, clip: Clip, folder: Path) -> None:
+    """Write the generator that `params` names: a copy of an unCLIP, or one assembled from text-to-image parts.
+
+    Raises:
+        UserError: it is absent, not what its hash says, incomplete, or made for embeddings of another width.
+    """
+    found = obtain(params.source, files=FILES, name="backbones.generator")
+    folder.mkdir(parents=True, exist_ok=True)
+    if read_layout(found) == TEXT_TO_IMAGE:
+        from_text_to_image(found, clip).save_pretrained(folder, safe_serialization=True)
+    else:
+        copy_generator(found, folder)
+    params.options.save(folder)
+    load_generator(folder).check_fits(clip.embed_dim)

@@ -1,0 +1,198 @@
+"""A generator on disk: the directory layout of diffusers' StableUnCLIPImg2ImgPipeline, and un2clip.json beside it."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from un2clip.config import UserError, build
+from un2clip.decoders.unclip import Generator
+
+disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
+
+CPU = torch.device("cpu")
+INDEX = "model_index.json"
+OPTIONS = "un2clip.json"
+#: The subfolders of both layouts that are used, and the kinds of file in them that are opened.
+PARTS = (
+    "feature_extractor", "image_encoder", "image_noising_scheduler", "image_normalizer", "scheduler", "text_encoder",
+    "tokenizer", "unet", "vae",
+)  # fmt: skip
+OPENED = (".json", ".txt", ".safetensors")
+UNCLIP, TEXT_TO_IMAGE = "StableUnCLIPImg2ImgPipeline", "StableDiffusionPipeline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a generator is used, the same in every stage that loads it; the paper leaves all three open.
+
+    Attributes:
+        prompt: text condition.
+        normalise: whether the embedding is normalised by the generator's statistics before its noise is added.
+        image_px: side of the images that it draws; 0 is its own (768 for SD-2.1 unCLIP).
+    """
+
+    prompt: str
+    normalise: bool
+    image_px: int
+
+    def __post_init__(self) -> None:
+        if self.image_px < 0:
+            raise ValueError(f"image_px must be 0 (the generator's own) or a positive number, got {self.image_px}")
+
+    def save(self, folder: Path) -> None:
+        """Write them beside the weights."""
+        (folder / OPTIONS).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def of(cls, folder: Path) -> "Options":
+        """Those of a directory; one that nobody wrote options for is used as diffusers' pipeline uses it."""
+        try:
+            return build(cls, json.loads((folder / OPTIONS).read_text()), str(folder / OPTIONS))
+        except FileNotFoundError:
+            return cls(prompt="", normalise=True, image_px=0)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{folder / OPTIONS} is not valid JSON: {error}") from None
+
+
+def read_layout(folder: Path) -> str:
+    """The pipeline class that a directory is laid out for.
+
+    Raises:
+        UserError: it is no pipeline of diffusers', or one that this project has no use for.
+    """
+    try:
+        found = json.loads((folder / INDEX).read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} is not a generator in {UNCLIP}'s layout: it has no readable {INDEX}") from None
+    if found not in (UNCLIP, TEXT_TO_IMAGE):
+        raise UserError(f"{folder} is laid out for {found!r}; a generator is a {UNCLIP}, or a {TEXT_TO_IMAGE} to align")
+    return str(found)
+
+
+def load_generator(folder: Path, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Generator:
+    """Load a generator, frozen, from safetensors only.
+
+    Args:
+        dtype: U-Net and VAE are held in it, whatever the files have: float32 or bfloat16.
+
+    Raises:
+        UserError: a part is missing or damaged, or the parts do not fit each other.
+    """
+    if read_layout(folder) != UNCLIP:
+        raise UserError(
+            f"{folder} is text-to-image and reads no embedding; name it in backbones.generator.weights, "
+            "where an unCLIP is assembled from it, and train that by `finetune --method=align`"
+        )
+    options = Options.of(folder)
+    try:
+        normalizer = StableUnCLIPImageNormalizer.from_pretrained(
+            folder, subfolder="image_normalizer", use_safetensors=True, torch_dtype=torch.float32
+        )
+        prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
+        generator = Generator(
+            unet=load_unet(folder),
+            vae=load_vae(folder),
+            scheduler=load_noise_schedule(folder, "scheduler"),
+            image_noising_scheduler=load_noise_schedule(folder, "image_noising_scheduler"),
+            mean=normalizer.mean,
+            std=normalizer.std,
+            prompt_embeds=prompt_embeds,
+            empty_prompt_embeds=empty_prompt_embeds,
+            normalise=options.normalise,
+            image_px=options.image_px or None,
+        )
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {' '.join(str(error).split())[:300]}") from None
+    generator.prepare(dtype=dtype)
+    return generator.to(device)
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The U-Net in float32; files in half precision are cast up."""
+    return UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
+    )
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The VAE in float32; files in half precision are cast up."""
+    return AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
+
+
+def load_noise_schedule(folder: Path, part: str) -> DDPMScheduler:
+    """Training's scheduler, with the betas and the prediction type of whatever sampler the directory ships.
+
+    Other samplers' configurations lack `clip_sample`, which diffusers would then switch on: it clips the predicted
+    latents to [-1, 1], which is meant for pixels. StableDiffusionPipeline mends this, the unCLIP pipeline does not.
+    """
+    config = DDPMScheduler.load_config(folder, subfolder=part)
+    if "beta_schedule" not in config:
+        raise UserError(f"{part}/ has no beta_schedule: {config.get('_class_name')} is no diffusion with betas")
+    return DDPMScheduler.from_config(config, clip_sample=False)
+
+
+@torch.no_grad()
+def _embed_prompts(folder: Path, *prompts: str) -> list[Tensor]:
+    """Hidden states (1, L, C) of each prompt, as StableUnCLIPImg2ImgPipeline.encode_prompt gives them."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
+    ).eval()
+    if tokenizer.model_max_length > text_encoder.config.max_position_embeddings:  # transformers makes up a missing one
+        raise UserError("tokenizer/ is missing, damaged, or another text encoder's")
+    embeds = []
+    for prompt in prompts:
+        tokens = tokenizer(
+            prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        mask = tokens.attention_mask if getattr(text_encoder.config, "use_attention_mask", False) else None
+        embeds.append(text_encoder(tokens.input_ids, attention_mask=mask)[0])
+    return embeds
+
+
+def copy_generator(source: Path, folder: Path) -> None:
+    """Copy a directory without what nobody opens: other formats, and half-precision twins of the weights."""
+
+    def unopened(inside: str, names: list[str]) -> list[str]:
+        return [name for name in names if not name.endswith(OPENED) or ".fp16." in name]
+
+    for part in PARTS:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, folder / part, ignore=unopened, dirs_exist_ok=True)
+    shutil.copyfile(source / INDEX, folder / INDEX)
+
+
+def save_generator(generator: Generator, like: Path, folder: Path) -> None:
+    """Write a trained generator: the directory `like` (which may be `folder` itself), with this U-Net and statistics.
+
+    Both are written in the dtype that they are held in. A compiled or channels_last U-Net is written like any other.
+    """
+    if folder != like:
+        shutil.copytree(like, folder, dirs_exist_ok=True)
+    generator.unet.register_to_config(_name_or_path="")  # diffusers would write where it was loaded from
+    generator.unet.save_pretrained(folder / "unet", safe_serialization=True)
+    save_statistics(generator.mean, generator.std, folder)
+
+
+def save_statistics(mean: Tensor, std: Tensor, folder: Path) -> None:
+    """Write the normaliser's statistics, both (1, D), in the pipeline's own class."""
+    new_normalizer(mean, std).save_pretrained(folder / "image_normalizer", safe_serialization=True)
+
+
+def new_normalizer(mean: Tensor, std: Tensor) -> StableUnCLIPImageNormalizer:
+    """diffusers' normaliser with these statistics, both (1, D)."""
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=mean.shape[-1])
+    normalizer.mean.data.copy_(mean)
+    normalizer.std.data.copy_(std)
+    return normalizer

@@ -1,0 +1,1 @@
+"""Evaluation: a benchmark is a file of benchmarks/; dense features and readers of data are beneath them."""

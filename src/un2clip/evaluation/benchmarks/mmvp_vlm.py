@@ -1,0 +1,125 @@
+"""MMVP-VLM (arXiv 2401.06209): which of two images does each of two statements belong to?
+
+How the number misleads: a pair counts only if both statements pick their image, so chance is 25 %, and an
+encoder that does not react to a pattern at all scores near 0, not near 25. In the published set one pair is
+0.74 points of the average and 6.67 points of a type.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from un2clip.config import UserError
+from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.calibrate import is_calibrated
+from un2clip.evaluation.readers import read_image
+from un2clip.evidence.scores import Item
+from un2clip.models.clip import Clip
+
+#: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
+IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
+COLUMNS = ["Question ID", "Type", "Statement"]
+PROTOCOL = "fp32; 'a photo of ' + statement; ties are image 2; patterns by the Type column"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One row of Questions.csv, and its image."""
+
+    id: int
+    type: str
+    statement: str
+    image: Path
+
+
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+    """Score every pair: value 1 if both statements pick their own image.
+
+    Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
+    over the two images; image 1 is picked when its share exceeds one half, so a tie counts as image 2.
+    All in fp32. Only data that `un2clip calibrate` has passed are called MMVP-VLM in the protocol.
+
+    Args:
+        folder: Questions.csv and an image tree as MMVP_VLM is distributed.
+    """
+    questions = read_questions(folder)
+    batches = tqdm(_batches(questions, options.batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
+    similarity = torch.cat([_similarities(clip, batch) for batch in batches])
+    items = tuple(
+        Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
+        for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
+    )
+    name = "MMVP-VLM" if is_calibrated(folder) else "pairs in MMVP-VLM's layout, not calibrated"
+    return Outcome(unit="%", protocol=f"{name}; {PROTOCOL}", items=items)
+
+
+def pair_correct(similarity: Tensor) -> list[bool]:
+    """Which pairs are right: similarity (P, 2 statements, 2 images) -> P booleans.
+
+    The scale of the logits can't change a pick, since only the sign of the difference matters.
+    """
+    picks_first = similarity[:, :, 0] > similarity[:, :, 1]
+    return (picks_first[:, 0] & ~picks_first[:, 1]).tolist()
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """Read and check the questions: consecutive odd and even ids of one type, each with its image.
+
+    Raises:
+        UserError: a column, a pair, or an image is missing, or there is no question.
+    """
+    trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
+    if not (folder / "Questions.csv").is_file() or not trees:
+        raise UserError(
+            f"{folder} is not MMVP_VLM: it needs Questions.csv and a folder named {' or '.join(IMAGE_FOLDERS)}"
+        )
+    with (folder / "Questions.csv").open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise UserError(
+                f"{folder}/Questions.csv must have the columns {', '.join(COLUMNS)}; got {reader.fieldnames}"
+            )
+        questions = [_question(trees[0], row, reader.line_num) for row in reader]
+    if not questions:
+        raise UserError(f"{folder}/Questions.csv has no question")
+    if len(questions) % 2:
+        raise UserError(f"{folder}/Questions.csv has {len(questions)} rows; they must come in pairs")
+    for left, right in zip(questions[::2], questions[1::2], strict=True):
+        if left.id % 2 == 0 or right.id != left.id + 1 or left.type != right.type:
+            raise UserError(
+                f"{folder}/Questions.csv: questions {left.id} and {right.id} are not a pair (odd, even, one type)"
+            )
+    return questions
+
+
+def _question(tree: Path, row: dict[str, str], line: int) -> Question:
+    if not (row["Question ID"] or "").isdecimal() or not row["Type"] or not row["Statement"] or None in row:
+        raise UserError(
+            f"{tree.parent}/Questions.csv, line {line}: need a number, a type and a statement; got {list(row.values())}"
+        )
+    found = [tree / row["Type"] / f"{row['Question ID']}{suffix}" for suffix in (".jpg", ".JPG", ".png")]
+    image = next((path for path in found if path.is_file()), None)
+    if image is None:
+        raise UserError(f"{tree.parent}/Questions.csv, line {line}: no image {found[0]}")
+    return Question(id=int(row["Question ID"]), type=row["Type"], statement=row["Statement"].strip(), image=image)
+
+
+def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]:
+    step = max(2, batch_size - batch_size % 2)
+    return [questions[start : start + step] for start in range(0, len(questions), step)]
+
+
+def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
+    """Cosines of a batch of pairs, (P, 2 statements, 2 images)."""
+    pixel_values = torch.stack(
+        [clip.preprocess(read_image(question.image, str(question.image))) for question in questions]
+    )
+    prompts = [f"a photo of {question.statement}" for question in questions]
+    images = normalize(clip.embed(pixel_values), dim=-1).unflatten(0, (-1, 2))
+    texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
+    return (texts @ images.transpose(1, 2)).cpu()

@@ -1,0 +1,125 @@
+"""Retrieval (Flickr30k, COCO): a caption finds its image, an image finds one of its captions, among all of the set.
+
+How the number misleads: the score is the mean over all queries and k, and most queries are captions; the numbers
+that papers print are the types', R@1, R@5 and R@10 in each direction. R@1 punishes an encoder for captions that
+fit two images alike, which in COCO are many.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from un2clip.config import UserError
+from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
+from un2clip.evidence.scores import Item
+from un2clip.models.clip import Clip
+
+PROTOCOL = "fp32; R@k: a positive is among the first k of the whole set, ties against it; the score is the mean of all"
+RECALLS = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A set of N images and M captions, embedded.
+
+    Attributes:
+        image_ids, caption_ids: N and M; of the queries, image@part.
+        images: (N, D) float32, L2-normalised.
+        captions: (M, D) float32, L2-normalised.
+        owner: (M,) int64, the image of each caption.
+    """
+
+    image_ids: list[str]
+    caption_ids: list[str]
+    images: Tensor
+    captions: Tensor
+    owner: Tensor
+
+
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+    """Every query's outcomes, in both directions: value 1 if the rank of its best positive is at most k.
+
+    Types are "image to text R@1", ...; a k that no query could miss, because there are not more candidates, is
+    left out. All outcomes of an image and its captions are parts of one sample, the image.
+
+    Args:
+        folder: clip-benchmark's webdataset layout, dataset_type.txt ("retrieval") and test/*.tar, or plain *.tar:
+            an image and .txt a sample, a caption a line.
+    """
+    data = _embed(clip, folder, options.batch_size)
+    image = torch.arange(len(data.images))
+    to_text = ranks(data.images, data.captions, image, data.owner, options.batch_size)
+    to_image = ranks(data.captions, data.images, data.owner, image, options.batch_size)
+    items = [
+        *_items("image to text", data.image_ids, to_text, len(data.captions)),
+        *_items("text to image", data.caption_ids, to_image, len(data.images)),
+    ]
+    return Outcome(unit="%", protocol=PROTOCOL, items=tuple(items))
+
+
+def ranks(queries: Tensor, candidates: Tensor, of: Tensor, owner: Tensor, batch_size: int) -> list[int]:
+    """Rank of the best positive of each query, from 1. A tie counts against it, and so does what is not a number.
+
+    Args:
+        queries: (Q, D) float32; their similarities are computed batch_size queries at a time.
+        candidates: (N, D) float32.
+        of, owner: (Q,) and (N,) int64; a candidate is positive where they are equal. Every query has one.
+    """
+    found: list[Tensor] = []
+    owner = owner.to(candidates.device)
+    for part, image in zip(queries.split(batch_size), of.to(candidates.device).split(batch_size), strict=True):
+        similarity = part @ candidates.T
+        positive = image[:, None] == owner[None, :]
+        best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+        found.append(1 + (~(similarity < best) & ~positive).sum(dim=1))
+    return torch.cat(found).tolist()
+
+
+def _embed(clip: Clip, folder: Path, batch_size: int) -> Embedded:
+    samples = _samples(clip, folder)
+    image_ids: list[str] = []
+    caption_ids: list[str] = []
+    images, captions, owner = [], [], []
+    with tqdm(unit="image", desc="retrieval", mininterval=1) as progress:
+        while batch := list(islice(samples, batch_size)):
+            images.append(normalize(clip.embed(torch.stack([pixel_values for _, pixel_values, _ in batch])), dim=-1))
+            captions.append(normalize(clip.embed_texts([text for _, _, texts in batch for text in texts]), dim=-1))
+            for key, _, texts in batch:
+                owner += [len(image_ids)] * len(texts)
+                image_ids.append(f"{key}@image")
+                caption_ids += [f"{key}@caption{n}" for n in range(len(texts))]
+            progress.update(len(batch))
+    if len(image_ids) < 2:
+        raise UserError(f"{folder} holds {len(image_ids)} images; retrieval needs at least 2 to choose from")
+    return Embedded(
+        image_ids=image_ids,
+        caption_ids=caption_ids,
+        images=torch.cat(images),
+        captions=torch.cat(captions),
+        owner=torch.tensor(owner),
+    )
+
+
+def _samples(clip: Clip, folder: Path) -> Iterator[tuple[str, Tensor, list[str]]]:
+    tars = find_tars(folder)
+    if not tars or dataset_type(folder) not in ("", "retrieval"):
+        raise UserError(f"{folder} must hold test/*.tar or *.tar, and its dataset_type.txt, if any, say retrieval")
+    for key, image, text in read_tars(tars, "txt"):
+        captions = [line for line in text.splitlines() if line.strip()]
+        if not captions:
+            raise UserError(f"{folder}: sample {key} has no caption")
+        yield key, clip.preprocess(image), captions
+
+
+def _items(direction: str, ids: list[str], ranks: list[int], candidates: int) -> Iterator[Item]:
+    for k in RECALLS:
+        if k < candidates:
+            for name, rank in zip(ids, ranks, strict=True):
+                yield Item(id=f"{name} R{k}", type=f"{direction} R@{k}", value=float(rank <= k))

@@ -1,0 +1,146 @@
+"""Open-vocabulary segmentation: every pixel gets the class whose name its patch is most like; mIoU.
+
+How the number misleads: features, settings and class names each move it by several points, so a number means
+something beside another one of the same protocol only; and a class seen in few images weighs as much as a common one.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.dense.grid import save_grid
+from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
+from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
+from un2clip.evaluation.dense.names import Names, names_sha256, text_features
+from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
+from un2clip.evaluation.dense.windows import similarity_maps
+from un2clip.evidence.scores import Item
+from un2clip.models.clip import Clip
+
+Prediction = tuple[Photograph, Classes, Classes]
+
+
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+    """Intersection and union of every class in every image, in pixels; in fp32.
+
+    Args:
+        folder: a data set in its own layout (dense/layouts.py).
+        options: `batch_size` windows at once; `segmentation` names features and protocol.
+
+    Raises:
+        UserError: data, method or protocol are not as they must be; the message names the file.
+    """
+    data = read_data_set(folder)
+    progress = tqdm(_predictions(clip, data, options), total=len(data.photographs), unit="image", desc="segmentation")
+    items = tuple(
+        Item(id=f"{photograph.id}@{name}", type=name, value=float(intersection), of=float(union))
+        for photograph, truth, predicted in progress
+        for name, intersection, union in overlaps(truth, predicted, data.names)
+    )
+    return Outcome(unit="mIoU", protocol=_protocol(data, options), items=items)
+
+
+def draw(clips: Mapping[str, Clip], folder: Path, options: Options, path: Path) -> None:
+    """The first images of the data set, their masks, and what each encoder sees where it counts, in one PNG.
+
+    Args:
+        clips: encoders by the name that stands beside their row.
+    """
+    data = read_data_set(folder)
+    few = data.first(options.segmentation.pictures)
+    rows = {
+        name: [np.where(truth == IGNORED, truth, predicted) for _, truth, predicted in _predictions(clip, few, options)]
+        for name, clip in clips.items()
+    }
+    images = [read_photograph(photograph) for photograph in few.photographs]
+    truth = [read_mask(few, each, *image.shape[:2]) for each, image in zip(few.photographs, images, strict=True)]
+    legend = {each[0]: colour for each, colour in zip(data.names, class_colours(data), strict=True)}
+    save_grid(images, {"labels": truth} | rows, legend, path)
+
+
+def overlaps(truth: Classes, predicted: Classes, names: Names) -> Iterator[tuple[str, int, int]]:
+    """Class, intersection and union in pixels, for the classes that are in either; IGNORED pixels of truth left out."""
+    counts = truth != IGNORED
+    n = len(names)
+    confusion = np.bincount(truth[counts] * n + predicted[counts], minlength=n * n).reshape(n, n)
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    for i in np.flatnonzero(union):
+        yield names[i][0], int(intersection[i]), int(union[i])
+
+
+def classify(similarity: Tensor, size: tuple[int, int], names: Names, settings: Settings, background: bool) -> Classes:
+    """Cosines (Q, H, W) with all names -> the class of every pixel of a picture of this size, (height, width) int64.
+
+    Bilinear to the size, times logit_scale, softmax over the names; a class has its best name's probability. With a
+    background (class 0), what is unlikely or small becomes background, as the protocol says.
+    """
+    logits = interpolate(similarity[None], size=size, mode="bilinear")[0]
+    if not (background and (settings.threshold or settings.area_threshold)):  # a softmax changes no order
+        class_of = torch.tensor([i for i, each in enumerate(names) for _ in each], device=logits.device)
+        return class_of[logits.argmax(0)].cpu().numpy()
+    probability = logits.mul_(settings.logit_scale).softmax(0)
+    probability = torch.stack([part.amax(0) for part in probability.split([len(each) for each in names])])
+    likely, predicted = probability.max(0)
+    if settings.area_threshold:
+        area = predicted.flatten().bincount(minlength=len(names))
+        area[0] = 0
+        small = area <= settings.area_threshold * area.sum()
+        small[0] = False
+        likely, predicted = probability.masked_fill(small[:, None, None], 0.0).max(0)
+    predicted[likely < settings.threshold] = 0
+    return predicted.cpu().numpy()
+
+
+def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -> Tensor:
+    """Pixels (H, W, 3) uint8 -> pixel_values (3, h, w) at the protocol's size, normalised as the model wants it.
+
+    Bilinear without anti-aliasing, rounded to whole grey levels, as mmcv's resize is, which the reference codes use.
+    """
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+    height, width = pixels.shape[:2]
+    scale = min(long_side_px / max(height, width), settings.short_side_px / min(height, width))
+    size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+    image = interpolate(image[None], size=size, mode="bilinear")[0].round_() / 255
+    cfg = clip.model.visual.preprocess_cfg
+    return (image - torch.tensor(cfg["mean"])[:, None, None]) / torch.tensor(cfg["std"])[:, None, None]
+
+
+def _predictions(clip: Clip, data: DataSet, options: Options) -> Iterator[Prediction]:
+    """Each photograph with its labels and what the encoder makes of it, (H, W) both, in order."""
+    settings = get_settings(options.segmentation.protocol, data.name)
+    long_side_px = get_protocol(options.segmentation.protocol).long_side_px
+    waiting: deque[tuple[Photograph, Classes]] = deque()
+
+    def pictures() -> Iterator[Tensor]:
+        for photograph in data.photographs:
+            pixels = read_photograph(photograph)
+            waiting.append((photograph, read_mask(data, photograph, *pixels.shape[:2])))
+            yield prepare(pixels, settings, long_side_px, clip)
+
+    maps = similarity_maps(
+        clip.model.visual,
+        pictures(),
+        text_features(clip, data.names),
+        method=options.segmentation.method,
+        crop=settings.crop_px,
+        stride=settings.stride_px,
+        batch_size=options.batch_size,
+    )
+    for similarity in maps:
+        photograph, truth = waiting.popleft()
+        yield photograph, truth, classify(similarity, truth.shape, data.names, settings, data.background)
+
+
+def _protocol(data: DataSet, options: Options) -> str:
+    chosen = options.segmentation
+    settings = get_settings(chosen.protocol, data.name)
+    names = f"{len(data.names)} classes, names {names_sha256(data.names)[:12]}"
+    return f"{chosen.method} features, {chosen.protocol} settings of {data.name} ({settings}), {names}"

@@ -1,0 +1,102 @@
+"""SugarCrepe (arXiv 2306.14610): is an image nearer to its caption than to a hard negative of it?
+
+How the number misleads: chance is 50 %, and the score is the mean over all rows, where papers print the seven
+types, or their unweighted mean. It tests the text tower, which no method here changes, as much as the image tower.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from un2clip.config import UserError
+from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.readers import read_image
+from un2clip.evidence.scores import Item
+from un2clip.models.clip import Clip
+
+#: COCO's archive has the first, and so has clip-benchmark.
+IMAGE_FOLDERS = ("val2017", "images")
+PROTOCOL = "fp32; right if nearer to the caption than to the negative; ties are wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image, its caption and a hard negative. The id is image@row: rows of one image are parts of a sample."""
+
+    id: str
+    type: str
+    image: Path
+    caption: str
+    negative_caption: str
+
+
+def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+    """Value 1 for every row whose cosine with the caption is above that with the negative.
+
+    Args:
+        folder: *.json beside the images' folder. A file is {"0": {filename, caption, negative_caption}, ...} and
+            its name the type, as published (add_att.json, ...), or a list of such rows that have a `type` each.
+    """
+    rows = read_rows(folder)
+    items: list[Item] = []
+    for start in tqdm(range(0, len(rows), options.batch_size), unit="batch", desc="sugarcrepe", mininterval=1):
+        batch = rows[start : start + options.batch_size]
+        outcomes = zip(batch, _caption_wins(clip, batch), strict=True)
+        items += [Item(id=row.id, type=row.type, value=float(wins)) for row, wins in outcomes]
+    return Outcome(unit="%", protocol=PROTOCOL, items=tuple(items))
+
+
+def _caption_wins(clip: Clip, rows: list[Row]) -> list[bool]:
+    images = torch.stack([clip.preprocess(read_image(row.image, str(row.image))) for row in rows])
+    texts = [text for row in rows for text in (row.caption, row.negative_caption)]
+    image_features = normalize(clip.embed(images), dim=-1)[:, :, None]
+    text_features = normalize(clip.embed_texts(texts), dim=-1).unflatten(0, (-1, 2))
+    caption, negative = (text_features @ image_features)[:, :, 0].unbind(dim=1)
+    return (caption > negative).tolist()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Read and check all rows, files in order of name.
+
+    Raises:
+        UserError: there is no file or no row, a file is not in either layout, or a row's image is missing.
+    """
+    trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
+    files = sorted(folder.glob("*.json"))
+    if not files or not trees:
+        raise UserError(f"{folder} is not SugarCrepe: it needs *.json and a folder named {' or '.join(IMAGE_FOLDERS)}")
+    rows = [row for file in files for row in _rows(file, trees[0])]
+    if not rows:
+        raise UserError(f"{folder} has no row")
+    return rows
+
+
+def _rows(file: Path, tree: Path) -> Iterator[Row]:
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict | list):
+        raise UserError(f"{file} must be a mapping or a list of rows, got {type(content).__name__}")
+    for key, row in content.items() if isinstance(content, dict) else enumerate(content):
+        where = f"{file}, row {key}"
+        texts: dict[str, Any] = {"type": file.stem} | row if isinstance(row, dict) else {}
+        wanted: list[Any] = [texts.get(name) for name in ("type", "filename", "caption", "negative_caption")]
+        if not all(isinstance(text, str) and text.strip() for text in wanted):
+            raise UserError(f"{where}: needs filename, caption and negative_caption, each a text")
+        kind, filename, caption, negative_caption = wanted
+        if Path(filename).name != filename or not (tree / filename).is_file():
+            raise UserError(f"{where}: no image {tree / filename}")
+        yield Row(
+            id=f"{filename}@{file.stem} {key}",
+            type=kind,
+            image=tree / filename,
+            caption=caption,
+            negative_caption=negative_caption,
+        )

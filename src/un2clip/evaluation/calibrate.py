@@ -1,0 +1,138 @@
+"""Calibrate, then claim: pairs are called MMVP-VLM once a released model has reached its published counts on them.
+
+Questions, images, their order, prompts, preprocessing and precision all move single pairs; nine counts that agree to
+the pair leave little room for a difference. What passed is recorded beside the data, by their hash.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from un2clip.config import UserError
+from un2clip.devices import pick_device
+from un2clip.evaluation.benchmarks import Options, data_sha256, get_benchmark
+from un2clip.models.clip import encoder_sha256, load_clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What one released model reached: of `pairs` pairs of each type, how many it had right."""
+
+    model: str
+    pairs: int
+    right: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The record of one calibration.
+
+    Attributes:
+        model: name of the released model.
+        right, published: type -> pairs it had right, here and in print.
+        passed: whether they agree in every type, and each type has the published number of pairs.
+    """
+
+    model: str
+    data_sha256: str
+    encoder_sha256: str
+    right: dict[str, int]
+    published: dict[str, int]
+    passed: bool
+
+
+def published(model: str) -> Published:
+    """The published counts of a released model, from mmvp_vlm.yaml of this package.
+
+    Raises:
+        UserError: nothing is known of it; lists the models.
+    """
+    table: dict[str, Any] = yaml.safe_load((files("un2clip.evaluation") / "mmvp_vlm.yaml").read_text())
+    if model not in table["models"]:
+        raise UserError(f"no published counts of {model!r}; there are those of {', '.join(table['models'])}")
+    percent, pairs = table["models"][model]["percent"], table["pairs_per_type"]
+    counts = [count_of(value, pairs) for value in percent]
+    return Published(model=model, pairs=pairs, right=dict(zip(table["types"], counts, strict=True)))
+
+
+def count_of(percent: float, pairs: int) -> int:
+    """The count that was printed as a percentage with one decimal.
+
+    Raises:
+        ValueError: there is none, so the number was not measured on so many pairs.
+    """
+    count = round(percent * pairs / 100)
+    if abs(100 * count / pairs - percent) > 0.05 + 1e-9:
+        raise ValueError(f"{percent} % is no whole number of {pairs} pairs")
+    return count
+
+
+def calibrate(known: Published, *, data: Path, clip: Path, device: str, options: Options) -> Calibration:
+    """Score a released model on the pairs, record the outcome beside the data, and insist on the published counts.
+
+    Args:
+        known: what it must reach.
+        data: folder in MMVP_VLM's layout; the record is DATA.calibration.MODEL.json.
+        clip: CLIP folder of the model, untouched.
+
+    Raises:
+        UserError: a count differs, and the record says that it did not pass; or the number of pairs does, and nothing
+            is recorded: these are other pairs, such as the laptop world's, inside of an output of DVC's.
+    """
+    items = get_benchmark("mmvp_vlm")(load_clip(clip, pick_device(device)), data, options).items
+    types = [item.type.replace("_", " ") for item in items]
+    pairs = Counter(types)
+    hits = Counter(name for name, item in zip(types, items, strict=True) if item.value)
+    right = {name: hits[name] for name in pairs}
+    if others := _differences("pairs", pairs, dict.fromkeys(known.right, known.pairs)):
+        raise UserError(f"{data} holds other pairs than MMVP-VLM as published: {'; '.join(others)}")
+    wrong = _differences("right", right, known.right)
+    record = Calibration(
+        model=known.model,
+        data_sha256=data_sha256(data),
+        encoder_sha256=encoder_sha256(clip),
+        right=right,
+        published=dict(known.right),
+        passed=not wrong,
+    )
+    path = data.with_name(f"{data.name}.calibration.{known.model}.json")
+    path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    if wrong:
+        total = f"{sum(right.values())} right of {len(items)}, published {sum(known.right.values())}"
+        raise UserError(
+            f"{data} with {known.model} is not MMVP-VLM as published: {'; '.join(wrong)}; in all {total}. "
+            f"docs/reproduce.md lists what usually differs; recorded in {path}"
+        )
+    print(f"{known.model}: {sum(right.values())} of {len(items)} pairs, as published in every type; recorded in {path}")
+    return record
+
+
+def _differences(what: str, found: Mapping[str, int], published: Mapping[str, int]) -> list[str]:
+    """What was found and what was published, for each type that differs."""
+    return [
+        f"{name} {found.get(name, 0)} {what}, published {published.get(name, 0)}"
+        for name in {**published, **found}
+        if found.get(name) != published.get(name)
+    ]
+
+
+def is_calibrated(data: Path) -> bool:
+    """Whether a released model has reached its published counts on this very data."""
+    records = [_read(path) for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json"))]
+    passed = [record for record in records if record.get("passed") is True]
+    return bool(passed) and data_sha256(data) in [record.get("data_sha256") for record in passed]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
+    return content if isinstance(content, dict) else {}

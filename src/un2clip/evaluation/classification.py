@@ -1,0 +1,151 @@
+"""A data set for zero-shot classification: class names, templates and images, in any of three layouts.
+
+- clip-benchmark's webdataset folder: test/*.tar (an image and .cls a sample), classnames.txt,
+  zeroshot_classification_templates.txt;
+- plain tars of the same form, *.tar;
+- a data set as it is published, unpacked, for clip-benchmark's own readers (most of them torchvision's).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from un2clip.config import UserError
+from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
+
+Preprocess = Callable[[Image.Image], Tensor]
+#: The sets of clip-benchmark's builder that it reads without ever downloading. ImageNetV2 is not one of them.
+UNPACKED = (
+    "caltech101", "cars", "cifar10", "cifar100", "country211", "dtd", "eurosat", "fer2013", "fgvc_aircraft", "flowers",
+    "food101", "gtsrb", "imagenet-a", "imagenet-r", "imagenet1k", "imagenet_sketch", "mnist", "objectnet", "pcam",
+    "pets", "renderedsst2", "stl10", "sun397", "voc2007",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A data set for zero-shot classification.
+
+    Attributes:
+        names: one a class, by label.
+        templates: texts with {c} for the class's name.
+        shipped: what of the two is clip-benchmark's and not the folder's, for the protocol; "" for none.
+        samples: id, pixel_values (3, H, W) float32 and label of every image, to be read once.
+    """
+
+    names: list[str]
+    templates: list[str]
+    shipped: str
+    samples: Iterator[tuple[str, Tensor, int]]
+
+
+def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
+    """Find out which layout a folder has, and open it.
+
+    Names and templates that the folder does not have are those that clip-benchmark ships for the data set, whose
+    name is what follows the first dash of the folder's: `zeroshot-cifar10`. Like clip-benchmark, sets without
+    templates of their own get ImageNet's.
+
+    Raises:
+        UserError: it has none of the layouts, is multi-label, or lacks names or templates; while its samples
+            are read, one is broken or has a class that no name belongs to.
+    """
+    if (kind := dataset_type(folder)) not in ("", "classification"):
+        raise UserError(
+            f"{folder}/dataset_type.txt says {kind}: only one label an image can be told right or wrong; "
+            "retrieval is a benchmark of its own, and voc2007 has a form with a crop for each object"
+        )
+    dataset = folder.name.partition("-")[2]
+    tars = find_tars(folder)
+    if not tars:
+        return _unpacked(folder, dataset, preprocess)
+    names, named = _lines_or_shipped(folder / "classnames.txt", "en_classnames", dataset)
+    templates, templated = _lines_or_shipped(
+        folder / "zeroshot_classification_templates.txt", "en_zeroshot_classification_templates", dataset, "imagenet1k"
+    )
+    _check_templates(templates, folder)
+    shipped = [f"{what} of {of}" for what, of in (("names", named), ("templates", templated)) if of]
+    return Classification(
+        names=names,
+        templates=templates,
+        shipped=" and ".join(shipped),
+        samples=_from_tars(tars, names, preprocess),
+    )
+
+
+def _from_tars(tars: list[Path], names: list[str], preprocess: Preprocess) -> Iterator[tuple[str, Tensor, int]]:
+    for key, image, text in read_tars(tars, "cls"):
+        if not text.strip().isdecimal() or int(text) >= len(names):
+            raise UserError(f"sample {key} has class {text.strip()!r}, but there are {len(names)} names, from 0")
+        yield key, preprocess(image), int(text)
+
+
+def _lines_or_shipped(path: Path, shipped: str, dataset: str, otherwise: str = "") -> tuple[list[str], str]:
+    """A file's lines and "", or the texts that clip-benchmark ships and for which data set it does."""
+    if path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        if not lines or "" in lines:  # passing over a line would shift every label behind it
+            raise UserError(f"{path}: line {lines.index('') + 1 if lines else 1} is empty")
+        return lines, ""
+    known: dict[str, list[str]] = json.loads((files("clip_benchmark.datasets") / f"{shipped}.json").read_text())
+    for name in (dataset, otherwise if dataset else ""):
+        if name in known:
+            return known[name], name
+    raise UserError(
+        f"no {path}, and clip-benchmark ships none for {dataset or path.parent.name!r}; write it, "
+        f"or call the benchmark zeroshot-NAME after one of {', '.join(sorted(known))}"
+    )
+
+
+def _check_templates(templates: list[str], folder: Path) -> None:
+    for template in templates:
+        try:
+            fields = [(name, spec, change) for _, name, spec, change in Formatter().parse(template) if name is not None]
+        except ValueError:
+            fields = []
+        if not fields or set(fields) != {("c", "", None)}:
+            raise UserError(f"{folder}: template {template!r} must hold {{c}} for the class, and no other braces")
+
+
+def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classification:
+    if dataset not in UNPACKED:
+        raise UserError(
+            f"{folder} has neither test/*.tar nor *.tar; unpacked data are read for zeroshot-NAME "
+            f"with NAME one of {', '.join(UNPACKED)}"
+        )
+    from clip_benchmark.datasets.builder import build_dataset
+    from torchvision.datasets import ImageFolder
+
+    # The reader called imagenet1k wants the archives and writes beside them; this one reads val/ as it is.
+    reader = "imagenet1k-unverified" if dataset == "imagenet1k" else dataset
+    try:
+        data = build_dataset(reader, root=str(folder), transform=preprocess, split="test", download=False)
+    except Exception as error:  # each of two dozen readers has its own way to miss a file
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder} is not {dataset} as clip-benchmark reads it ({reason})") from None
+    if type(data) is ImageFolder and len(data.class_to_idx) != len(data.classes):  # labels would be others' names
+        raise UserError(f"{folder} has {len(data.class_to_idx)} classes' folders, but {dataset} {len(data.classes)}")
+    return Classification(
+        names=list(data.classes),
+        templates=list(data.templates),
+        shipped=f"names, templates and split of {dataset}",
+        samples=_from_dataset(data, folder),
+    )
+
+
+def _from_dataset(data: Any, folder: Path) -> Iterator[tuple[str, Tensor, int]]:
+    for i in range(len(data)):
+        try:
+            pixel_values, label = data[i]
+        except Exception as error:
+            raise UserError(f"{folder}: image {i} cannot be read: {type(error).__name__}: {error}") from None
+        if not 0 <= int(label) < len(data.classes):
+            raise UserError(f"{folder}: image {i} has class {label}, but there are {len(data.classes)} names, from 0")
+        yield str(i), pixel_values, int(label)

@@ -1,0 +1,71 @@
+"""Photographs and their masks as arrays, checked."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from un2clip.config import UserError
+from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph
+
+Pixels = NDArray[np.uint8]
+Classes = NDArray[np.int64]
+
+_UNKNOWN = -2
+
+
+def read_photograph(photograph: Photograph) -> Pixels:
+    """Pixels (H, W, 3) uint8; a grey photograph has three equal channels."""
+    return np.asarray(_open(photograph).convert("RGB"))
+
+
+def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) -> Classes:
+    """Classes (H, W) int64, IGNORED where a pixel does not count.
+
+    Raises:
+        UserError: the mask has colours instead of labels, another size than its photograph, or an unknown label.
+    """
+    labels = np.asarray(_open(photograph, mask=True))
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{photograph.mask} is no mask: it needs one channel of labels, or a palette")
+    if labels.shape != (height, width):
+        size = f"{labels.shape[1]} x {labels.shape[0]}"
+        raise UserError(f"{photograph.mask} is {size}, but its photograph is {width} x {height}")
+    table = np.full(max(65536, int(labels.max()) + 1), _UNKNOWN)
+    table[list(data.classes)] = list(data.classes.values())
+    found: Classes = table[labels]
+    if (found == _UNKNOWN).any():
+        known = [label for label, each in data.classes.items() if each != IGNORED]
+        raise UserError(
+            f"{photograph.mask} has the label {labels[found == _UNKNOWN].min()}, which no class has; "
+            f"the {len(known)} classes have labels from {min(known)} to {max(known)}"
+        )
+    return found
+
+
+def class_colours(data: DataSet) -> Pixels:
+    """A colour for each class (n, 3): those of the first mask's own palette, where it has one, or PASCAL VOC's."""
+    fallback = palette(len(data.names) + 1)[1:]
+    own = _open(data.photographs[0], mask=True).getpalette()
+    if own is None or max(data.classes) >= len(own) // 3:
+        return fallback
+    label_of = {each: label for label, each in data.classes.items()}
+    return np.array(own, np.uint8).reshape(-1, 3)[[label_of[each] for each in range(len(data.names))]]
+
+
+def palette(n: int) -> Pixels:
+    """PASCAL VOC's first n colours (n, 3): black, then such as can be told apart."""
+    colours = np.zeros((n, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((np.arange(n) >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def _open(photograph: Photograph, mask: bool = False) -> Image.Image:
+    path = photograph.mask if mask else photograph.image
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image: {error}") from None

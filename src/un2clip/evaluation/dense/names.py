@@ -1,0 +1,74 @@
+"""The classes' names, and their embeddings.
+
+Names alone move mIoU by several points (a "dining table" or a "table"? "person", or also "man" and "crowd"?), so
+they are part of the protocol and hashed into its line in every scores file.
+"""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor
+
+from un2clip.config import UserError
+from un2clip.models.clip import Clip, text_sha256
+
+#: The names of each class; the first one is what the class is called.
+Names = tuple[tuple[str, ...], ...]
+
+_FEATURES: dict[tuple[str, Names], Tensor] = {}
+
+
+def packaged_names(file: str) -> Names:
+    """The official names of a public data set, from the package: voc, context, coco_object, ..."""
+    return _parse((files("un2clip.evaluation.dense") / "names" / f"{file}.txt").read_text())
+
+
+def read_names(path: Path) -> Names:
+    """Names from a file of one class a line, in the order of the labels, further names after commas.
+
+    Raises:
+        UserError: there is no class, or two are called the same.
+    """
+    return check_names(_parse(path.read_text(encoding="utf-8-sig")), path)
+
+
+def check_names(names: Names, path: Path) -> Names:
+    """The same names, or a UserError that names the file: none, one twice, or one with an @."""
+    called = [each[0] for each in names]
+    if not names:
+        raise UserError(f"{path} names no class; it needs one a line, further names after commas")
+    for name in called:
+        if "@" in name or called.count(name) > 1:
+            raise UserError(f"{path}: class {name!r} must be called so once, and without an @")
+    return names
+
+
+def names_sha256(names: Names) -> str:
+    return hashlib.sha256("\n".join(", ".join(each) for each in names).encode()).hexdigest()
+
+
+@torch.no_grad()
+def text_features(clip: Clip, names: Names) -> Tensor:
+    """Embeddings (D, Q) of all names, L2-normalised: each the mean over the 80 templates of CLIP's ImageNet runs.
+
+    They are made once for a text tower, which reference and tuned have in common.
+    """
+    key = (text_sha256(clip.model), names)
+    if key not in _FEATURES:
+        _FEATURES.clear()
+        _FEATURES[key] = open_clip.build_zero_shot_classifier(
+            clip.model,
+            clip.tokenize,
+            [name for each in names for name in each],
+            open_clip.OPENAI_IMAGENET_TEMPLATES,
+            device=clip.device,
+        ).cpu()
+    return _FEATURES[key].to(clip.device)
+
+
+def _parse(text: str) -> Names:
+    lines = [tuple(name.strip() for name in line.split(",") if name.strip()) for line in text.splitlines()]
+    return tuple(line for line in lines if line)

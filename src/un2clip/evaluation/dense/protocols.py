@@ -1,0 +1,64 @@
+"""Protocols: everybody's settings, read from protocols.yaml."""
+
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+
+from un2clip.config import UserError, at_least, build, read_yaml, row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one data set is measured; protocols.yaml says what each number means."""
+
+    short_side_px: int
+    crop_px: int
+    stride_px: int
+    logit_scale: float
+    threshold: float
+    area_threshold: float
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "short_side_px", "crop_px", "stride_px")
+        if self.stride_px > self.crop_px:
+            raise ValueError(f"stride_px must be at most crop_px, or pixels are never seen, got {self.stride_px}")
+
+    def __str__(self) -> str:
+        size = f"{self.short_side_px}/{self.crop_px}/{self.stride_px} px"
+        return f"{size}, scale {self.logit_scale:g}, thresholds {self.threshold:g}, {self.area_threshold:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One paper's settings.
+
+    Attributes:
+        long_side_px: a picture whose long side would exceed this is made smaller.
+        sets: settings by data set; `own` for folders that describe themselves.
+    """
+
+    long_side_px: int
+    sets: dict[str, Settings]
+
+
+def load_protocols() -> dict[str, Protocol]:
+    """All protocols of the package, read strictly."""
+    with as_file(files("un2clip.evaluation.dense") / "protocols.yaml") as path:
+        content = read_yaml(path)
+    return {name: build(Protocol, values, name) for name, values in content.items()}
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol called `name`, or a UserError that lists them."""
+    return row(load_protocols(), name, "segmentation protocol")
+
+
+def get_settings(name: str, data_set: str) -> Settings:
+    """A protocol's settings of one data set.
+
+    Raises:
+        UserError: there is no such protocol, or it has none for this data set.
+    """
+    sets = get_protocol(name).sets
+    if data_set not in sets:
+        raise UserError(f"protocol {name} has no settings for {data_set}; it has them for {', '.join(sets)}")
+    return sets[data_set]

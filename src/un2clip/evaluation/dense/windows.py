@@ -1,0 +1,121 @@
+"""Sliding windows: cut a picture, compare every patch with every name, put the parts together again.
+
+As SCLIP, ClearCLIP and NACLIP do it: windows of one size in steps of one stride, the last one shifted back to
+fit, overlaps averaged.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize, pad
+
+from un2clip.evaluation.dense.features import Grid, dense_features, patch_size
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def windows(height: int, width: int, crop: int, stride: int) -> list[Window]:
+    """The windows over a picture; one as small as the picture where it is smaller than `crop`."""
+    return [
+        Window(top, left, min(crop, height), min(crop, width))
+        for top in _starts(height, crop, stride)
+        for left in _starts(width, crop, stride)
+    ]
+
+
+def _starts(side: int, crop: int, stride: int) -> list[int]:
+    n = max(side - crop + stride - 1, 0) // stride + 1
+    return [max(min(i * stride, side - crop), 0) for i in range(n)]
+
+
+def similarity_maps(
+    visual: nn.Module,
+    pictures: Iterable[Tensor],
+    text_features: Tensor,
+    *,
+    method: str,
+    crop: int,
+    stride: int,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """For each picture (3, H, W), in order, the cosine of every pixel with every name: (Q, H, W).
+
+    Windows of several pictures go through the tower together, `batch_size` at once where their sizes agree; no more
+    pictures are held than fill a batch, so memory does not grow with the data set.
+
+    Args:
+        pictures: preprocessed, each of its own size.
+        text_features: (D, Q), L2-normalised.
+        method: a row of DENSE_METHODS.
+        crop, stride: of the windows, in pixels.
+    """
+    held: list[tuple[Tensor, list[Window]]] = []
+    for picture in pictures:
+        places = windows(picture.shape[1], picture.shape[2], crop, stride)
+        if held and sum(len(each) for _, each in held) + len(places) > batch_size:
+            yield from _together(visual, held, text_features, method, batch_size)
+            held = []
+        held.append((picture, places))
+    if held:
+        yield from _together(visual, held, text_features, method, batch_size)
+
+
+def _together(
+    visual: nn.Module, held: list[tuple[Tensor, list[Window]]], text_features: Tensor, method: str, batch_size: int
+) -> Iterator[Tensor]:
+    alike: dict[tuple[int, int], list[tuple[int, Window]]] = defaultdict(list)
+    for i, (_, places) in enumerate(held):
+        for window in places:
+            alike[window.height, window.width].append((i, window))
+    found: dict[tuple[int, Window], Tensor] = {}
+    for same in alike.values():
+        for start in range(0, len(same), batch_size):
+            part = same[start : start + batch_size]
+            pixel_values = torch.stack([held[i][0][:, *window.inside] for i, window in part])
+            found.update(zip(part, patch_similarities(visual, pixel_values, text_features, method), strict=True))
+    for i, (picture, places) in enumerate(held):
+        parts = [(window, found.pop((i, window))) for window in places]
+        yield _averaged(parts, (picture.shape[1], picture.shape[2]), patch_size(visual))
+
+
+def patch_similarities(visual: nn.Module, pixel_values: Tensor, text_features: Tensor, method: str) -> Tensor:
+    """Cosines (B, Q, h, w) of every patch of a batch of windows; sizes that the patch does not divide are padded."""
+    margins = _margins((pixel_values.shape[2], pixel_values.shape[3]), patch_size(visual))
+    padded = pad(pixel_values, margins)
+    features = normalize(dense_features(visual, padded.to(text_features.device), method), dim=1)
+    return torch.einsum("bdhw,dq->bqhw", features, text_features)
+
+
+def _margins(size: Grid, patch: Grid) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom: zeros on both sides up to a multiple of the patch, as ClearCLIP pads."""
+    down, across = -size[0] % patch[0], -size[1] % patch[1]
+    return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid) -> Tensor:
+    """Patch similarities (Q, h, w) of each window -> their mean at every pixel, (Q, H, W)."""
+    first = parts[0][1]
+    total = first.new_zeros((len(first), *size))
+    count = first.new_zeros(size)
+    for window, similarities in parts:
+        left, _, top, _ = _margins((window.height, window.width), patch)
+        padded = (similarities.shape[1] * patch[0], similarities.shape[2] * patch[1])
+        pixels = interpolate(similarities[None], size=padded, mode="bilinear")[0]
+        total[:, *window.inside] += pixels[:, top : top + window.height, left : left + window.width]
+        count[window.inside] += 1
+    return total.div_(count)

@@ -1,0 +1,114 @@
+"""The gate: may a challenger replace the champion? A pure function of scores and rules.
+
+It reads nothing and writes nothing, and no orchestrator's condition decides in its place.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from un2clip.evidence.scores import Scores, Unit, mismatch
+from un2clip.evidence.statistics import Difference, paired_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One demand on one benchmark.
+
+    Attributes:
+        benchmark: name of the benchmark, or diffusion_loss.
+        gain_above: the worse bound of the gain's interval must lie above this, in the benchmark's unit. 0 asks
+            for a gain that is certain; -2 forgives a loss of less than 2. A loss that falls is a gain.
+    """
+
+    benchmark: str
+    gain_above: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.gain_above):
+            raise ValueError(f"gain_above must be a finite number, got {self.gain_above}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One rule's outcome: `gain` is None when the scores could not be compared, and then the rule fails."""
+
+    rule: Rule
+    passed: bool
+    sentence: str
+    unit: Unit | None = None
+    champion: float | None = None
+    challenger: float | None = None
+    gain: Difference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """All findings, in the order of the rules."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule passed; without a rule nothing is allowed through."""
+        return bool(self.findings) and all(finding.passed for finding in self.findings)
+
+
+def decide(
+    champion: Mapping[str, Scores],
+    challenger: Mapping[str, Scores],
+    rules: Sequence[Rule],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Decision:
+    """Judge the challenger by every rule.
+
+    Args:
+        champion, challenger: benchmark -> scores of that encoder.
+        rules: demands; one that cannot be judged counts as failed.
+        confidence, resamples, seed: of the paired bootstrap interval.
+    """
+
+    def gain(before: Scores, after: Scores) -> Difference:
+        difference = paired_difference(
+            before.items, after.items, unit=after.unit, confidence=confidence, resamples=resamples, seed=seed
+        )
+        return difference.negated() if after.lower_is_better else difference
+
+    findings = []
+    for rule in rules:
+        before, after = champion.get(rule.benchmark), challenger.get(rule.benchmark)
+        if before is None or after is None:
+            missing = " and ".join(name for name, each in (("champion", before), ("challenger", after)) if each is None)
+            findings.append(_refusal(rule, f"no scores of the {missing}"))
+        elif reason := mismatch(before, after):
+            findings.append(_refusal(rule, reason))
+        else:
+            findings.append(_judge(rule, before, after, gain(before, after), confidence))
+    return Decision(findings=tuple(findings))
+
+
+def _refusal(rule: Rule, reason: str) -> Finding:
+    return Finding(rule=rule, passed=False, sentence=f"{rule.benchmark} cannot be judged: {reason}.")
+
+
+def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float) -> Finding:
+    passed = gain.low > rule.gain_above
+    unit = "mse" if after.unit == "mse" else "points"
+    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit}" if gain.mean else "did not change"
+    sentence = (
+        f"{rule.benchmark} {change} over {gain.n} samples "
+        f"({100 * confidence:g} % interval of the gain {gain.low:.4g} to {gain.high:.4g}); "
+        f"its lower bound must be above {rule.gain_above:g}: {'passed' if passed else 'failed'}."
+    )
+    return Finding(
+        rule=rule,
+        passed=passed,
+        sentence=sentence,
+        unit=after.unit,
+        champion=before.score,
+        challenger=after.score,
+        gain=gain,
+    )

@@ -1,0 +1,63 @@
+"""What is known about one tuned encoder: its lineage, and its scores beside the reference's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from un2clip.config import UserError
+from un2clip.evidence.scores import ROLES, Role, Scores, collect_scores, mismatch
+
+LINEAGE = ("method", "seed", "params", "parents", "encoder_sha256", "text_sha256")
+
+
+def read_json(path: Path, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
+    """Read a JSON mapping that must have `keys`.
+
+    Raises:
+        UserError: it is absent or broken; the message names the stage that makes it.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        missing = [key for key in keys if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read {path} ({reason}); run `un2clip {made_by}` first") from None
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}; run `un2clip {made_by}` again")
+    return content
+
+
+def read_lineage(encoder: Path) -> dict[str, Any]:
+    """Read the lineage of a tuned checkpoint: method, seed, params, parents and hashes."""
+    return read_json(encoder / "lineage.json", LINEAGE, "finetune")
+
+
+def contenders(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
+    """Role, method and checkpoint folder of the two encoders that every score compares.
+
+    A folder without a lineage was not made by `finetune`: its method is "imported". It can be scored, not promoted.
+    """
+    method = read_lineage(encoder)["method"] if (encoder / "lineage.json").is_file() else "imported"
+    return [("reference", "reference", backbones / "clip"), ("tuned", method, encoder)]
+
+
+def tuned_pairs(folders: list[Path], encoder_sha256: str) -> list[tuple[Scores, Scores]]:
+    """(reference, tuned) of each benchmark, each pair comparable and the tuned one made by this encoder.
+
+    Raises:
+        UserError: it is not so; the message names the benchmark.
+    """
+    pairs = []
+    for benchmark, found in collect_scores(folders).items():
+        if missing := [role for role in ROLES if role not in found]:
+            raise UserError(f"{benchmark} has no scores of the {missing[0]} encoder; run its evaluation again")
+        reference, tuned = found["reference"], found["tuned"]
+        if tuned.encoder_sha256 != encoder_sha256:
+            raise UserError(
+                f"{benchmark} was scored with encoder {tuned.encoder_sha256[:12]}, but this one is "
+                f"{encoder_sha256[:12]}; run its evaluation again"
+            )
+        if reason := mismatch(reference, tuned):
+            raise UserError(f"{benchmark}: reference and tuned cannot be compared: {reason}")
+        pairs.append((reference, tuned))
+    return pairs

@@ -1,0 +1,209 @@
+"""The report's contents: rows of differences with their intervals, the page, the plot, the table in the shell."""
+
+import base64
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from un2clip.evidence.scores import SCALE, Item, Scores, Unit, by_type, score_of
+from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
+from un2clip.tracking.results import flatten
+
+SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
+UNIT_SAYS: dict[Unit, str] = {
+    "%": "% correct",
+    "mse": "mean squared error, lower is better",
+    "mIoU": "mIoU, %",
+}
+LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One type of a benchmark, or all of it: scores and their difference in the benchmark's unit.
+
+    `reading` is "better", "worse", or "noise" where the interval holds 0. `discordant` and `one_item`, what one item
+    more or less is worth, are None where items are not right or wrong: for a loss and for mIoU.
+    """
+
+    type: str
+    reference: float
+    tuned: float
+    difference: Difference
+    discordant: Discordant | None
+    one_item: float | None
+    reading: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One benchmark: `whole` over all items, `types` in the order of the data (none when there is only one)."""
+
+    benchmark: str
+    unit: Unit
+    protocol: str
+    data_sha256: str
+    reference_sha256: str
+    whole: Row
+    types: tuple[Row, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def reach(self) -> float:
+        """The largest distance from 0 that any interval of this benchmark reaches: the scale of its drawing."""
+        differences = [row.difference for row in (self.whole, *self.types)]
+        return max(abs(bound) for each in differences for bound in (each.low, each.high))
+
+
+def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:
+    """Compare two encoders on one benchmark, over all items and for each type."""
+    whole, of_types = paired_differences(
+        reference.items, tuned.items, unit=tuned.unit, confidence=confidence, resamples=resamples, seed=seed
+    )
+    before, after = by_type(reference.items), by_type(tuned.items)
+
+    def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
+        good = (difference.mean < 0) == tuned.lower_is_better
+        return Row(
+            type=name,
+            reference=score_of(before, tuned.unit),
+            tuned=score_of(after, tuned.unit),
+            difference=difference,
+            discordant=discordant(before, after) if tuned.unit == "%" else None,
+            one_item=SCALE["%"] / len(before) if tuned.unit == "%" else None,
+            reading="noise" if difference.is_noise else "better" if good else "worse",
+        )
+
+    types = [row(name, before[name], after[name], difference) for name, difference in of_types.items()]
+    return Comparison(
+        benchmark=tuned.benchmark,
+        unit=tuned.unit,
+        protocol=tuned.protocol,
+        data_sha256=tuned.data_sha256,
+        reference_sha256=reference.encoder_sha256,
+        whole=row("all", reference.items, tuned.items, whole),
+        types=tuple(types) if len(types) > 1 else (),
+    )
+
+
+def number(value: float, unit: Unit, *, signed: bool = False) -> str:
+    """A score or a difference as text: one decimal of a percentage, five of a loss."""
+    text = f"{value:{'+' if signed else ''}.{5 if unit == 'mse' else 1}f}"
+    return text if float(text) else text.lstrip("+-")
+
+
+def interval(difference: Difference, unit: Unit) -> str:
+    """The interval as text."""
+    return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
+
+
+def changed(row: Row) -> str:
+    """How many samples changed: gained and lost where that is known, as `+12 -5`."""
+    return f"+{row.discordant.gained} -{row.discordant.lost}" if row.discordant else str(row.difference.changed)
+
+
+def p_value(value: float) -> str:
+    """Two places, three where it is small."""
+    return "<0.001" if value < 0.001 else f"{value:.{3 if value < 0.1 else 2}f}"
+
+
+def render(
+    comparisons: Sequence[Comparison],
+    *,
+    lineage: Mapping[str, Any],
+    confidence: float,
+    history: Sequence[Mapping[str, float]],
+    plots: Sequence[Path],
+    grids: Sequence[Path],
+) -> str:
+    """The page: every picture inside it, no script, nothing fetched; the same inputs give the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("un2clip.evidence", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "changed": changed, "p_value": p_value}
+    return environment.get_template("report.html.j2").render(
+        comparisons=comparisons,
+        lineage=lineage,
+        settings=flatten(lineage["params"]),
+        percent=f"{100 * confidence:g}",
+        sign=SIGN,
+        unit_says=UNIT_SAYS,
+        longest=LONGEST,
+        training=data_uri(plot_history(history), "svg+xml") if history else None,
+        plots=[data_uri(path.read_bytes(), "png") for path in plots],
+        grids=[data_uri(path.read_bytes(), "png") for path in grids],
+    )
+
+
+def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
+    """The training curves as SVG, one panel a quantity, over steps."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [name for name in history[0] if name != "step"]
+    columns = 2 if len(names) > 1 else 1
+    rows = math.ceil(len(names) / columns)
+    steps = [point["step"] for point in history]
+    with rc_context({"svg.hashsalt": "un2clip", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8.0, 2.1 * rows), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+        for axis, name in zip(axes, names, strict=False):
+            axis.plot(steps, [point[name] for point in history], color="#2563a8", linewidth=1.2)
+            axis.set_title(name.replace("_", " "), loc="left", fontsize=9)
+            axis.grid(alpha=0.25, linewidth=0.5)
+        for axis in axes[len(names) :]:
+            axis.set_axis_off()
+        figure.supxlabel("step", fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: float) -> None:
+    """Print the before/after table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"reference and {method}"), title_justify="left", header_style="bold")
+    table.add_column("benchmark")
+    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reading", no_wrap=True)
+    for comparison in comparisons:
+        listed = comparison.types if len(comparison.types) <= LONGEST else ()
+        for row in (comparison.whole, *listed):
+            whole, unit = row is comparison.whole, comparison.unit
+            table.add_row(
+                Text(f"{comparison.benchmark} ({unit})" if whole else f"  {row.type}"),
+                str(row.difference.n),
+                number(row.reference, unit),
+                number(row.tuned, unit),
+                number(row.difference.mean, unit, signed=True),
+                interval(row.difference, unit),
+                changed(row),
+                p_value(row.discordant.p_value) if row.discordant else "",
+                row.reading,
+                style="bold" if whole else "",
+            )
+        table.add_section()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

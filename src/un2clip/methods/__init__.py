@@ -1,0 +1,1 @@
+"""The methods: a table of rows, the equation that they share, and its parts."""

@@ -1,0 +1,1 @@
+"""A CLIP: read, written, converted, exported, registered."""

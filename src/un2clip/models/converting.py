@@ -1,0 +1,208 @@
+"""The CLIP to be tuned, read from whatever it was published as, and written as the folder that open_clip loads.
+
+A CLIP comes from an open_clip folder; or from an architecture of open_clip's with a state dict, its own or
+OpenAI's. A state dict of the visual tower alone, as un²CLIP's authors released theirs, is laid over it. Names
+and shapes must match one by one, and the preprocessing is the model's own.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.convert import convert_state_dict
+from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
+from torch import Tensor, nn
+
+from un2clip.config import UserError
+from un2clip.models.clip import CONFIG, TOKENIZER, WEIGHTS, Clip, check_config, load_clip, save_model, text_sha256
+from un2clip.sources.hub import TORCH_FILES, Source, obtain, read_tensors
+
+#: In the order in which open_clip itself prefers them.
+WEIGHTS_NAMES = (
+    WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
+    "pytorch_model.bin",
+)  # fmt: skip
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights of OpenAI's own files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """`backbones.encoder` of params.yaml.
+
+    Attributes:
+        weights: toy | a local file or folder | a hub id | models:/name/version.
+        architecture: "" for what the folder's own configuration says, else `NAME:TAG` of open_clip's list;
+            the tag decides the preprocessing.
+        revision: commit of a hub id.
+        sha256: file -> hash; for a hub id the files that are fetched.
+        visual: "" or a file with the visual tower alone, laid over `weights`; its hash goes by its own name.
+    """
+
+    weights: str
+    architecture: str
+    revision: str
+    sha256: dict[str, str]
+    visual: str
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("weights must be toy, a file, a folder, a hub id or models:/name/version, got ''")
+        if self.weights == "toy" and (self.architecture or self.visual):
+            raise ValueError("weights must not be toy where an architecture or a visual tower is given")
+        _ = self.source, self.visual_source  # their own checks
+
+    @property
+    def source(self) -> Source:
+        hashes = {path: digest for path, digest in self.sha256.items() if path != Path(self.visual).name}
+        return Source(location=self.weights, revision=self.revision, sha256=hashes)
+
+    @property
+    def visual_source(self) -> Source:
+        hashes = {path: digest for path, digest in self.sha256.items() if path == Path(self.visual).name}
+        return Source(location=self.visual, revision="", sha256=hashes)
+
+
+def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder") -> Clip:
+    """Write `folder` (open_clip_model.safetensors in fp32, open_clip_config.json, tokenizer) and load it.
+
+    Args:
+        name: of the parameters, for messages.
+
+    Raises:
+        UserError: a source is not what it should be, or a state dict and the model do not match.
+    """
+    place = obtain(encoder.source, files=() if encoder.architecture else (CONFIG,), name=name)
+    weights = place if place.is_file() else _weights_in(place, name)
+    config = architecture_config(encoder.architecture) if encoder.architecture else _config_of(place, name)
+    check_config(config["model_cfg"], name)
+    _check_activation(encoder, config["model_cfg"], name)
+    model = new_model(config["model_cfg"])
+    load_strictly(model, _fit_to(model, read_tensors(weights), config["model_cfg"], weights), str(weights))
+    text = text_sha256(model)
+    if encoder.visual:
+        visual = obtain(encoder.visual_source, name=f"{name}.visual")
+        load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
+    assert text_sha256(model) == text
+    save_model(model, config, folder)
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        _copy_tokenizer(place, folder, name)
+    return load_clip(folder)
+
+
+def _copy_tokenizer(place: Path, folder: Path, name: str) -> None:
+    found = [file for file in TOKENIZER if place.is_dir() and (place / file).is_file()]
+    if not found:
+        raise UserError(
+            f"{name}: this model needs its tokenizer's files beside the weights ({', '.join(TOKENIZER[:2])})"
+        )
+    for file in found:
+        shutil.copyfile(place / file, folder / file)
+
+
+def architecture_config(architecture: str) -> dict[str, Any]:
+    """The content of open_clip_config.json for `NAME:TAG` of open_clip's list.
+
+    The tag is that of the weights: it says how their images are prepared, and whether they were trained
+    with QuickGELU, which a configuration of the same shape may not have.
+    """
+    model, _, tag = architecture.partition(":")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        known = ", ".join(f"{model}:{each}" for each in tags) or "see open_clip.list_pretrained(as_str=True)"
+        raise UserError(f"architecture must be NAME:TAG of open_clip's list, got {architecture!r}; known: {known}")
+    model_cfg, pretrained = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
+    if pretrained.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
+        named = f"{model}-quickgelu" if pretrained.get("quick_gelu") else model.removesuffix("-quickgelu")
+        raise UserError(f"the weights {tag} were trained with another activation than {model} has; take {named}:{tag}")
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    preprocess_cfg = {key: pretrained[key] for key in keys if key in pretrained}
+    return {"model_cfg": model_cfg, "preprocess_cfg": json.loads(json.dumps(preprocess_cfg))}
+
+
+def new_model(model_cfg: Mapping[str, Any]) -> CLIP | CustomTextCLIP:
+    """open_clip's class for this configuration, untrained, on the default device (`meta` allocates nothing)."""
+    arguments = json.loads(json.dumps(dict(model_cfg)))
+    custom = arguments.pop("custom_text", False)
+    if "timm_model_name" in arguments["vision_cfg"]:
+        arguments["vision_cfg"]["timm_model_pretrained"] = False
+    return (CustomTextCLIP if custom else CLIP)(**arguments)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict whose names and shapes match one by one.
+
+    Raises:
+        UserError: names the first few that do not.
+    """
+    own = model.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} has no place" for key in state if key not in own]
+    wrong += [
+        f"{key} is {list(state[key].shape)} and must be {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{name} does not fit {type(model).__name__}: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(dict(state))
+
+
+def _fit_to(model: nn.Module, state: dict[str, Tensor], model_cfg: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """Names as this class has them; the conversions are open_clip's own."""
+    state = _without(state, "module.")
+    if [key for key in OPENAI_SIZES if state.pop(key, None) is not None] and not model_cfg.get("quick_gelu"):
+        raise UserError(f"{file} is OpenAI's own file, trained with QuickGELU; take the -quickgelu architecture")
+    state = convert_state_dict(model, state)
+    if isinstance(model, CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    for key in ("logit_scale", "logit_bias"):  # a number, or a vector of one
+        if key in state and state[key].numel() == 1 and getattr(model, key) is not None:
+            state[key] = state[key].reshape(getattr(model, key).shape)
+    return state
+
+
+def _without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """Take a prefix off all names, where all have it."""
+    for prefix in prefixes:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _weights_in(folder: Path, name: str) -> Path:
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", *TORCH_FILES)]
+    preferred = [folder / each for each in WEIGHTS_NAMES if folder / each in found]
+    if not preferred and len(found) != 1:
+        listed = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"{name}: {folder} must hold {WEIGHTS}, or one file of weights; it has: {listed}")
+    return (preferred or found)[0]
+
+
+def _config_of(folder: Path, name: str) -> dict[str, Any]:
+    if folder.is_file():
+        raise UserError(
+            f"{name}: {folder} is a lone file of weights; say its architecture, as ViT-H-14:laion2b_s32b_b79k"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return {"model_cfg": config["model_cfg"], "preprocess_cfg": config["preprocess_cfg"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{name}: cannot use {folder / CONFIG}: {type(error).__name__} {error}") from None
+
+
+def _check_activation(encoder: Encoder, model_cfg: Mapping[str, Any], name: str) -> None:
+    """A published folder whose configuration forgot QuickGELU would load, and embed wrongly."""
+    if model_cfg.get("quick_gelu"):
+        return
+    for model, tag in open_clip.list_pretrained():
+        published = open_clip.get_pretrained_cfg(model, tag)
+        if published.get("quick_gelu") and (published.get("hf_hub") or "").strip("/") == encoder.weights:
+            raise UserError(
+                f"{name}: {encoder.weights} was trained with QuickGELU and its configuration does not say so; "
+                f"set architecture to {model.removesuffix('-quickgelu')}-quickgelu:{tag}"
+            )

@@ -1,0 +1,147 @@
+"""Versions of the promoted encoder in the MLflow registry, and the way back out of it.
+
+A version's files are exactly those that open_clip loads; nothing is pickled. The evidence it was judged by
+(lineage, scores with their items, report) lies in the artifacts of the run that its tag EVIDENCE names.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from un2clip.config import UserError
+from un2clip.models.clip import CONFIG, WEIGHTS, encoder_sha256
+from un2clip.models.exporting import Form, check_free, write_export
+from un2clip.tracking import store
+
+FILES = (WEIGHTS, CONFIG)
+EVIDENCE = "evidence_run"
+
+
+def check_name(name: str) -> str:
+    """Return a registered model's name; UserError where it would not do in a registry's address."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"registered_model must be letters, digits, '_', '.' and '-', got {name!r}")
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version: its number and its tags."""
+
+    number: str
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The registered model called `name`; it is made when its first version is registered.
+
+    Raises:
+        UserError: MLflow cannot be reached.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name)
+        self.client = store.connect()
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> number of its version."""
+        models = self.client.search_registered_models(f"name = '{self.name}'")
+        return {str(alias): str(number) for alias, number in models[0].aliases.items()} if models else {}
+
+    def version(self, number: str) -> Version:
+        return Version(number=number, tags=self.client.get_model_version(self.name, number).tags)
+
+    def find(self, encoder_sha256: str) -> Version | None:
+        """The newest version that holds this very encoder."""
+        wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"
+        found = sorted(self.client.search_model_versions(wanted), key=lambda version: int(version.version))
+        return Version(number=str(found[-1].version), tags=found[-1].tags) if found else None
+
+    def register(self, folder: Path, tags: Mapping[str, str], run_id: str) -> Version:
+        """Upload a folder's files as a new version that a run made."""
+        if not self.client.search_registered_models(f"name = '{self.name}'"):
+            self.client.create_registered_model(self.name)
+        experiment = self.client.get_run(run_id).info.experiment_id
+        model_id = self.client.create_logged_model(experiment, self.name, run_id, tags=dict(tags)).model_id
+        try:
+            self.client.log_model_artifacts(model_id, str(folder))
+        except BaseException:
+            self.client.finalize_logged_model(model_id, "FAILED")
+            raise
+        self.client.finalize_logged_model(model_id, "READY")
+        version = self.client.create_model_version(
+            self.name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+        )
+        return Version(number=str(version.version), tags=dict(tags))
+
+    def tag(self, number: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, number, key, value)
+
+    def describe(self, number: str, text: str) -> None:
+        """Set a version's description: what a person reads first on its page."""
+        self.client.update_model_version(self.name, number, text)
+
+    def point(self, alias: str, number: str) -> None:
+        """Move an alias to a version."""
+        self.client.set_registered_model_alias(self.name, alias, number)
+
+    def keep_evidence(self, run_id: str, folder: Path) -> None:
+        """Put a folder's files into the artifacts of a run."""
+        self.client.log_artifacts(run_id, str(folder), "evidence")
+
+    def fetch_scores(self, version: Version, to: Path) -> Path | None:
+        """Download the scores that a version was judged by; None when nothing is left of them."""
+        run_id = version.tags.get(EVIDENCE)
+        if not run_id or not store.has_artifacts(self.client, run_id, "evidence/scores"):
+            return None
+        return store.download(self.client, f"runs:/{run_id}/evidence/scores", to)
+
+    def aliased(self, alias: str) -> str:
+        """Number of the version behind an alias; a UserError lists those there are."""
+        aliases = self.aliases()
+        if alias not in aliases:
+            known = ", ".join(f"{name} (version {number})" for name, number in sorted(aliases.items())) or "none yet"
+            raise UserError(f"{self.name} has no alias {alias!r}; it has: {known}")
+        return aliases[alias]
+
+    def fetch(self, version: Version, to: Path) -> Path:
+        """Download a version's files into an empty folder; its weights must be those that were registered."""
+        with store.as_user_error():
+            fetched = store.download(self.client, f"models:/{self.name}/{version.number}", to)
+        if missing := [name for name in FILES if not (fetched / name).is_file()]:
+            raise UserError(f"version {version.number} of {self.name} has no {' and no '.join(missing)}")
+        wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)
+        if found != wanted:
+            raise UserError(
+                f"version {version.number} of {self.name} is not what was registered: its weights hash to "
+                f"{found[:12]}, its tag encoder_sha256 says {str(wanted)[:12]}; nothing was written"
+            )
+        return fetched
+
+
+def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip") -> Version:
+    """Get the encoder behind an alias back, in one of the forms of models.exporting.
+
+    Args:
+        alias: champion, challenger, or one that was set by hand.
+        to: a folder that is empty or does not exist.
+        registered_model: name in the registry.
+
+    Raises:
+        UserError: there is no such alias, the folder is in use, or the weights are not those that were registered.
+    """
+    check_free(to)
+    registry = Registry(registered_model)
+    version = registry.version(registry.aliased(alias))
+    with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
+        how = write_export(registry.fetch(version, Path(folder)), to, form)
+    print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")
+    return version
+
+
+def _existing_parent(path: Path) -> Path:
+    """The nearest folder that exists, so that the download has the room that its copy will have."""
+    return next(parent for parent in path.resolve().parents if parent.is_dir())

@@ -1,5 +1,0 @@
-"""Open-vocabulary segmentation: an embedding for every patch, compared with the names of the classes.
-
-dense.py makes the embeddings, windows.py slides over a picture, protocols.yaml has everybody's settings,
-layouts.py reads data, names.py the classes' names. The benchmark itself is benchmarks/segmentation.py.
-"""

@@ -1,0 +1,1 @@
+"""The loop, and how it is configured, shown, kept and distributed."""

@@ -1,0 +1,147 @@
+"""The state of a training that is not finished, so that one that was killed ends with the bytes of an unbroken one.
+
+A checkpoint is a folder step_00000100 with state.safetensors (weights that train, their averages, the optimiser's
+moments, the random state) and state.json (history, the hash of the former). It is written beside and renamed, so a
+folder of that name is whole unless the disk failed, and then its hash says so.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from un2clip.hashes import file_sha256
+from un2clip.training.progress import Record
+
+TENSORS, CONTENT = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """One checkpoint: after `step` steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    history: list[Record]
+    tags: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where one training keeps its state.
+
+    Attributes:
+        folder: of this very training: its name should hold all that decides the result.
+        every: steps between two checkpoints.
+        keep: newest checkpoints that are kept.
+        tags: what else to remember, such as the run in MLflow.
+    """
+
+    folder: Path
+    every: int
+    keep: int
+    tags: dict[str, Any]
+
+    def save(self, step: int, tensors: dict[str, Tensor], history: Sequence[Record]) -> None:
+        """Write a checkpoint, then drop the oldest ones."""
+        final = self.folder / f"step_{step:08d}"
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial / TENSORS)
+        content = {"step": step, "sha256": file_sha256(partial / TENSORS), "history": list(history), "tags": self.tags}
+        (partial / CONTENT).write_text(json.dumps(content) + "\n")
+        for path in (partial / TENSORS, partial / CONTENT):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in self._found()[self.keep :]:
+            shutil.rmtree(old)
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole, on the CPU; says so when it passes over one that is not."""
+        for folder in self._found():
+            try:
+                content = json.loads((folder / CONTENT).read_text())
+                if file_sha256(folder / TENSORS) != content["sha256"]:
+                    raise ValueError(f"{TENSORS} is not what was written")
+                tensors = load_file(folder / TENSORS)
+                return Saved(step=content["step"], tensors=tensors, history=content["history"], tags=content["tags"])
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                print(f"un2clip: {folder} is damaged ({error}); trying the one before", file=sys.stderr)
+        return None
+
+    def clear(self) -> None:
+        """Remove them all: the training is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        """The checkpoints' folders, the newest first."""
+        return sorted(self.folder.glob("step_????????"), reverse=True)
+
+
+def pack(
+    parameters: Sequence[Tensor], averages: Sequence[Tensor], optimizer: torch.optim.Optimizer, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """All that a training needs to go on, as named tensors."""
+    tensors = {"rng": rng.get_state()}
+    for name, values in (("parameter", parameters), ("average", averages)):
+        tensors |= {f"{name}.{i}": value for i, value in enumerate(values)}
+    for i, parameter in enumerate(parameters):
+        tensors |= {f"adamw.{i}.{name}": value for name, value in optimizer.state[parameter].items()}
+    return tensors
+
+
+@torch.no_grad()
+def unpack(
+    tensors: dict[str, Tensor],
+    parameters: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+) -> None:
+    """Put back what `pack` took, in place."""
+    rng.set_state(tensors["rng"])
+    for name, values in (("parameter", parameters), ("average", averages)):
+        for i, value in enumerate(values):
+            value.copy_(tensors[f"{name}.{i}"])
+    for i, parameter in enumerate(parameters):
+        start = f"adamw.{i}."
+        state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in state.items()}
+
+
+class Interruption:
+    """While it is open, SIGTERM and the first Ctrl-C only ask the loop to stop; a second one acts as usual."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = True
+        signal.signal(number, self._before[number])

@@ -1,0 +1,74 @@
+"""What a training learns, in numbers: steps, rates, noise. How it is computed stands in running.py."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from un2clip.config import at_least
+from un2clip.methods.objective import Timesteps
+
+Decay = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How one phase trains.
+
+    Attributes:
+        steps: optimiser steps.
+        encoder_lr, decoder_lr: learning rates (AdamW) of the parts that the method trains.
+        weight_decay: AdamW's, on matrices only.
+        warmup_steps: steps over which the rate rises linearly; it stays constant afterwards or decays.
+        decay: what the rate does after the warm-up: constant, or a cosine down to zero.
+        clip_grad_norm: the gradient's norm is clipped to this.
+        ema_decay: of the moving average of the weights, which is the result then; 0 for none.
+        anchor_weight: lambda of the distance to the reference's embedding, for methods with that anchor.
+        caption_weight: the same of the divergence over captions.
+        timesteps: lowest and highest timestep drawn, both included.
+        timesteps_drawn: how they are drawn for a batch; methods/objective.py: draw.
+        noise_level: of the embedding's noise augmentation, where the method does not draw it.
+        condition_dropout: probability of dropping a sample's condition.
+    """
+
+    steps: int
+    encoder_lr: float
+    decoder_lr: float
+    weight_decay: float
+    warmup_steps: int
+    decay: Decay
+    clip_grad_norm: float
+    ema_decay: float
+    anchor_weight: float
+    caption_weight: float
+    timesteps: tuple[int, ...]
+    timesteps_drawn: Timesteps
+    noise_level: int
+    condition_dropout: float
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
+        at_least(self, 0, "clip_grad_norm", "anchor_weight", "caption_weight")
+        if len(self.timesteps) != 2:
+            raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+
+
+def rate(step: int, steps: int, warmup_steps: int, decay: Decay) -> float:
+    """Factor of the learning rate: a linear rise over the warm-up, then constant, or half a cosine down to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if decay == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
+    """`rate` as a scheduler, for the loops of the toy backbones."""
+    return LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, decay))
