@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden same-numbers download-env lint kfp-local images docker-e2e pipeline study clean
+.PHONY: help setup demo test golden same-numbers rooms download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: $(READY) lint download-env  ## every test, style and types
 
 golden: $(READY)  ## write tests/golden/golden.json anew: losses of every method, and hashes of this machine
 	python -m tests.golden.golden
+
+rooms: $(READY)  ## draw docs/rooms.svg, the rooms of src/un2clip and what each stands on
+	python -m tests.wiring.rooms
 
 same-numbers: $(READY)  ## REV=main~3: run a small pipeline at that revision and here, and compare every byte of its numbers
 	@test -n "$(REV)" || { echo "say which revision to compare with: make same-numbers REV=main~3"; exit 2; }

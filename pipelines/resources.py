@@ -13,7 +13,8 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
-from un2clip.config import UserError, at_least, build, read_yaml
+from un2clip.config import at_least, build, read_yaml
+from un2clip.errors import UserError
 
 CLUSTERS = Path(__file__).parent / "clusters"
 #: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of

@@ -35,7 +35,8 @@ from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
 from pipelines.resources import CLUSTER, CLUSTERS, WORKDIR, Cluster, Compiled, across, place, read_cluster
-from un2clip.config import UserError, merge, read_yaml, stack
+from un2clip.config import merge, read_yaml, stack
+from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
@@ -98,16 +99,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
             images: folder of image-text tars on the volume, "" for the laptop world.
             benchmark_data: folder on the volume with one folder of data a benchmark, "" for the laptop world's.
             benchmarks: names of the benchmarks to evaluate.
-            shapes_params: section `shapes` of params.yaml, whole; likewise the other sections.
-            ingest_params: see shapes_params.
-            backbones_params: see shapes_params.
-            latents_params: see shapes_params.
-            finetune_params: see shapes_params.
-            diffusion_loss_params: see shapes_params.
-            evaluate_params: see shapes_params.
-            reconstruct_params: see shapes_params.
-            compare_params: see shapes_params.
-            promote_params: see shapes_params.
+            shapes_params: section `shapes` of params.yaml, whole; each other `*_params` is its own section.
             image: container image of every task.
             accelerator_type: resource name of the accelerators, such as nvidia.com/gpu.
             accelerator_limit: number of accelerators of each accelerated task, as a text; "0" for none.

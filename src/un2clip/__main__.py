@@ -11,7 +11,8 @@ import warnings
 from pathlib import Path
 
 from un2clip.cli import add_commands
-from un2clip.config import UserError, merge, read_yaml, stack
+from un2clip.config import merge, read_yaml, stack
+from un2clip.errors import UserError
 from un2clip.stages import STAGES, get_stage, run_stage
 
 

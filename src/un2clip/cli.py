@@ -1,4 +1,4 @@
-"""The words beside the stages, for people: each is a parser and a function of the parsed words.
+"""The commands beside the stages: each is a parser and a function of the parsed arguments.
 
 What they import, they import when they run, so that `--help` stays quick.
 """
@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from un2clip.config import UserError, build, flags, merge, read_yaml, stack
+from un2clip.config import build, flags, merge, read_yaml, stack
+from un2clip.errors import UserError
 
 Words = argparse.Namespace
 Commands = Any  # argparse keeps the class of add_subparsers' result to itself

@@ -16,21 +16,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from un2clip.errors import UserError
+
 T = TypeVar("T")
 #: Mappings that are one value, because their keys are names of files: an overlay replaces them.
 WHOLE = ("sha256",)
 
 
-class UserError(ValueError):
-    """Something the user can mend. The command line prints its message alone, without a traceback."""
-
-
-class Stopped(UserError):
-    """A signal asked a stage to stop, and what it did so far is kept."""
-
-
-def row(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The row of a table, or a UserError that lists the table."""
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry of a table called `name`, or a UserError that lists the table."""
     if name not in table:
         raise UserError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
     return table[name]
@@ -83,6 +77,14 @@ def stack(overlays: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             deeper = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping) and key not in WHOLE
             whole[key] = stack([whole[key], value]) if deeper else value
     return whole
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted names and texts: {"a": {"b": 1}} -> {"a.b": "1"}."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return flat
 
 
 def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:

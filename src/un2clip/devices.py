@@ -1,9 +1,10 @@
-"""Where tensors are computed: the processor, or a GPU."""
+"""Where tensors are computed: processor or GPU, and which of several processes this one is."""
+
+import os
 
 import torch
 
-from un2clip.config import UserError
-from un2clip.training import distributed
+from un2clip.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -28,6 +29,20 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False
-    device = torch.device("cuda", distributed.local_rank())
+    device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def rank() -> int:
+    """Number of this process, 0 to world_size() - 1; the process 0 writes and logs."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: which of its GPUs it has."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

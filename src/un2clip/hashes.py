@@ -1,10 +1,27 @@
-"""SHA-256 of files: what is pinned, locked, or written with a score."""
+"""SHA-256 of files and tensors: what is pinned, locked, or written with a score."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def file_sha256(path: Path) -> str:
     """Hash of one file's content, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: "Mapping[str, Tensor]") -> str:
+    """Hash of names, shapes, dtypes and values, in order of name."""
+    import torch  # here, since the download image has none
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -15,10 +15,11 @@ from torch.testing import assert_close
 
 from tests.toy_clips import write_folder
 from tests.toy_diffusion import save_text_to_image
-from un2clip.config import UserError, build, merge, read_yaml
+from un2clip.config import build, merge, read_yaml
 from un2clip.decoders import Options, load_generator
 from un2clip.decoders.assemble import add_class_projection, measure_statistics
 from un2clip.decoders.fetching import GeneratorSource, fetch_generator
+from un2clip.errors import UserError
 from un2clip.methods.objective import diffusion_loss, draw
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage

@@ -14,7 +14,7 @@ import yaml
 
 from tests.hub import COMMIT, Hub, served
 from un2clip.__main__ import main
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.sources.benchmarks import fetch
 from un2clip.sources.catalogue import catalogue, check, get_entry, table
 from un2clip.sources.hub import HUB_ID

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from un2clip import tracking
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import build, read_yaml
+from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.scores import Item, Scores
 from un2clip.models.clip import encoder_sha256
-from un2clip.models.registry import EVIDENCE, FILES, Registry, export
-from un2clip.sources.hub import Source, obtain
+from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
+from un2clip.sources.hub import Source
 from un2clip.stages.promote import Promote, promote
 
 RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
@@ -212,14 +213,14 @@ def test_a_registered_encoder_is_a_source(registry, candidate, tmp_path, monkeyp
     (made.encoder / "tokenizer.json").write_text("{}")
     made.promote(registry)
     for place in ("@champion", "/1"):
-        folder = obtain(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
+        folder = obtain_model(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
         for name in (*FILES, "tokenizer.json"):
             assert (folder / name).read_bytes() == (made.encoder / name).read_bytes()
     export("champion", tmp_path / "hf", registry.name, "hf")
     assert (tmp_path / "hf/model.safetensors").is_file()
     for place, message in (("@best", "no alias 'best'"), ("/7", "MLflow refused: .*7")):
         with pytest.raises(UserError, match=message):
-            obtain(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
+            obtain_model(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
 
 
 def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):

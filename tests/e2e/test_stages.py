@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from un2clip.config import UserError
 from un2clip.datasets import loader
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options
 from un2clip.evidence.scores import load_scores
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256

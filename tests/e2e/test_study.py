@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from un2clip.config import UserError, merge
+from un2clip.config import merge
+from un2clip.errors import UserError
 from un2clip.study.run import study
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from un2clip import tracking
-from un2clip.config import UserError
 from un2clip.datasets.shards import digest
+from un2clip.errors import UserError
 from un2clip.evidence.scores import Item, Scores
 from un2clip.tracking.store import connect, run_key
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from un2clip import tracking
-from un2clip.config import Stopped, UserError
+from un2clip import devices, tracking
+from un2clip.errors import Stopped, UserError
 from un2clip.stages import run_stage
-from un2clip.training import distributed
 
 STEPS = 9
 SPAWN = multiprocessing.get_context("forkserver")  # a fork of a process whose autograd has run cannot use it
@@ -171,4 +170,4 @@ def test_a_mistake_in_one_of_several_processes_is_one_line(tiny, tmp_path) -> No
     with pytest.raises(UserError, match=r"^the loss is (nan|inf) at step \d+ .* the last good one, are in"):
         run_stage("finetune", params, **names(tiny, tmp_path, "encoder"))
     assert not json.loads((tmp_path / "encoder/lineage.json").read_text())["complete"]
-    assert distributed.world_size() == 1
+    assert devices.world_size() == 1

@@ -19,7 +19,8 @@ from kubernetes.client import Configuration
 from tests.kubernetes_stub import NAMESPACE, PUBLIC, Cluster, Log, granted, running
 from un2clip.cluster import trainjob
 from un2clip.cluster.nodes import WITH_SECRETS, finetune_on_nodes, free
-from un2clip.config import UserError, merge, read_yaml
+from un2clip.config import merge, read_yaml
+from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NAME = "finetune-7d3f"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from un2clip.cluster.artifacts import DESCRIPTIONS, describe, pictures, scores_of
 from un2clip.evidence.scores import Item, Scores
-from un2clip.models.clip import sha256_of
+from un2clip.hashes import tensors_sha256
 
 
 def members(folder: Path) -> int:
@@ -31,7 +31,7 @@ def test_shards(tiny) -> None:
 def test_weights_and_latents(tiny) -> None:
     """The CLIP's hash is that of its weights; the cache has as many files as it says."""
     weights = load_file(tiny.backbones / "clip/open_clip_model.safetensors")
-    assert describe("backbones", str(tiny.backbones)) == {"clip_sha256": sha256_of(weights)}
+    assert describe("backbones", str(tiny.backbones)) == {"clip_sha256": tensors_sha256(weights)}
     said = describe("latents", str(tiny.latents))
     assert said["cached"] and said["files"] == len(list(tiny.latents.rglob("*.safetensors"))) > 1
 

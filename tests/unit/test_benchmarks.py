@@ -7,9 +7,10 @@ import torch
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
-from un2clip.config import UserError
-from un2clip.evaluation.benchmarks import Options, Segmentation, data_sha256, get_benchmark
+from un2clip.errors import UserError
+from un2clip.evaluation.benchmarks import Options, Segmentation, get_benchmark
 from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
+from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.scores import ROLES, Item, load_scores
 from un2clip.models.clip import Clip, load_clip
 from un2clip.stages.evaluate import evaluate

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from un2clip.__main__ import main
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, get_benchmark
-from un2clip.evaluation.calibrate import Published, calibrate, count_of, is_calibrated, published
+from un2clip.evaluation.calibrate import Published, calibrate, count_of, published
+from un2clip.evaluation.calibration import is_calibrated
 from un2clip.models.clip import load_clip
 from un2clip.models.converting import architecture_config
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from un2clip.config import UserError
-from un2clip.datasets.caption_bank import caption_bank, embed_bank
+from un2clip.datasets.caption_bank import caption_bank
 from un2clip.datasets.shards import EncodedSample, Index, samples, write_shards
-from un2clip.methods.objective import caption_divergence
+from un2clip.errors import UserError
+from un2clip.methods.anchors import caption_divergence, embed_bank
 from un2clip.models.clip import load_clip
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
 

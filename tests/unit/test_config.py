@@ -5,7 +5,8 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from un2clip.config import UserError, build, flags, merge, read_yaml, stack
+from un2clip.config import build, flags, merge, read_yaml, stack
+from un2clip.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

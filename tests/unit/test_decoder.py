@@ -6,9 +6,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from un2clip.config import UserError
 from un2clip.decoders import Generator, load_generator
 from un2clip.decoders.sampling import sample
+from un2clip.errors import UserError
 from un2clip.models.clip import load_clip
 from un2clip.models.huggingface import to_hugging_face_vision
 

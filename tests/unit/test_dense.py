@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn.functional import interpolate, layer_norm, linear
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.dense.features import DENSE_METHODS, NEIGHBOURHOOD, dense_features, patch_size
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from un2clip.config import UserError
 from un2clip.devices import pick_device
-from un2clip.training.progress import plainly
+from un2clip.errors import UserError
+from un2clip.training.config import single_process
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -29,4 +29,4 @@ def test_unknown_device() -> None:
 def test_a_process_for_each_gpu(monkeypatch, said: int, gpus: int, device: str, processes: int) -> None:
     """`processes: 0` follows the GPUs that are visible, where they are to be used; another number stands."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert dataclasses.replace(plainly(batch_size=8), processes=said).processes_here(device) == processes
+    assert dataclasses.replace(single_process(batch_size=8), processes=said).processes_here(device) == processes

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.web import nothing, serving
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import build, read_yaml
+from un2clip.errors import UserError
 from un2clip.sources.download import Download
 from un2clip.sources.download.rows import may_pass, outcome, read_lists
 from un2clip.sources.download.worker import Guard, Refused, is_public, opener

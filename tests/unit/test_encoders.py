@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 from tests.hub import COMMIT, Hub, served
 from tests.toy_clips import FAMILIES, MODEL_CFG, PREPROCESS_CFG, TEXTS, WORDS, model_of, write_folder
 from un2clip.__main__ import main
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import load_clip, save_clip, text_sha256
 from un2clip.models.converting import Encoder, architecture_config, import_clip
 

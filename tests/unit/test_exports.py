@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.toy_clips import FAMILIES, TEXTS, write_folder
 from un2clip.__main__ import main
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import load_clip, save_clip
 from un2clip.models.exporting import write_export
 from un2clip.models.huggingface import to_hugging_face_vision

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from un2clip.config import UserError, build, merge, read_yaml
+from un2clip.config import build, merge, read_yaml
+from un2clip.errors import UserError
 from un2clip.models.converting import Encoder, architecture_config, import_clip, new_model
 from un2clip.sources.hub import HUB_ID
 

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from tests.toy_diffusion import save_text_to_image
-from un2clip.config import UserError
 from un2clip.decoders import Generator, Options, load_generator, save_generator
 from un2clip.decoders.assemble import from_text_to_image
 from un2clip.decoders.sampling import sample
+from un2clip.errors import UserError
 from un2clip.methods.objective import diffusion_loss, draw
 from un2clip.models.clip import load_clip
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import build, read_yaml
 from un2clip.datasets.captions import CaptionStatistics
 from un2clip.datasets.duplicates import NearIndex, perceptual_hash
 from un2clip.datasets.shards import read_index, samples
+from un2clip.errors import UserError
 from un2clip.stages.ingest import REJECTED, Ingest, ingest
 
 DEFAULTS: dict[str, Any] = {

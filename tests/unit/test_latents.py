@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from un2clip.config import UserError
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.decoders import load_generator
+from un2clip.errors import UserError
 from un2clip.stages import run_stage
 from un2clip.stages.latents import _no_view
 
@@ -32,7 +32,7 @@ def finetune(tiny, latents: Path, encoder: Path) -> list[dict[str, float]]:
 def test_the_cache_holds_what_the_vae_makes(tiny) -> None:
     """Every sample of both splits: the cached latents are the generator's own, image by image."""
     generator = load_generator(tiny.backbones / "unclip")
-    cached = open_latents(tiny.latents, tiny.shards, generator)
+    cached = open_latents(tiny.latents, tiny.shards, generator.vae_sha256())
     assert cached is not None
     for split, total in (("train", 192), ("heldout", 48)):
         reader = loader.open_split(tiny.shards, split, _no_view, loader.generator_view(32))
@@ -81,9 +81,9 @@ def test_another_vae_or_other_shards_are_refused(tiny, tmp_path) -> None:
     with torch.no_grad():
         generator.vae.encoder.conv_in.weight.mul_(1.01)
     with pytest.raises(UserError, match="was made by VAE .* run `un2clip latents` again"):
-        open_latents(tiny.latents, tiny.shards, generator)
+        open_latents(tiny.latents, tiny.shards, generator.vae_sha256())
     generator = load_generator(tiny.backbones / "unclip")
     shutil.copytree(tiny.latents, tmp_path / "l")
     next((tmp_path / "l/heldout").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="has no latents of heldout/00000.tar; run `un2clip latents` again"):
-        open_latents(tmp_path / "l", tiny.shards, generator)
+        open_latents(tmp_path / "l", tiny.shards, generator.vae_sha256())

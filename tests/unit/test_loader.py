@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from un2clip.config import UserError
 from un2clip.datasets import loader
 from un2clip.datasets.random_access import locate, read_image
 from un2clip.datasets.shards import read_index, samples
+from un2clip.errors import UserError
 from un2clip.models.clip import load_clip
 
 SIZES = [5, 1, 7, 3]

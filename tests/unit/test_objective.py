@@ -6,7 +6,8 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from un2clip.decoders import load_generator
-from un2clip.methods.objective import Draws, anchor_distance, diffusion_loss, draw
+from un2clip.methods.anchors import anchor_distance
+from un2clip.methods.objective import Draws, diffusion_loss, draw
 
 
 @pytest.fixture()

@@ -11,7 +11,7 @@ import pytest
 from kubernetes import client, config
 
 from un2clip.cluster.prerequisites import SECRETS, examine, insist
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 NOTHING: dict[str, Any] = {
     "requires": [],

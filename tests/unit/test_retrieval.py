@@ -14,7 +14,7 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, get_benchmark
 from un2clip.evaluation.benchmarks.retrieval import ranks
 from un2clip.models.clip import load_clip

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evidence.scores import Item, Scores, collect_scores, load_scores, mismatch
 
 HAND = [("1", "colour", 1.0), ("2", "colour", 0.0), ("3", "count", 1.0), ("4", "colour", 1.0)]

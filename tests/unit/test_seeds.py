@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from un2clip.__main__ import main
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evidence.report import compare_scores
 from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare

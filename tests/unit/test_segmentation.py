@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn.functional import interpolate, normalize, pad
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, Segmentation, segmentation
 from un2clip.evaluation.dense.features import dense_features
 from un2clip.evaluation.dense.layouts import LAYOUTS, read_data_set

@@ -10,10 +10,12 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from un2clip.config import UserError, build
-from un2clip.stages.shapes import PATTERNS, Shapes, draw_classes, draw_pairs, shapes
+from un2clip.config import build
+from un2clip.errors import UserError
+from un2clip.stages.shapes import Shapes, shapes
 from un2clip.world import scenes as world
 from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions
+from un2clip.world.writing import PATTERNS, draw_classes, draw_pairs
 
 
 def scene(**values: str) -> np.ndarray:

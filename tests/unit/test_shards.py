@@ -12,8 +12,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from un2clip.config import UserError
 from un2clip.datasets.shards import INDEX, EncodedSample, Index, Shard, digest, read_index, samples, write_shards
+from un2clip.errors import UserError
 
 
 def pixels(seed: int) -> np.ndarray:

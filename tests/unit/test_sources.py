@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 from tests.hub import COMMIT, Hub, point, served
 from un2clip.__main__ import main
-from un2clip.config import UserError, merge, read_yaml
+from un2clip.config import merge, read_yaml
+from un2clip.errors import UserError
+from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import Source, obtain, pin, read_tensors
 
 WEIGHTS = bytes(range(256)) * 400
@@ -143,13 +145,20 @@ def test_local_sources(tmp_path) -> None:
         (source(str(tmp_path), "", {"config.json": "0" * 64}), [], "config.json is not what was pinned"),
         (source(str(tmp_path / "config.json"), ""), ["*"], None),
         (source(str(tmp_path / "absent"), "", {}), [], "there is no file or folder"),
-        (source("models:/un2clip", "", {}), [], "must be models:/name/3 or models:/name@alias"),
     ):
         if message is None:
             assert obtain(given, files=files, name="x").name == "config.json"
             continue
         with pytest.raises(UserError, match=message):
             obtain(given, files=files, name="x")
+
+
+def test_a_model_is_also_looked_for_in_the_registry(tmp_path) -> None:
+    """A location that begins with models: needs a version or an alias; any other goes to the hub and the disk."""
+    with pytest.raises(UserError, match="must be models:/name/3 or models:/name@alias"):
+        obtain_model(source("models:/un2clip", "", {}), name="x")
+    with pytest.raises(UserError, match="there is no file or folder"):
+        obtain_model(source(str(tmp_path / "absent"), "", {}), name="x")
 
 
 @pytest.mark.parametrize("path", ["../evil.json", "/etc/x.json", "a/../../x.json"])

@@ -13,7 +13,7 @@ from clip_benchmark.datasets.sugar_crepe import SugarCrepe
 from clip_benchmark.metrics import image_caption_selection
 from torch.utils.data import DataLoader
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, get_benchmark
 from un2clip.evaluation.benchmarks.sugarcrepe import read_rows
 from un2clip.models.clip import load_clip

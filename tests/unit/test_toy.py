@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from un2clip.config import UserError, build
+from un2clip.config import build
+from un2clip.errors import UserError
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones
 from un2clip.world import orders

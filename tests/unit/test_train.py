@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from un2clip.config import UserError, build
-from un2clip.datasets.caption_bank import embed_bank
+from un2clip.config import build
 from un2clip.decoders import load_generator
+from un2clip.errors import UserError
+from un2clip.hashes import tensors_sha256
+from un2clip.methods.anchors import embed_bank
 from un2clip.methods.conditions import new_projector
 from un2clip.methods.objective import diffusion_loss, draw
 from un2clip.methods.table import METHODS
-from un2clip.models.clip import load_clip, sha256_of, text_sha256
-from un2clip.training.config import Training
+from un2clip.models.clip import load_clip, text_sha256
+from un2clip.training.config import ComputeConfig, PhaseConfig, single_process
 from un2clip.training.loop import Share, fit
-from un2clip.training.progress import Running, plainly
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -37,9 +38,9 @@ CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
 def run(tiny, method: str, shares=shares, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
-    training = build(Training, tiny.params["finetune"]["training"], "finetune")
-    running = build(Running, tiny.params["finetune"]["running"], "running")
-    names = {field.name for field in dataclasses.fields(Training)}
+    training = build(PhaseConfig, tiny.params["finetune"]["training"], "finetune")
+    running = build(ComputeConfig, tiny.params["finetune"]["running"], "running")
+    names = {field.name for field in dataclasses.fields(PhaseConfig)}
     training = dataclasses.replace(training, **{k: v for k, v in changes.items() if k in names})
     running = dataclasses.replace(running, **{k: v for k, v in changes.items() if k not in names})
     history: list[dict[str, float]] = []
@@ -76,7 +77,7 @@ def test_what_moves_and_what_does_not(tiny, method: str) -> None:
         # one token attends to nothing else: what the mid block's attention asks with has no gradient
         still = {name for name in old if name not in moved}
         assert (not moved) if not moves else (moved and len(still) <= len(old) * 0.1), (part, sorted(still))
-    assert sha256_of(frozen.vae.state_dict()) == sha256_of(generator.vae.state_dict())
+    assert tensors_sha256(frozen.vae.state_dict()) == tensors_sha256(generator.vae.state_dict())
     assert torch.equal(frozen.mean, generator.mean) and torch.equal(frozen.std, generator.std)
     assert text_sha256(before.model) == text_sha256(clip.model)
 
@@ -176,14 +177,14 @@ def test_a_projector_starts_as_said() -> None:
 def test_same_seed_same_weights(tiny) -> None:
     """Two runs end with the same bytes."""
     first, second = (run(tiny, "un2clip")[0] for _ in range(2))
-    assert sha256_of(first.model.state_dict()) == sha256_of(second.model.state_dict())
+    assert tensors_sha256(first.model.state_dict()) == tensors_sha256(second.model.state_dict())
 
 
 def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(tiny) -> None:
     """A NaN in the second batch stops at step 1 with the samples' names; the weights are those after step 0."""
     good, _, _ = run(tiny, "un2clip", steps=1)
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
-    training = build(Training, tiny.params["finetune"]["training"], "finetune")
+    training = build(PhaseConfig, tiny.params["finetune"]["training"], "finetune")
 
     def poisoned(start: int):
         for i, share in enumerate(shares()):
@@ -191,8 +192,8 @@ def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(
 
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(UserError, match=r"loss is nan at step 1 \(samples sample0, sample1"):
-        fit(clip.model, generator, METHODS["un2clip"], training, plainly(8), poisoned, rng, [])
-    assert sha256_of(clip.model.state_dict()) == sha256_of(good.model.state_dict())
+        fit(clip.model, generator, METHODS["un2clip"], training, single_process(8), poisoned, rng, [])
+    assert tensors_sha256(clip.model.state_dict()) == tensors_sha256(good.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -219,9 +220,18 @@ def test_a_trained_generator_listens(tiny) -> None:
         keys=[str(i) for i in range(16)], pixel_values=pixel_values, latents=latents, readable=torch.ones(16) > 0
     )
     numbers = tiny.params["finetune"]["training"] | {"steps": 60, "decoder_lr": 1e-2}
-    training = build(Training, numbers, "finetune")
+    training = build(PhaseConfig, numbers, "finetune")
     rng = torch.Generator().manual_seed(0)
-    fit(clip.model, generator, METHODS["align"], training, plainly(16), lambda _: itertools.repeat(share), rng, [])
+    fit(
+        clip.model,
+        generator,
+        METHODS["align"],
+        training,
+        single_process(16),
+        lambda _: itertools.repeat(share),
+        rng,
+        [],
+    )
     draws = draw(generator, latents.shape, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
     with torch.no_grad():
         embeds = clip.model.encode_image(pixel_values)
@@ -303,7 +313,7 @@ def test_what_cannot_be_read_does_not_count(tiny) -> None:
     """The loss is the mean over the readable; what stands in the other rows changes nothing; an empty step is none."""
     clip, _, history = run(tiny, "un2clip-anchored", five_of_eight(0.0), encoder_lr=1e-3)
     other, _, again = run(tiny, "un2clip-anchored", five_of_eight(3.0), encoder_lr=1e-3)
-    assert history == again and sha256_of(clip.model.state_dict()) == sha256_of(other.model.state_dict())
+    assert history == again and tensors_sha256(clip.model.state_dict()) == tensors_sha256(other.model.state_dict())
     assert [(row["step"], row["unreadable"]) for row in history] == [(0, 3), (2, 14)]
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     share, rng = next(five_of_eight(0.0)(0)), torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from pipelines.run_local import containers
 from un2clip import __version__
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()

@@ -15,7 +15,7 @@ from components.finetune_nodes.component import finetune_nodes
 from pipelines.resources import CLUSTERS, MOUNTED_SECRETS, STAGES, WORKDIR, read_cluster
 from pipelines.un2clip import compile_to, read_params
 from un2clip.cluster.nodes import finetune_on_nodes
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipelines import resources
 from pipelines.resources import CLUSTERS, read_cluster
 from pipelines.un2clip import PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
 from un2clip import __version__
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SPEC, PLATFORM = yaml.safe_load_all(PACKAGE.read_text())

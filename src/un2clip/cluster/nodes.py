@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from un2clip.cluster import trainjob
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.stages import stage_params
 from un2clip.tracking import store
 

@@ -6,6 +6,7 @@ them, and the run of a stage whose pod was killed, which would count as running 
 
 import sys
 
+from un2clip.errors import reason
 from un2clip.tracking import store
 
 #: Kubeflow's words -> MLflow's.
@@ -30,13 +31,13 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
 
             free(trainjob.connect(), volume)
         except Exception as error:
-            print(f"un2clip: nothing was freed: {store.reason(error)}", file=sys.stderr)
+            print(f"un2clip: nothing was freed: {reason(error)}", file=sys.stderr)
     if store.is_off():
         return
     try:
         record(state, message)
     except Exception as error:
-        print(f"un2clip: MLflow did not take the outcome: {store.reason(error)}", file=sys.stderr)
+        print(f"un2clip: MLflow did not take the outcome: {reason(error)}", file=sys.stderr)
 
 
 def record(state: str, message: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from un2clip import doctor
 from un2clip.cluster.scheduling import Pool, Unanswered, read_nodes, shortage, within
-from un2clip.config import UserError
 from un2clip.doctor import Check
+from un2clip.errors import UserError
 from un2clip.tracking import store
 
 #: Words of `requires`: the environment variables that a Secret must bring, or the nodes.

@@ -20,7 +20,7 @@ from kubernetes.client import ApiException, CoreV1Api
 from kubernetes.config import ConfigException
 
 from un2clip.cluster.refusals import advice, reason, status_of
-from un2clip.config import Stopped, UserError
+from un2clip.errors import Stopped, UserError
 
 #: Made by Kubeflow Trainer's own installation. It gives every pod torchrun's PET_ variables: number of nodes, this
 #: node's number, the first one's address.

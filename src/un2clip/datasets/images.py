@@ -1,6 +1,12 @@
-"""Check one image file that may be hostile or broken, and make it upright RGB of the wanted size."""
+"""The one door for image files: what is opened at all, and the check of one that may be hostile or broken.
+
+Pillow has many readers, some of which start other programs (EPS looks for Ghostscript), and picks one by the file's
+content, whatever its name. So every image is opened here, by three of them.
+"""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +16,26 @@ from un2clip.datasets.tars import Rejected
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
+FORMATS = ("JPEG", "PNG", "WEBP")
+#: What published benchmarks come in besides, and Pillow decodes by itself: GTSRB is PPM.
+PUBLISHED_FORMATS = (*FORMATS, "GIF", "PPM")
 
 
 def open_image(source: bytes | Path) -> Image.Image:
     """Read the header of a JPEG, PNG or WebP; Pillow tries no other of its many readers on what may be hostile."""
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=("JPEG", "PNG", "WEBP"))
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+@contextmanager
+def published_formats_only() -> Iterator[None]:
+    """While it is open, Pillow knows PUBLISHED_FORMATS alone: for libraries that call `Image.open` themselves."""
+    Image.init()  # registers every reader now, or Pillow would do so when none fits
+    registered = Image.ID[:]
+    Image.ID[:] = [name for name in registered if name in PUBLISHED_FORMATS]
+    try:
+        yield
+    finally:
+        Image.ID[:] = registered
 
 
 def decode(source: bytes | Path) -> Image.Image:

@@ -8,14 +8,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from un2clip.config import UserError
 from un2clip.datasets.shards import read_index
-from un2clip.decoders import Generator
-from un2clip.models.clip import sha256_of
+from un2clip.errors import UserError
 
 INDEX = "latents.json"
 
@@ -45,14 +42,11 @@ def _open(path: Path) -> safe_open:
     return safe_open(path, framework="pt")
 
 
-def vae_sha256(generator: Generator) -> str:
-    """Hash of all that decides the latents of an image: the VAE's weights, its scale, the image's size."""
-    scale = torch.tensor([generator.vae.config.scaling_factor, generator.image_px], dtype=torch.float64)
-    return sha256_of({"scale": scale} | generator.vae.state_dict())
-
-
-def open_latents(folder: Path, shards: Path, generator: Generator) -> CachedLatents | None:
+def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents | None:
     """The cache, or None where `latents.cache` is false and latents are encoded as they are needed.
+
+    Args:
+        vae_sha256: of the VAE that is to have made it, as decoders have it.
 
     Raises:
         UserError: the cache is of other shards or of another VAE, or a file of it is missing.
@@ -64,8 +58,8 @@ def open_latents(folder: Path, shards: Path, generator: Generator) -> CachedLate
         raise UserError(f"cannot read {folder / INDEX} ({error}); run `un2clip latents` to make it") from None
     if not cached:
         return None
-    if made_by != (wanted := vae_sha256(generator)):
-        raise UserError(f"{folder} was made by VAE {made_by[:12]}, not {wanted[:12]}; run `un2clip latents` again")
+    if made_by != vae_sha256:
+        raise UserError(f"{folder} was made by VAE {made_by[:12]}, not {vae_sha256[:12]}; run `un2clip latents` again")
     for split, listed in read_index(shards).splits.items():
         for shard in listed:
             tar = shards / split / shard.name

@@ -7,7 +7,7 @@ processes and workers, and a training goes on at any step without reading what c
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from un2clip.config import UserError
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import Unreadable, read_image
 from un2clip.datasets.shards import Shard, read_index
-from un2clip.decoders import Generator
+from un2clip.errors import UserError
 
 View = Callable[[Image.Image], Tensor]
 Place = tuple[int, int]  # number of the shard, number of the sample in it
@@ -46,24 +45,12 @@ class Batch:
     latents: Tensor | None
     readable: Tensor
 
-    def encoded(self, generator: Generator, at_once: int | None = None) -> Tensor:
-        """The latents on the generator's device: from the cache, or encoded here, `at_once` images at a time."""
-        if self.images is None:
-            assert self.latents is not None
-            return self.latents.to(generator.mean.device, non_blocking=True)
-        return torch.cat([generator.encode(part) for part in self.images.split(at_once or len(self.keys))])
-
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU reads beside its work; DataLoader calls this where there is one."""
         pinned: dict[str, Any] = {
             name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in vars(self).items()
         }
         return Batch(**pinned)
-
-    def rows(self, rows: slice) -> "Batch":
-        """A part of the batch."""
-        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
-        return replace(self, **parts)
 
 
 def generator_view(image_px: int) -> View:

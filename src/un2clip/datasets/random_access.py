@@ -1,14 +1,13 @@
-"""One image of a shard by its number, without reading the shard: training wants samples in an order of its own."""
+"""One file of a shard by its number, without reading the shard: training wants samples in an order of its own."""
 
 import functools
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from un2clip.datasets.images import decode
-from un2clip.datasets.tars import IMAGE_EXTENSIONS
+from un2clip.datasets.tars import DAMAGE, IMAGE_EXTENSIONS, headers, open_tar
 
 
 class Unreadable(Exception):
@@ -16,7 +15,7 @@ class Unreadable(Exception):
 
 
 class Location(NamedTuple):
-    """Where an image's file stands in a tar."""
+    """Where a file stands in a tar."""
 
     key: str
     offset: int
@@ -24,19 +23,35 @@ class Location(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def locate(tar: Path) -> tuple[Location, ...]:
-    """The images of a shard that `ingest` wrote, in its order; those before the damage, if it is damaged."""
+def locate(tar: Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> tuple[Location, ...]:
+    """The files of a shard that `ingest` wrote, in its order: its images, or those with other extensions.
+
+    Those before the damage, if it is damaged: what is missing is unreadable, sample by sample.
+    """
     found: list[Location] = []
     try:
-        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as members:
-            while (member := members.next()) is not None:
-                members.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
+        with open_tar(tar) as (_, members):
+            for member, _ in headers(members):
                 key, _, extension = member.name.rpartition(".")
-                if extension in IMAGE_EXTENSIONS:
+                if extension in extensions:
                     found.append(Location(key, member.offset_data, member.size))
-    except (tarfile.TarError, OSError, ValueError):
-        pass  # what is missing is unreadable, sample by sample
+    except DAMAGE:
+        pass
     return tuple(found)
+
+
+def read_bytes(tar: Path, location: Location) -> bytes:
+    """The content of one file.
+
+    Raises:
+        OSError: the tar ends within it.
+    """
+    with tar.open("rb") as file:
+        file.seek(location.offset)
+        content = file.read(location.bytes)
+    if len(content) < location.bytes:
+        raise OSError(f"the tar ends within it, after {len(content)} of {location.bytes} bytes")
+    return content
 
 
 def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
@@ -48,10 +63,8 @@ def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
     locations = locate(tar)
     if number >= len(locations):
         raise Unreadable(f"{tar}: sample {number} is missing or behind a damaged header")
-    key, offset, size = locations[number]
+    key = locations[number].key
     try:
-        with tar.open("rb") as file:
-            file.seek(offset)
-            return key, decode(file.read(size))
+        return key, decode(read_bytes(tar, locations[number]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"{tar}: sample {key}: {type(error).__name__}: {error}") from None

@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from PIL import Image
 
-from un2clip.config import UserError
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
+from un2clip.errors import UserError
 
 INDEX = "index.json"
 _END = tarfile.NUL * 2 * tarfile.BLOCKSIZE

@@ -11,6 +11,7 @@ passes over links and nameless members in silence and takes a tar that was cut o
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -21,7 +22,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _CONTENTS = (*IMAGE_EXTENSIONS, "txt", "json", "cls")
 _BLOCK_BYTES = 1 << 20
 #: What `tarfile` raises on broken headers. RecursionError: a chain of extended headers a thousand long.
-_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
+DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
 class Rejected(Exception):
@@ -71,8 +72,8 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
     group: Group | None = None
     damage = ""
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member, size in _headers(tar):
+        with open_tar(path) as (file, tar):
+            for member, size in headers(tar):
                 key, extension = _split(member.name)
                 fault = _fault(member, max_bytes)
                 if not extension:
@@ -89,7 +90,7 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
                 if fault is None and extension in _CONTENTS:
                     group.members[extension] = _content(tar, member, group)
             _check_end(file, tar.offset)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         damage = f"{type(error).__name__}: {error}"
     if group is not None:
         yield group
@@ -97,7 +98,14 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
         raise DamagedTar(damage)
 
 
-def _headers(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
+@contextmanager
+def open_tar(path: Path) -> Iterator[tuple[IO[bytes], tarfile.TarFile]]:
+    """An uncompressed tar, and the file beneath it; every tar that is read here is opened so."""
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        yield file, tar
+
+
+def headers(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Every member but folders, and how far the tar has been read since the last one, in bytes."""
     before = 0
     while (member := tar.next()) is not None:
@@ -133,7 +141,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, group: Group) -> byt
     assert stream is not None, "a regular member has content"
     try:
         return stream.read()
-    except _DAMAGE:
+    except DAMAGE:
         group.fault = Rejected("cut off", f"the tar ends within {member.name}")
         raise
 

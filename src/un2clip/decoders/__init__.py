@@ -1,4 +1,4 @@
-"""The decoder of the method: an unCLIP, read, written, assembled and sampled from. docs/generators.md is its page."""
+"""What draws an image from a condition: an unCLIP, read, written, assembled and sampled from."""
 
 from un2clip.decoders.folder import Options, load_generator, save_generator
 from un2clip.decoders.unclip import Generator

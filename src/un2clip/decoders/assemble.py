@@ -12,8 +12,8 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from un2clip.config import UserError
 from un2clip.decoders.folder import load_noise_schedule, load_unet, load_vae, new_normalizer
+from un2clip.errors import UserError
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import image_processor, to_hugging_face_vision
 

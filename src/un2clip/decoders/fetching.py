@@ -6,7 +6,8 @@ from pathlib import Path
 from un2clip.decoders.assemble import from_text_to_image
 from un2clip.decoders.folder import TEXT_TO_IMAGE, Options, copy_generator, load_generator, read_layout
 from un2clip.models.clip import Clip
-from un2clip.sources.hub import Source, obtain
+from un2clip.models.registry import obtain_model
+from un2clip.sources.hub import Source
 
 TOY = "toy"
 #: What it cannot do without, in the layout of an unCLIP or of text-to-image.
@@ -54,7 +55,7 @@ def fetch_generator(params: GeneratorSource, clip: Clip, folder: Path) -> None:
     Raises:
         UserError: it is absent, not what its hash says, incomplete, or made for embeddings of another width.
     """
-    found = obtain(params.source, files=FILES, name="backbones.generator")
+    found = obtain_model(params.source, files=FILES, name="backbones.generator")
     folder.mkdir(parents=True, exist_ok=True)
     if read_layout(found) == TEXT_TO_IMAGE:
         from_text_to_image(found, clip).save_pretrained(folder, safe_serialization=True)

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from un2clip.config import UserError, build
+from un2clip.config import build
 from un2clip.decoders.unclip import Generator
+from un2clip.errors import UserError
 
 disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
 

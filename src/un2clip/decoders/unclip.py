@@ -9,7 +9,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from un2clip.config import UserError
+from un2clip.datasets.loader import Batch
+from un2clip.errors import UserError
+from un2clip.hashes import tensors_sha256
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 #: Width of the embedding -> which unCLIP reads it (Stability-AI/stablediffusion, doc/UNCLIP.MD).
@@ -180,6 +182,18 @@ class Generator(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], anywhere -> latents (B, C, h, w) float32: the posterior's mean, scaled."""
         return self.posterior(images)[0]
+
+    def latents_of(self, batch: Batch, at_once: int | None = None) -> Tensor:
+        """The batch's latents on this device: those of the cache, or encoded here, `at_once` images at a time."""
+        if batch.images is None:
+            assert batch.latents is not None
+            return batch.latents.to(self.mean.device, non_blocking=True)
+        return torch.cat([self.encode(part) for part in batch.images.split(at_once or len(batch.keys))])
+
+    def vae_sha256(self) -> str:
+        """Hash of all that decides the latents of an image: the VAE's weights, its scale, the image's size."""
+        scale = torch.tensor([self.vae.config.scaling_factor, self.image_px], dtype=torch.float64)
+        return tensors_sha256({"scale": scale} | self.vae.state_dict())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Evaluation: a benchmark is a file of benchmarks/; dense features and readers of data are beneath them."""
+"""A benchmark is a file of benchmarks/; dense features and readers of data are beneath."""

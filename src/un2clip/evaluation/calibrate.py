@@ -4,8 +4,6 @@ Questions, images, their order, prompts, preprocessing and precision all move si
 the pair leave little room for a difference. What passed is recorded beside the data, by their hash.
 """
 
-import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +13,11 @@ from typing import Any
 
 import yaml
 
-from un2clip.config import UserError
 from un2clip.devices import pick_device
-from un2clip.evaluation.benchmarks import Options, data_sha256, get_benchmark
+from un2clip.errors import UserError
+from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.calibration import Calibration
+from un2clip.evaluation.readers import data_sha256
 from un2clip.models.clip import encoder_sha256, load_clip
 
 
@@ -28,24 +28,6 @@ class Published:
     model: str
     pairs: int
     right: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """The record of one calibration.
-
-    Attributes:
-        model: name of the released model.
-        right, published: type -> pairs it had right, here and in print.
-        passed: whether they agree in every type, and each type has the published number of pairs.
-    """
-
-    model: str
-    data_sha256: str
-    encoder_sha256: str
-    right: dict[str, int]
-    published: dict[str, int]
-    passed: bool
 
 
 def published(model: str) -> Published:
@@ -102,8 +84,7 @@ def calibrate(known: Published, *, data: Path, clip: Path, device: str, options:
         published=dict(known.right),
         passed=not wrong,
     )
-    path = data.with_name(f"{data.name}.calibration.{known.model}.json")
-    path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    path = record.save(data)
     if wrong:
         total = f"{sum(right.values())} right of {len(items)}, published {sum(known.right.values())}"
         raise UserError(
@@ -121,18 +102,3 @@ def _differences(what: str, found: Mapping[str, int], published: Mapping[str, in
         for name in {**published, **found}
         if found.get(name) != published.get(name)
     ]
-
-
-def is_calibrated(data: Path) -> bool:
-    """Whether a released model has reached its published counts on this very data."""
-    records = [_read(path) for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json"))]
-    passed = [record for record in records if record.get("passed") is True]
-    return bool(passed) and data_sha256(data) in [record.get("data_sha256") for record in passed]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
-    return content if isinstance(content, dict) else {}

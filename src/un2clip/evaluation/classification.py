@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from un2clip.config import UserError
+from un2clip.datasets.images import published_formats_only
+from un2clip.errors import UserError
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -126,7 +127,8 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
     # The reader called imagenet1k wants the archives and writes beside them; this one reads val/ as it is.
     reader = "imagenet1k-unverified" if dataset == "imagenet1k" else dataset
     try:
-        data = build_dataset(reader, root=str(folder), transform=preprocess, split="test", download=False)
+        with published_formats_only():
+            data = build_dataset(reader, root=str(folder), transform=preprocess, split="test", download=False)
     except Exception as error:  # each of two dozen readers has its own way to miss a file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{folder} is not {dataset} as clip-benchmark reads it ({reason})") from None
@@ -143,7 +145,8 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
 def _from_dataset(data: Any, folder: Path) -> Iterator[tuple[str, Tensor, int]]:
     for i in range(len(data)):
         try:
-            pixel_values, label = data[i]
+            with published_formats_only():
+                pixel_values, label = data[i]
         except Exception as error:
             raise UserError(f"{folder}: image {i} cannot be read: {type(error).__name__}: {error}") from None
         if not 0 <= int(label) < len(data.classes):

@@ -1,16 +1,28 @@
-"""Read a benchmark's images, from files and tars. Whatever cannot be read is an error that names it.
+"""Read a benchmark's data, from files and tars. Whatever cannot be read is an error that names it.
 
 Nothing is skipped, as `ingest` does, because a benchmark with fewer images is another benchmark.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from un2clip.config import UserError
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
+from un2clip.errors import UserError
+from un2clip.hashes import file_sha256
+
+
+def data_sha256(folder: Path) -> str:
+    """Hash of all files below a folder, names and contents, in order of name: which data a score belongs to."""
+    if not folder.is_dir():
+        raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_image(source: Path | bytes, name: str) -> Image.Image:

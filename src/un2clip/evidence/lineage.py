@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evidence.scores import ROLES, Role, Scores, collect_scores, mismatch
 
 LINEAGE = ("method", "seed", "params", "parents", "encoder_sha256", "text_sha256")

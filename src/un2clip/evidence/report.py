@@ -11,9 +11,9 @@ from typing import Any
 
 import jinja2
 
+from un2clip.config import flatten
 from un2clip.evidence.scores import SCALE, Item, Scores, Unit, by_type, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
-from un2clip.tracking.results import flatten
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
 UNIT_SAYS: dict[Unit, str] = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 Unit = Literal["%", "mse", "mIoU"]
 SCALE: dict[Unit, float] = {"%": 100.0, "mse": 1.0, "mIoU": 100.0}

@@ -1,1 +1,1 @@
-"""The methods: a table of rows, the equation that they share, and its parts."""
+"""The methods: a table of rows, the objective that they share, its conditions and anchors."""

@@ -3,15 +3,17 @@
 Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn.functional import kl_div, normalize
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from un2clip.decoders import Generator
+from un2clip.methods.anchors import anchor_distance, caption_divergence
 
 Timesteps = Literal["independent", "stratified"]
 
@@ -100,24 +102,46 @@ def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, 
     return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
-def anchor_distance(generator: Generator, image_embeds: Tensor, reference_embeds: Tensor) -> Tensor:
-    """Mean squared distance to the reference's embedding, in the normaliser's units, one number a sample (B,)."""
-    return ((image_embeds - reference_embeds) / generator.std).square().mean(dim=1)
+class Losses(nn.Module):
+    """The diffusion loss and the anchors.
 
-
-def caption_divergence(image_embeds: Tensor, reference_embeds: Tensor, captions: Tensor) -> Tensor:
-    """How far the image's likeness to a bank of captions is from the reference's, in nats, one number a sample (B,).
-
-    KL(p0 || p) of the softmax over the captions at CLIP's own temperature: learning without forgetting
-    (arXiv 1606.09282), for CLIP as in ZSCL (arXiv 2303.06628). What moves all captions alike costs nothing.
+    The reference is a copy of the encoder as it is now; where the encoder does not train, it is the encoder itself.
 
     Args:
-        image_embeds, reference_embeds: (B, D), not L2-normalised.
-        captions: (K, D), of length CLIP's scale.
+        visual: the encoder.
+        projector: between it and the generator.
+        captions: (K, D), of caption_bank.py; None where nothing is held on them.
     """
-    with torch.autocast(captions.device.type, enabled=False):  # logits reach 100: bf16 would see steps of a half
-        tuned, reference = (
-            (normalize(embeds.float(), dim=1) @ captions.T).log_softmax(dim=1)
-            for embeds in (image_embeds, reference_embeds)
-        )
-        return kl_div(tuned, reference, reduction="none", log_target=True).sum(dim=1)
+
+    visual: nn.Module
+    reference: nn.Module
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        projector: nn.Module,
+        generator: Generator,
+        captions: Tensor | None,
+        *,
+        trains_encoder: bool,
+    ) -> None:
+        super().__init__()
+        self.visual, self.projector, self.generator = visual, projector, generator
+        self.captions, self.trains_encoder = captions, trains_encoder
+        self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
+
+    def forward(self, pixel_values: Tensor, latents: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Diffusion loss, distance to the reference's embedding, divergence over captions, cosine: (b,) float32 each.
+
+        Without captions their divergence is 0.
+        """
+        with torch.set_grad_enabled(self.trains_encoder):
+            image_embeds = self.visual(pixel_values).float()
+        with torch.no_grad():
+            reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
+        rec = diffusion_loss(self.generator, latents, self.projector(image_embeds).float(), draws)
+        anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
+        cosine = cosine_similarity(image_embeds.detach(), reference_embeds)
+        if self.captions is None:
+            return rec, anchor, torch.zeros_like(anchor), cosine
+        return rec, anchor, caption_divergence(image_embeds, reference_embeds, self.captions), cosine

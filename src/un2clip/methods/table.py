@@ -9,7 +9,7 @@ are rows with another condition and decoder.
 from dataclasses import dataclass
 from typing import Literal
 
-from un2clip.config import row
+from un2clip.config import lookup
 from un2clip.methods.conditions import Start
 
 Part = Literal["encoder", "projector", "decoder"]
@@ -102,4 +102,4 @@ METHODS: dict[str, Method] = {
 
 def get_method(name: str) -> Method:
     """The row called `name`, or a UserError that lists the table."""
-    return row(METHODS, name, "method")
+    return lookup(METHODS, name, "method")

@@ -4,7 +4,6 @@
 tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
+from un2clip.hashes import tensors_sha256
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -127,16 +127,6 @@ def save_model(model: torch.nn.Module, config: Mapping[str, Any], folder: Path) 
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
-def sha256_of(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, shapes, dtypes and values, in order of name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def encoder_sha256(folder: Path) -> str:
     """Hash of the weights of a CLIP folder, both towers.
 
@@ -144,11 +134,11 @@ def encoder_sha256(folder: Path) -> str:
         UserError: the weights are absent or damaged.
     """
     try:
-        return sha256_of(load_file(folder / WEIGHTS))
+        return tensors_sha256(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {folder / WEIGHTS}: {error}") from None
 
 
 def text_sha256(model: torch.nn.Module) -> str:
     """Hash of everything that is not the image tower: it must be the same before and after every method."""
-    return sha256_of({name: value for name, value in model.state_dict().items() if not name.startswith("visual.")})
+    return tensors_sha256({name: value for name, value in model.state_dict().items() if not name.startswith("visual.")})

@@ -17,9 +17,10 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import CONFIG, TOKENIZER, WEIGHTS, Clip, check_config, load_clip, save_model, text_sha256
-from un2clip.sources.hub import TORCH_FILES, Source, obtain, read_tensors
+from un2clip.models.registry import obtain_model
+from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
 
 #: In the order in which open_clip itself prefers them.
 WEIGHTS_NAMES = (
@@ -75,7 +76,7 @@ def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder")
     Raises:
         UserError: a source is not what it should be, or a state dict and the model do not match.
     """
-    place = obtain(encoder.source, files=() if encoder.architecture else (CONFIG,), name=name)
+    place = obtain_model(encoder.source, files=() if encoder.architecture else (CONFIG,), name=name)
     weights = place if place.is_file() else _weights_in(place, name)
     config = architecture_config(encoder.architecture) if encoder.architecture else _config_of(place, name)
     check_config(config["model_cfg"], name)
@@ -84,7 +85,7 @@ def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder")
     load_strictly(model, _fit_to(model, read_tensors(weights), config["model_cfg"], weights), str(weights))
     text = text_sha256(model)
     if encoder.visual:
-        visual = obtain(encoder.visual_source, name=f"{name}.visual")
+        visual = obtain_model(encoder.visual_source, name=f"{name}.visual")
         load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
     assert text_sha256(model) == text
     save_model(model, config, folder)

@@ -8,7 +8,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import Clip, clip_files, load_clip
 
 Form = Literal["open_clip", "openai", "hf"]

@@ -34,7 +34,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import Clip
 from un2clip.models.state_dicts import clip_state, clip_vision_state, siglip_state
 

@@ -5,17 +5,22 @@ A version's files are exactly those that open_clip loads; nothing is pickled. Th
 """
 
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip.config import UserError
+from huggingface_hub import constants
+
+from un2clip.errors import UserError
 from un2clip.models.clip import CONFIG, WEIGHTS, encoder_sha256
 from un2clip.models.exporting import Form, check_free, write_export
+from un2clip.sources.hub import Source, check_local, obtain
 from un2clip.tracking import store
 
 FILES = (WEIGHTS, CONFIG)
+REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 EVIDENCE = "evidence_run"
 
 
@@ -24,6 +29,25 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"registered_model must be letters, digits, '_', '.' and '-', got {name!r}")
     return name
+
+
+def obtain_model(source: Source, *, files: Iterable[str] = (), name: str) -> Path:
+    """Get a model onto this machine, verified: as `hub.obtain`, and `models:/name/3` or `models:/name@alias` besides.
+
+    Raises:
+        UserError: as `hub.obtain`; or there is no such version, or it is not what was registered.
+    """
+    if not source.location.startswith("models:"):
+        return obtain(source, files=files, name=name)
+    if not (match := REGISTERED.fullmatch(source.location)):
+        raise UserError(f"{name}: {source.location!r} must be models:/name/3 or models:/name@alias")
+    registry = Registry(match["name"])
+    with store.as_user_error():
+        version = registry.version(match["number"] or registry.aliased(match["alias"]))
+    folder = Path(constants.HF_HOME) / "un2clip" / f"{registry.name}-{version.number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return check_local(registry.fetch(version, folder), source, files=files, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Where weights and data come from: the hub and files, verified; benchmark data; images by their URLs."""
+"""Where weights and data come from: files and the hub, verified; benchmark data; images by URL."""

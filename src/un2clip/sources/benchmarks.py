@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import build, read_yaml
+from un2clip.errors import UserError
 from un2clip.sources.catalogue import Entry, check, describe, get_entry
 from un2clip.sources.hub import Source, obtain, pin, verify
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import yaml
 from tqdm import tqdm
 
-from un2clip.config import UserError, build, row
+from un2clip.config import build, lookup
 from un2clip.datasets.tars import DamagedTar, groups
+from un2clip.errors import UserError
 
 NAMED = 3  # so many missing files are named, of all that are missing
 
@@ -65,7 +66,7 @@ def catalogue() -> dict[str, Entry]:
 
 def get_entry(name: str) -> Entry:
     """The entry called `name`; a UserError lists those there are."""
-    return row(catalogue(), name, "data set")
+    return lookup(catalogue(), name, "data set")
 
 
 def table() -> str:

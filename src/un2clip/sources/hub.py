@@ -1,4 +1,4 @@
-"""Where weights and data come from: a local path, a hub id, or the MLflow registry; what arrives is verified.
+"""Where weights and data come from: a local path or a hub id; what arrives is verified.
 
 Files and servers are hostile until their hash says otherwise. A hub id is pinned by the commit and by the
 SHA-256 of every file that may be opened, and only those files are fetched; `un2clip pin` prints both. The
@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from un2clip.config import UserError
+from un2clip.errors import UserError, reason, without_password
 from un2clip.hashes import file_sha256
-from un2clip.tracking.store import as_user_error, reason, without_password
 
 Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
@@ -32,7 +31,6 @@ OPENED: Mapping[Kind, tuple[str, ...]] = {
     "dataset": (".tar", ".zip", ".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".jpg", ".jpeg", ".png"),
 }  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class Source:
     """One place, and what must be found there.
 
     Attributes:
-        location: a local file or folder | a hub id `org/name` | `models:/name/3` or `models:/name@alias`.
+        location: a local file or folder | a hub id `org/name` | of a model, what models/registry.py reads besides.
         revision: of a hub id: the 40 hexadecimal digits of its commit; "" for anything else.
         sha256: path inside the source (a lone file's own name) -> hash. For a hub id this is the list of
             files that are fetched; a local source is checked where a hash is given.
@@ -74,14 +72,17 @@ def obtain(source: Source, *, kind: Kind = "model", files: Iterable[str] = (), n
             hash says.
     """
     place = Path(source.location).expanduser()
-    if source.location.startswith("models:"):
-        place = _from_registry(source, name)
-    elif HUB_ID.fullmatch(source.location) and (source.revision or not place.exists()):
+    if HUB_ID.fullmatch(source.location) and (source.revision or not place.exists()):
         return _from_hub(source, kind, tuple(files), name)
-    elif not place.exists():
+    if not place.exists():
         raise UserError(
             f"{name}: there is no file or folder {source.location!r}, and it is no hub id (org/name) either"
         )
+    return check_local(place, source, kind=kind, files=files, name=name)
+
+
+def check_local(place: Path, source: Source, *, kind: Kind = "model", files: Iterable[str] = (), name: str) -> Path:
+    """A file or folder on this machine, verified; arguments and errors as of `obtain`."""
     if place.is_file():
         check_opened([place.name], kind, name)
         if source.sha256 and place.name not in source.sha256:
@@ -212,17 +213,3 @@ def _only(fetched: Mapping[str, Path], source: Source) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).symlink_to(file.resolve())
     return folder
-
-
-def _from_registry(source: Source, name: str) -> Path:
-    if not (match := REGISTERED.fullmatch(source.location)):
-        raise UserError(f"{name}: {source.location!r} must be models:/name/3 or models:/name@alias")
-    from un2clip.models.registry import Registry
-
-    registry = Registry(match["name"])
-    with as_user_error():
-        version = registry.version(match["number"] or registry.aliased(match["alias"]))
-    folder = Path(constants.HF_HOME) / "un2clip" / f"{registry.name}-{version.number}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return registry.fetch(version, folder)

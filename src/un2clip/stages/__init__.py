@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from un2clip.config import UserError, build, convert
+from un2clip.config import build, convert
+from un2clip.errors import UserError
 
 #: In the order of the graph (dvc.yaml).
 STAGES = (

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from un2clip.config import UserError
 from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoders import load_generator, save_generator
 from un2clip.decoders.assemble import measure_statistics
 from un2clip.decoders.fetching import TOY, GeneratorSource, fetch_generator
 from un2clip.devices import pick_device
+from un2clip.errors import UserError
 from un2clip.models.clip import Clip, save_clip
 from un2clip.models.converting import Encoder, import_clip
 from un2clip.world.clip import ClipSize, new_clip, train_clip

@@ -73,12 +73,12 @@ def diffusion_loss(
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
     rng = torch.Generator().manual_seed(seed)
     items: dict[Role, list[Item]] = {role: [] for role in clips}
-    view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator)
+    view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator.vae_sha256())
     reader = loader.open_split(shards, "heldout", clips["reference"].preprocess, view, cached)
     places = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
         for batch in loader.strict(loader.read(reader, places, params.workers)):
-            encoded = batch.encoded(generator)
+            encoded = generator.latents_of(batch)
             embeds = {role: clip.embed(batch.pixel_values) for role, clip in clips.items()}
             for i in range(params.bins):
                 name, draws = _draws(generator, encoded, rng, i, params)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from un2clip.devices import pick_device
-from un2clip.evaluation.benchmarks import Options, data_sha256, get_benchmark, get_drawing
+from un2clip.evaluation.benchmarks import Options, get_benchmark, get_drawing
+from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.lineage import contenders
 from un2clip.evidence.scores import Scores
 from un2clip.models.clip import Clip, encoder_sha256, load_clip

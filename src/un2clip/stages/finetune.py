@@ -12,22 +12,24 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from un2clip import tracking
-from un2clip.config import Stopped, UserError, at_least
+from un2clip import devices, tracking
+from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.datasets.caption_bank import caption_bank, embed_bank
+from un2clip.datasets.caption_bank import caption_bank
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Generator, load_generator, save_generator
 from un2clip.decoders.assemble import measure_statistics
-from un2clip.devices import pick_device
+from un2clip.errors import Stopped, UserError
+from un2clip.hashes import tensors_sha256
+from un2clip.methods.anchors import embed_bank
 from un2clip.methods.table import Method, get_method
-from un2clip.models.clip import encoder_sha256, load_clip, save_clip, sha256_of, text_sha256
+from un2clip.models.clip import encoder_sha256, load_clip, save_clip, text_sha256
 from un2clip.training import distributed
 from un2clip.training.checkpoints import Checkpoints
-from un2clip.training.config import Training
+from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
 from un2clip.training.loop import Share, fit
-from un2clip.training.progress import DECIDING, Record, Running
+from un2clip.training.progress import Record
 
 UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
 
@@ -49,8 +51,8 @@ class Finetune:
     statistics_images: int
     captions: int
     longer: int
-    training: Training
-    running: Running
+    training: PhaseConfig
+    running: ComputeConfig
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "statistics_images", "longer")
@@ -60,7 +62,7 @@ class Finetune:
                 f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
             )
 
-    def training_of(self, row: Method) -> Training:
+    def training_of(self, row: Method) -> PhaseConfig:
         """What this row of the table makes of `training`."""
         return dataclasses.replace(self.training, steps=self.training.steps * (self.longer if row.longer else 1))
 
@@ -97,7 +99,7 @@ def finetune(
     get_method(method)  # a wrong name is said before anything is started
     words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
-    processes = params.running.processes_here(device) if distributed.world_size() == 1 else 1
+    processes = params.running.processes_here(device) if devices.world_size() == 1 else 1
     if processes > 1:
         distributed.launch(processes, _train, params, words | paths, tracking.active_run())
     else:
@@ -106,8 +108,8 @@ def finetune(
 
 def _train(params: Finetune, names: dict[str, Any], run_id: str | None) -> None:
     """One process of the training. `run_id` is the stage's run in MLflow where another process has begun it."""
-    device = pick_device(names["device"])
-    main = distributed.rank() == 0
+    device = devices.pick_device(names["device"])
+    main = devices.rank() == 0
     with distributed.group(device), tracking.attached(run_id if main else None):
         try:
             _finetune(params, device=device, main=main, **{k: v for k, v in names.items() if k != "device"})
@@ -136,16 +138,16 @@ def _finetune(
     clip, generator = load_clip(backbones / "clip", device), load_generator(backbones / "unclip", device)
     generator.check_fits(clip.embed_dim)
     loader.count(shards, "train", at_least=params.batch_size)
-    if params.batch_size % distributed.world_size():
+    if params.batch_size % devices.world_size():
         raise UserError(
-            f"batch_size must be a multiple of the {distributed.world_size()} processes, got {params.batch_size}"
+            f"batch_size must be a multiple of the {devices.world_size()} processes, got {params.batch_size}"
         )
-    cached = open_latents(latents, shards, generator)
+    cached = open_latents(latents, shards, generator.vae_sha256())
     reader = loader.open_split(shards, "train", clip.preprocess, loader.generator_view(generator.image_px), cached)
     parents = {
         "shards": digest(shards),
-        "clip": sha256_of(clip.model.state_dict()),
-        "generator": sha256_of(generator.state_dict()),
+        "clip": tensors_sha256(clip.model.state_dict()),
+        "generator": tensors_sha256(generator.state_dict()),
     }
     if row.measures_statistics:
         places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
@@ -209,7 +211,7 @@ def _finetune(
 
 def _shares(reader: loader.Reader, generator: Generator, params: Finetune, seed: int, step: int) -> Iterator[Share]:
     """This process's part of every batch from `step` on, read ahead by the workers."""
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = devices.rank(), devices.world_size()
     mine = slice(rank * params.batch_size // world, (rank + 1) * params.batch_size // world)
     places = loader.shuffled(reader.sizes, seed, start=step * params.batch_size)
     device, told = generator.mean.device, 0
@@ -220,12 +222,12 @@ def _shares(reader: loader.Reader, generator: Generator, params: Finetune, seed:
         yield Share(
             keys=batch.keys,
             pixel_values=batch.pixel_values.to(device, non_blocking=True),
-            latents=batch.encoded(generator, at_once=params.running.max_per_device),
+            latents=generator.latents_of(batch, at_once=params.running.max_per_device),
             readable=batch.readable.to(device),
         )
 
 
-def _checkpoints(params: Finetune, training: Training, folder: str, names: dict[str, Any]) -> Checkpoints | None:
+def _checkpoints(params: Finetune, training: PhaseConfig, folder: str, names: dict[str, Any]) -> Checkpoints | None:
     """Where the state of this very training is kept: in a folder named by all that decides its result."""
     if not folder:
         return None

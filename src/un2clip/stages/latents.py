@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.datasets.latents import INDEX, file_of, vae_sha256
+from un2clip.datasets.latents import INDEX, file_of
 from un2clip.datasets.shards import read_index
 from un2clip.decoders import load_generator
 from un2clip.devices import pick_device
@@ -56,7 +56,7 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
         UserError: a sample cannot be read.
     """
     generator = load_generator(backbones / "unclip", pick_device(device))
-    key, index = vae_sha256(generator), read_index(shards)
+    key, index = generator.vae_sha256(), read_index(shards)
     kept: set[Path] = set()
     for split, listed in index.splits.items() if params.cache else ():
         reader = loader.open_split(shards, split, _no_view, loader.generator_view(generator.image_px))
@@ -66,7 +66,7 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
             if _described(path) != what:
                 places = loader.batched(((number, i) for i in range(shard.samples)), params.batch_size)
                 batches = loader.strict(loader.read(reader, places, params.workers))
-                encoded = torch.cat([batch.encoded(generator).cpu() for batch in batches])
+                encoded = torch.cat([generator.latents_of(batch).cpu() for batch in batches])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
                 save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata={MADE_OF: what})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from un2clip import tracking
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide
 from un2clip.evidence.lineage import read_json, read_lineage, tuned_pairs
 from un2clip.evidence.scores import Scores, collect_scores

@@ -51,7 +51,7 @@ def reconstruct(
     reader = loader.open_split(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px))
     batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
     assert batch.images is not None, "nothing is cached here"
-    rows = {"original": batch.images, "the VAE alone": generator.decode(batch.encoded(generator))}
+    rows = {"original": batch.images, "the VAE alone": generator.decode(generator.latents_of(batch))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
         rows[name] = sample(
             generator,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from un2clip.config import UserError, build, merge
+from un2clip.config import build, flatten, merge
+from un2clip.errors import UserError
 from un2clip.evidence.report import compare_scores
 from un2clip.evidence.scores import collect_scores
 from un2clip.stages import get_stage, stage_params
@@ -21,8 +22,7 @@ from un2clip.stages.compare import Compare
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
-from un2clip.tracking.results import flatten
-from un2clip.training.progress import DECIDING
+from un2clip.training.config import DECIDING
 
 #: Parts of params.yaml that decide what a study finds.
 SECTIONS = (

@@ -13,7 +13,8 @@ from typing import Any
 
 from scipy.stats import t
 
-from un2clip.config import UserError, build
+from un2clip.config import build
+from un2clip.errors import UserError
 from un2clip.evidence.lineage import read_json
 from un2clip.evidence.report import LONGEST, Comparison, Row
 from un2clip.evidence.scores import Unit

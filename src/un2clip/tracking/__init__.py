@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from un2clip.config import flatten
 from un2clip.datasets.shards import digest
+from un2clip.errors import reason
 from un2clip.evidence.scores import ROLES, load_scores
-from un2clip.tracking.results import Result, flatten, read_history, result_files
-from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, reason, stage_runs
+from un2clip.tracking.results import Result, read_history, result_files
+from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, stage_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,9 +49,9 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
-    from un2clip.training import distributed  # here, since it imports torch, and `un2clip --help` stays quick
+    from un2clip.devices import rank  # here, since it imports torch, and `un2clip --help` stays quick
 
-    if is_off() or distributed.rank() > 0:
+    if is_off() or rank() > 0:
         yield
         return
     before = result_files(names)

@@ -49,11 +49,3 @@ def read_history(path: Path, below: str) -> list[tuple[int, str, float]]:
         for name, value in row.items()
         if name != "step" and isinstance(value, int | float)
     ]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted names and texts: {"a": {"b": 1}} -> {"a.b": "1"}."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return flat

@@ -7,14 +7,13 @@ parent a pipeline run, below it one a stage.
 import hashlib
 import logging
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from un2clip.config import UserError
+from un2clip.errors import UserError, reason, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,15 +154,3 @@ def _impatient() -> Iterator[None]:
     finally:
         for key in ours:
             del os.environ[key]
-
-
-def reason(error: BaseException) -> str:
-    """The error that began it, in one line: behind a refused connection MLflow stacks four."""
-    while before := error.__cause__ or error.__context__:
-        error = before
-    return f"{type(error).__name__}: {without_password(' '.join(str(error).split()))}"
-
-
-def without_password(text: str) -> str:
-    """The text, with the user and password of every address in it hidden."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)

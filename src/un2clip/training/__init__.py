@@ -1,1 +1,1 @@
-"""The loop, and how it is configured, shown, kept and distributed."""
+"""The training loop, its numbers, progress, checkpoints and processes."""

@@ -1,6 +1,7 @@
-"""What a training learns, in numbers: steps, rates, noise. How it is computed stands in running.py."""
+"""A training in numbers: what a phase learns (`PhaseConfig`), and how it is computed (`ComputeConfig`)."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,12 @@ from un2clip.config import at_least
 from un2clip.methods.objective import Timesteps
 
 Decay = Literal["constant", "cosine"]
+#: The fields of `ComputeConfig` that change the result by more than rounding.
+DECIDING = ("precision", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class PhaseConfig:
     """How one phase trains.
 
     Attributes:
@@ -72,3 +75,66 @@ def rate(step: int, steps: int, warmup_steps: int, decay: Decay) -> float:
 def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
     """`rate` as a scheduler, for the loops of the toy backbones."""
     return LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, decay))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a training is computed.
+
+    Attributes:
+        processes: on this machine, one a GPU; 0 for as many as GPUs are visible. torchrun's own number goes before it.
+        workers: processes that read images, beside each of them; 0 for none.
+        max_per_device: images in one forward; a process whose share of the batch is larger accumulates gradients.
+        precision: of the arithmetic; with bf16, what trains is held in fp32 all the same.
+        frozen: precision in which the weights that do not train are held.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        channels_last: memory format of the generator's convolutions.
+        compile: torch.compile for encoder and U-Net.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: how many are kept.
+    """
+
+    processes: int
+    workers: int
+    max_per_device: int
+    precision: Literal["fp32", "bf16"]
+    frozen: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    channels_last: bool
+    compile: bool
+    checkpoint_every: int
+    keep_checkpoints: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_per_device", "checkpoint_every", "keep_checkpoints")
+        at_least(self, 0, "processes", "workers")
+        if self.frozen == "bf16" and self.precision != "bf16":
+            raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def processes_here(self, device: str) -> int:
+        """How many processes train on this machine, with `device` of params.yaml; it does not touch a GPU."""
+        return self.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+
+    def pieces(self, size: int) -> Iterator[slice]:
+        """A process's share of a batch, cut into parts of at most `max_per_device`."""
+        step = self.max_per_device
+        return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def single_process(batch_size: int) -> ComputeConfig:
+    """One process, fp32, the whole batch at once: how toy backbones are trained."""
+    return ComputeConfig(
+        processes=1,
+        workers=0,
+        max_per_device=batch_size,
+        precision="fp32",
+        frozen="fp32",
+        gradient_checkpointing=False,
+        channels_last=False,
+        compile=False,
+        checkpoint_every=1,
+        keep_checkpoints=1,
+    )

@@ -1,4 +1,4 @@
-"""One training on several processes, one a GPU: torchrun's variables, torch's process group, and how to start them.
+"""One training on several processes, one a GPU: torch's process group, and how to start them.
 
 Outside of torchrun everything here is the one process that there is.
 """
@@ -15,27 +15,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from un2clip.config import Stopped, UserError
-
-
-def rank() -> int:
-    """Number of this process, 0 to world_size() - 1; the process 0 writes and logs."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    """Number of this process on its machine: which of its GPUs it has."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from un2clip import devices
+from un2clip.errors import Stopped, UserError
 
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
     """The process group while it is needed: nccl on GPUs, gloo on processors; nothing for one process."""
-    if world_size() == 1:
+    if devices.world_size() == 1:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -47,7 +34,7 @@ def group(device: torch.device) -> Iterator[None]:
 
 def summed(values: list[float], device: torch.device) -> list[float]:
     """Each value's sum over all processes, in float64."""
-    if world_size() == 1:
+    if devices.world_size() == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from un2clip.config import Stopped, UserError
+from un2clip import devices
 from un2clip.decoders import Generator
+from un2clip.errors import Stopped, UserError
 from un2clip.methods.conditions import new_projector
-from un2clip.methods.losses import Losses
-from un2clip.methods.objective import draw
+from un2clip.methods.objective import Losses, draw
 from un2clip.methods.table import Method
 from un2clip.training import distributed
 from un2clip.training.checkpoints import Checkpoints, Interruption, Saved, pack, unpack
-from un2clip.training.config import Training, rate
-from un2clip.training.progress import Progress, Record, Running
+from un2clip.training.config import ComputeConfig, PhaseConfig, rate
+from un2clip.training.progress import Progress, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ def fit(
     model: CLIP,
     generator: Generator,
     method: Method,
-    training: Training,
-    running: Running,
+    training: PhaseConfig,
+    running: ComputeConfig,
     shares: Callable[[int], Iterator[Share]],
     rng: torch.Generator,
     history: list[Record],
@@ -105,7 +105,7 @@ def fit(
         for step in range(start, training.steps):
             share = next(batches)
             b = len(share.keys)
-            rank, world = distributed.rank(), distributed.world_size()
+            rank, world = devices.rank(), devices.world_size()
             readable, stop = distributed.summed([float(share.readable.sum()), float(interruption.wanted)], device)
             draws = draw(
                 generator,
@@ -162,7 +162,7 @@ def fit(
     generator.requires_grad_(False).eval()
 
 
-def _prepare(losses: Losses, running: Running, method: Method) -> Losses | DistributedDataParallel:
+def _prepare(losses: Losses, running: ComputeConfig, method: Method) -> Losses | DistributedDataParallel:
     """Make the parts lighter as `running` says, and wrap them for several processes."""
     frozen = torch.bfloat16 if running.frozen == "bf16" else torch.float32
     losses.generator.prepare(
@@ -176,14 +176,14 @@ def _prepare(losses: Losses, running: Running, method: Method) -> Losses | Distr
         losses.reference.to(frozen)
     if running.compile:
         losses.visual.compile()
-    if distributed.world_size() == 1:
+    if devices.world_size() == 1:
         return losses
     return DistributedDataParallel(losses, gradient_as_bucket_view=True)
 
 
 def _check_together(start: int, device: torch.device) -> None:
     """Raise a UserError unless every process goes on from the same step."""
-    world = distributed.world_size()
+    world = devices.world_size()
     (total,) = distributed.summed([float(start)], device)
     if total != start * world:
         raise UserError(
@@ -200,7 +200,7 @@ def _check_finite(record: Record, keys: list[str]) -> None:
 
 
 def _parameter_groups(
-    model: CLIP, projector: nn.Module, generator: Generator, method: Method, training: Training
+    model: CLIP, projector: nn.Module, generator: Generator, method: Method, training: PhaseConfig
 ) -> list[dict[str, Any]]:
     """Freeze everything, then free what the method trains; biases and norms do not decay.
 
@@ -224,7 +224,7 @@ def _parameter_groups(
     return groups
 
 
-def _check_ranges(training: Training, generator: Generator) -> tuple[int, int]:
+def _check_ranges(training: PhaseConfig, generator: Generator) -> tuple[int, int]:
     low, high = training.timesteps
     if not 0 <= low <= high < generator.num_timesteps:
         raise UserError(f"timesteps must lie within 0 and {generator.num_timesteps - 1}, got {low} to {high}")

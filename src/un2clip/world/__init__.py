@@ -1,4 +1,4 @@
-"""Toy backbones for the laptop: the real classes of open_clip and diffusers at toy width, and how they are trained.
+"""The laptop world: its scenes, what is written of them, its toy CLIP and toy unCLIP.
 
 All that is random here comes from torch's global state, which the stage `backbones` seeds.
 """

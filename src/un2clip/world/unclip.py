@@ -19,9 +19,8 @@ from un2clip.decoders.assemble import assemble
 from un2clip.methods.table import METHODS
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import bpe_tokenizer
-from un2clip.training.config import Training, rate_schedule
+from un2clip.training.config import PhaseConfig, rate_schedule, single_process
 from un2clip.training.loop import Share, fit
-from un2clip.training.progress import plainly
 from un2clip.world import orders
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
@@ -52,7 +51,7 @@ class UnetSize:
     attention_head_dim: int
     prediction_type: Literal["epsilon", "v_prediction"]
     batch_size: int
-    training: Training
+    training: PhaseConfig
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
@@ -183,7 +182,7 @@ def train_unclip(
         generator,
         METHODS["align"],
         size.training,
-        plainly(size.batch_size),
+        single_process(size.batch_size),
         shares,
         torch.Generator().manual_seed(seed),
         history=[],

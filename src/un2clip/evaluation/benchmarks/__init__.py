@@ -3,7 +3,6 @@
 A benchmark knows nothing of methods. Adding a file here and its name to params.yaml adds a benchmark.
 """
 
-import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
-from un2clip.config import UserError, at_least
+from un2clip.config import at_least
+from un2clip.errors import UserError
 from un2clip.evaluation.dense.features import get_dense_method
 from un2clip.evaluation.dense.protocols import get_protocol
 from un2clip.evidence.scores import Item, Unit
-from un2clip.hashes import file_sha256
 from un2clip.models.clip import Clip
 
 
@@ -93,13 +92,3 @@ def _file(name: str) -> ModuleType:
     if file not in known:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{file}")
-
-
-def data_sha256(folder: Path) -> str:
-    """Hash of all files below a folder, names and contents, in order of name: which data a score belongs to."""
-    if not folder.is_dir():
-        raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, Outcome
-from un2clip.evaluation.calibrate import is_calibrated
+from un2clip.evaluation.calibration import is_calibrated
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.scores import Item
 from un2clip.models.clip import Clip

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, Outcome
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
 from un2clip.evidence.scores import Item

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, Outcome
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.scores import Item

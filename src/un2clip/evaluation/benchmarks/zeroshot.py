@@ -14,7 +14,7 @@ import torch
 from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
 from torch import Tensor
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import Options, Outcome
 from un2clip.evaluation.classification import Classification, open_classification
 from un2clip.evidence.scores import Item

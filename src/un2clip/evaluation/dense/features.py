@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear, pad
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from un2clip.config import UserError, row
+from un2clip.config import lookup
+from un2clip.errors import UserError
 
 Grid = tuple[int, int]
 
@@ -68,7 +69,7 @@ DENSE_METHODS: dict[str, DenseMethod] = {
 
 def get_dense_method(name: str) -> DenseMethod:
     """The row called `name`, or a UserError that lists the table."""
-    return row(DENSE_METHODS, name, "dense method")
+    return lookup(DENSE_METHODS, name, "dense method")
 
 
 def neighbourhood(grid: Grid) -> Tensor:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from un2clip.config import UserError, build, read_yaml
+from un2clip.config import build, read_yaml
+from un2clip.errors import UserError
 from un2clip.evaluation.dense.names import Names, check_names, packaged_names, read_names
 
 #: The label of a pixel that does not count, in every public set; and such a pixel's class.

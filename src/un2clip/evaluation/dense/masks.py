@@ -2,9 +2,10 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from un2clip.config import UserError
+from un2clip.datasets.images import open_image
+from un2clip.errors import UserError
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph
 
 Pixels = NDArray[np.uint8]
@@ -64,8 +65,8 @@ def palette(n: int) -> Pixels:
 def _open(photograph: Photograph, mask: bool = False) -> Image.Image:
     path = photograph.mask if mask else photograph.image
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
         raise UserError(f"{path} is not a readable image: {error}") from None

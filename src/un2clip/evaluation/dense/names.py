@@ -12,7 +12,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 from un2clip.models.clip import Clip, text_sha256
 
 #: The names of each class; the first one is what the class is called.

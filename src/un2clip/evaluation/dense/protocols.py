@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 
-from un2clip.config import UserError, at_least, build, read_yaml, row
+from un2clip.config import at_least, build, lookup, read_yaml
+from un2clip.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def load_protocols() -> dict[str, Protocol]:
 
 def get_protocol(name: str) -> Protocol:
     """The protocol called `name`, or a UserError that lists them."""
-    return row(load_protocols(), name, "segmentation protocol")
+    return lookup(load_protocols(), name, "segmentation protocol")
 
 
 def get_settings(name: str, data_set: str) -> Settings:

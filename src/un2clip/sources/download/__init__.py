@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from tqdm import tqdm
 
-from un2clip.config import UserError, at_least
+from un2clip.config import at_least
+from un2clip.errors import UserError
 from un2clip.hashes import file_sha256
 from un2clip.sources.download.environment import interpreter
 from un2clip.sources.download.rows import finished, may_pass, outcomes, read_lists

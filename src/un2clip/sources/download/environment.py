@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 LOCK = Path(__file__).with_name("img2dataset.lock")
 _NEWEST_PYTHON = (3, 12)  # img2dataset 1.47.0 imports imghdr, which 3.13 has no more

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from un2clip.config import UserError
+from un2clip.errors import UserError
 
 #: Outcome -> how img2dataset, urllib, OpenCV or the guard says it. The first that fits; a status of HTTP goes before.
 _MESSAGES = {

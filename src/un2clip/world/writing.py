@@ -1,0 +1,180 @@
+"""What is written of the laptop world's scenes, in the layouts of the real data sets.
+
+- image-text tars in webdataset form, as CC3M is distributed;
+- pairs in MMVP_VLM's layout, Questions.csv and an image tree: the two images of a pair differ in one attribute (and in
+  what no caption tells: background, light, jitter);
+- objects x colours in clip-benchmark's webdataset layout;
+- four scenes a photograph, with their objects' masks, in PASCAL VOC's layout.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from un2clip.config import at_least
+from un2clip.datasets.shards import EncodedSample
+from un2clip.evaluation.dense.masks import palette
+from un2clip.world import scenes as world
+from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions, Ints
+
+#: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "Orientation": ("orientation",),
+    "Presence": ("feature",),
+    "State": ("state",),
+    "Quantity": ("count",),
+    "Spatial": ("position", "relation"),
+    "Color": ("colour",),
+    "Structural Character": ("texture",),
+    "Text": ("glyph",),
+    "Camera Perspective": ("distance",),
+}
+RENDERED_AT_ONCE = 512
+TEMPLATES = ("a photo of a {c}.", "a {c}", "one {c}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The section `shapes` of params.yaml, which says what each number means."""
+
+    image_px: int
+    train_scenes: int
+    heldout_scenes: int
+    pairs_per_type: int
+    images_per_class: int
+    segmentation_images: int
+    scenes_per_tar: int
+    plain: float
+    captions: Captions
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.image_px <= 256:
+            raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
+        at_least(self, 1, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
+        at_least(self, 1, "segmentation_images", "scenes_per_tar")
+        if not 0 <= self.plain < 1:
+            raise ValueError(f"plain must be a probability below 1, got {self.plain}")
+
+
+def encode_scenes(rng: np.random.Generator, scenes: Ints, split: str, params: Shapes) -> Iterator[EncodedSample]:
+    texts = world.captions(rng, scenes, params.captions)
+    progress = tqdm(total=len(scenes), unit="scene", desc=f"render {split}", mininterval=1)
+    for start in range(0, len(scenes), RENDERED_AT_ONCE):
+        chunk = scenes[start : start + RENDERED_AT_ONCE]
+        for i, pixels in enumerate(world.render(rng, chunk, params.image_px), start):
+            metadata = {name: ATTRIBUTES[name][scenes[i, column]] for name, column in COLUMN.items()}
+            yield EncodedSample(
+                key=f"{split}{i:06d}", image=_png(pixels), extension="png", caption=texts[i], metadata=metadata
+            )
+            progress.update()
+    progress.close()
+
+
+def draw_pairs(rng: np.random.Generator, attribute: str, n: int, plain: float) -> tuple[Ints, Ints]:
+    """Draw n pairs of held-out scenes that differ in `attribute` and, besides, in the background alone."""
+    column, background = COLUMN[attribute], COLUMN["background"]
+    lefts, rights = (np.zeros((0, len(ATTRIBUTES)), np.int64) for _ in range(2))
+    while len(lefts) < n:
+        left = world.draw(rng, 64 * n, plain=plain, heldout=True)
+        right = left.copy()
+        right[:, column] = rng.integers(len(ATTRIBUTES[attribute]), size=len(right))
+        right[:, background] = rng.integers(len(ATTRIBUTES["background"]), size=len(right))
+        right = world.canonical(right)
+        differing = left != right
+        differing[:, background] = False
+        good = differing[:, column] & (differing.sum(1) == 1) & world.is_heldout(right)
+        if ATTRIBUTES[attribute][0] == "none":  # both must have one, so that both statements name it
+            good &= (left[:, column] > 0) & (right[:, column] > 0)
+        lefts, rights = np.concatenate([lefts, left[good]]), np.concatenate([rights, right[good]])
+    return lefts[:n], rights[:n]
+
+
+def write_pairs(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    question = 1
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Question ID", "Type", "Statement"])
+        for pattern, attributes in PATTERNS.items():
+            (folder / "MLLM_VLM Images" / pattern).mkdir(parents=True, exist_ok=True)
+            for i, attribute in enumerate(attributes):
+                share = len(range(i, params.pairs_per_type, len(attributes)))
+                pairs = np.stack(draw_pairs(rng, attribute, share, params.plain), axis=1).reshape(2 * share, -1)
+                named = {COLUMN["object"], COLUMN["colour"], COLUMN[attribute]}
+                for scene, pixels in zip(pairs, world.render(rng, pairs, params.image_px), strict=True):
+                    rows.writerow([question, pattern, world.describe(scene, named)])
+                    path = folder / "MLLM_VLM Images" / pattern / f"{question}.jpg"
+                    Image.fromarray(pixels).save(path, quality=95, subsampling=0)
+                    question += 1
+
+
+def write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    objects, colours = ATTRIBUTES["object"], ATTRIBUTES["colour"]
+    names = [f"{colour} {name}" for name in objects for colour in colours]
+    scenes, labels = draw_classes(rng, params)
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    with wds.TarWriter(str(folder / "test" / "0.tar"), mtime=0) as tar:
+        for i, pixels in enumerate(world.render(rng, scenes, params.image_px)):
+            tar.write({"__key__": f"{i:06d}", "png": _png(pixels), "cls": str(labels[i]).encode()})
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+
+
+def draw_classes(rng: np.random.Generator, params: Shapes) -> tuple[Ints, Ints]:
+    """`images_per_class` held-out scenes of every class, in the order of the classes, and their classes' numbers."""
+    colours, n = len(ATTRIBUTES["colour"]), params.images_per_class
+    classes = range(len(ATTRIBUTES["object"]) * colours)
+    scenes, found = np.zeros((0, len(ATTRIBUTES)), np.int64), [np.zeros(0, np.int64)]
+    while min(map(len, found)) < n:
+        drawn = world.draw(rng, 4 * n * len(classes), plain=params.plain, heldout=True)
+        scenes = np.concatenate([scenes, drawn])
+        labels = scenes[:, COLUMN["object"]] * colours + scenes[:, COLUMN["colour"]]
+        found = [np.flatnonzero(labels == label) for label in classes]
+    chosen = np.concatenate([each[:n] for each in found])
+    return scenes[chosen], labels[chosen]
+
+
+def write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    """VOC2012's layout, and the two files that say so and name the classes.
+
+    A class is an object's colour: patches of the toy CLIP know it, and do not know shapes. There is no background
+    class, as in VOC20, because captions seldom tell the background.
+    """
+    root = folder / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    scenes = world.draw(rng, 4 * params.segmentation_images, plain=params.plain, heldout=True)
+    pixels, masks = world.render_with_masks(rng, scenes, params.image_px)
+    labels = (masks * (scenes[:, COLUMN["colour"], None, None] + 1)).astype(np.uint8)
+    colours = palette(256)
+    colours[1 : len(world.RGB) + 1] = world.RGB
+    ids = [f"{i:06d}" for i in range(params.segmentation_images)]
+    for i, name in enumerate(ids):
+        four = slice(4 * i, 4 * i + 4)
+        Image.fromarray(_square(pixels[four])).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
+        mask = Image.fromarray(_square(labels[four]))
+        mask.putpalette(colours.tobytes())
+        mask.save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(ids) + "\n")
+    (folder / "segmentation.yaml").write_text("layout: voc20\n")
+    (folder / "classes.txt").write_text("".join(f"{colour} shape\n" for colour in ATTRIBUTES["colour"]))
+
+
+def _square(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Four pictures of one size (4, S, S, ...) as one, two by two."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in (tiles[:2], tiles[2:])])
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
