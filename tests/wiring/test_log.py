@@ -13,8 +13,15 @@ from un2clip.study.seeds import Spread, _Numbers
 ROOT = Path(__file__).parents[2]
 SUMMARY = json.loads((ROOT / "docs/study/summary.json").read_text())
 PAGE = (ROOT / "docs/study/study.md").read_text()
+LOG = (ROOT / "docs/LOG.md").read_text()
+LABELS = dict(re.findall(r"^\[([^]]+)\]: (\S+)$", LOG, re.M))
 #: Of a seed's cell, `reference → tuned (difference, low to high)`.
 CELL = re.compile(r"([\d.]+) → ([\d.]+) \(([+-][\d.]+), [+-][\d.]+ to [+-][\d.]+\)")
+
+
+def _anchor(heading: str) -> str:
+    """The name that GitHub gives a heading: lower case, punctuation left out, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _rows(benchmark: str) -> list[list[str]]:
@@ -51,3 +58,24 @@ def test_ranking_table_is_the_summarys() -> None:
         for each in SUMMARY["rankings"]
     ]
     assert PAGE.endswith("|\n\n" + ranking_table(found, detail, SUMMARY["confidence"]))
+
+
+def test_first_table_leads_to_entries_and_files() -> None:
+    """docs/LOG.md opens with a table of questions; each answer has a link, to a heading that is there or to a file."""
+    lines = LOG.splitlines()
+    start = lines.index("| question | answer; changes against the untouched encoder | entry |")
+    table = lines[start + 2 : lines.index("", start)]
+    assert start < 10 <= len(table)
+    anchors = [_anchor(line.lstrip("# ")) for line in lines if line.startswith("#")]
+    assert len(anchors) == len(set(anchors))
+    for row in table:
+        named = re.findall(r"\[([^]]+)\](?:\(([^)]+)\))?", row)
+        assert named, row
+        for label, target in named:
+            target = target or LABELS[label]
+            assert target[1:] in anchors if target.startswith("#") else (ROOT / "docs" / target).is_file(), target
+
+
+def test_lines_of_the_log_can_be_read() -> None:
+    """No line of docs/LOG.md, the tables' included, has more than 200 characters."""
+    assert [line for line in LOG.splitlines() if len(line) > 200] == []
