@@ -65,8 +65,9 @@ docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in cont
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-study: $(READY)  ## all methods over seeds 0-4 (hours); tables for docs/LOG.md, files for docs/study
+study: $(READY)  ## all methods over seeds 0-4 (hours); its tables and figure go to docs/study
 	un2clip study
+	cp study/study.md study/summary.json study/study.svg docs/study/
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)
 	rm -rf data/world data/shards data/latents models scores reports local_outputs study

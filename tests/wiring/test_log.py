@@ -1,0 +1,81 @@
+"""The pages of results: docs/study is one study's, and docs/LOG.md can be read."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from un2clip.config import read_yaml
+from un2clip.study.ranking import Ranking, ranking_table
+from un2clip.study.seeds import Spread, _Numbers
+
+ROOT = Path(__file__).parents[2]
+SUMMARY = json.loads((ROOT / "docs/study/summary.json").read_text())
+PAGE = (ROOT / "docs/study/study.md").read_text()
+LOG = (ROOT / "docs/LOG.md").read_text()
+LABELS = dict(re.findall(r"^\[([^]]+)\]: (\S+)$", LOG, re.M))
+#: Of a seed's cell, `reference → tuned (difference, low to high)`.
+CELL = re.compile(r"([\d.]+) → ([\d.]+) \(([+-][\d.]+), [+-][\d.]+ to [+-][\d.]+\)")
+
+
+def _anchor(heading: str) -> str:
+    """The name that GitHub gives a heading: lower case, punctuation left out, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _rows(benchmark: str) -> list[list[str]]:
+    """The cells of the benchmark's first table in docs/study/study.md, without its head."""
+    section = re.search(rf"^### {re.escape(benchmark)} \(.*\n\n((?:\|.*\n)+)", PAGE, re.M)
+    assert section, benchmark
+    return [line.strip("| ").split(" | ") for line in section[1].splitlines()[2:]]
+
+
+@pytest.mark.parametrize("benchmark", dict.fromkeys(line["benchmark"] for line in SUMMARY["changes"]))
+def test_per_seed_table_agrees_with_the_summary(benchmark: str) -> None:
+    """The columns over the seeds are summary.json's to the letter; the seeds' own have its means, but for rounding."""
+    lines = [line for line in SUMMARY["changes"] if line["benchmark"] == benchmark]
+    rows = _rows(benchmark)
+    assert [method for method, *_ in rows] == [line["method"] for line in lines]
+    for line, (_, *seeds, mean, deviation, interval, certain) in zip(lines, rows, strict=True):
+        show = _Numbers(line["unit"])
+        spread = Spread(**{name: line[name] for name in ("mean", "deviation", "low", "high", "seeds", "certain")})
+        assert (mean, deviation, interval, certain) == show.spread(spread), line["method"]
+        assert f"### {benchmark} ({show.name}), n = " in PAGE and len(seeds) == spread.seeds
+        cells = [CELL.fullmatch(cell) for cell in seeds]
+        assert all(cells), line["method"]
+        digits, scale = len(mean.partition(".")[2]), 1000.0 if line["unit"] == "mse" else 1.0
+        for i, name in enumerate(("reference", "tuned", "mean"), start=1):
+            printed = sum(float(cell[i]) for cell in cells if cell) / len(cells)
+            assert printed == pytest.approx(scale * line[name], abs=0.501 * 10.0**-digits), (line["method"], name)
+
+
+def test_ranking_table_is_the_summarys() -> None:
+    """docs/study/study.md ends with the ranking table that docs/study/summary.json gives, to the byte."""
+    detail = read_yaml(ROOT / "params.yaml")["study"]["detail"]
+    found = [
+        Ranking(**each | {"of_seed": {int(seed): value for seed, value in each["of_seed"].items()}})
+        for each in SUMMARY["rankings"]
+    ]
+    assert PAGE.endswith("|\n\n" + ranking_table(found, detail, SUMMARY["confidence"]))
+
+
+def test_first_table_leads_to_entries_and_files() -> None:
+    """docs/LOG.md opens with a table of questions; each answer has a link, to a heading that is there or to a file."""
+    lines = LOG.splitlines()
+    start = lines.index("| question | answer; changes against the untouched encoder | entry |")
+    table = lines[start + 2 : lines.index("", start)]
+    assert start < 10 <= len(table)
+    anchors = [_anchor(line.lstrip("# ")) for line in lines if line.startswith("#")]
+    assert len(anchors) == len(set(anchors))
+    for row in table:
+        named = re.findall(r"\[([^]]+)\](?:\(([^)]+)\))?", row)
+        assert named, row
+        for label, target in named:
+            target = target or LABELS[label]
+            assert target[1:] in anchors if target.startswith("#") else (ROOT / "docs" / target).is_file(), target
+
+
+def test_lines_of_the_log_can_be_read() -> None:
+    """No line of docs/LOG.md, the tables' included, has more than 200 characters."""
+    assert [line for line in LOG.splitlines() if len(line) > 200] == []
