@@ -91,7 +91,7 @@ CLUSTER = read_cluster().arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class TaskResources:
     """What one task needs.
 
     Attributes:
@@ -114,26 +114,26 @@ class Needs:
 
 
 STAGES = {
-    "shapes": Needs(),
-    "ingest": Needs(cpu="2", volume=True),
-    "backbones": Needs(accelerated=True, retried=True, volume=True, secrets=tuple(SECRETS)),
-    "latents": Needs(accelerated=True, retried=True),
-    "finetune": Needs(accelerated=True, retried=True, volume=True),
-    "diffusion_loss": Needs(accelerated=True, retried=True),
-    "evaluate": Needs(accelerated=True, retried=True, volume=True),
-    "reconstruct": Needs(accelerated=True, retried=True),
-    "compare": Needs(),
-    "promote": Needs(retried=True, cached=False),
+    "shapes": TaskResources(),
+    "ingest": TaskResources(cpu="2", volume=True),
+    "backbones": TaskResources(accelerated=True, retried=True, volume=True, secrets=tuple(SECRETS)),
+    "latents": TaskResources(accelerated=True, retried=True),
+    "finetune": TaskResources(accelerated=True, retried=True, volume=True),
+    "diffusion_loss": TaskResources(accelerated=True, retried=True),
+    "evaluate": TaskResources(accelerated=True, retried=True, volume=True),
+    "reconstruct": TaskResources(accelerated=True, retried=True),
+    "compare": TaskResources(),
+    "promote": TaskResources(retried=True, cached=False),
 }
 
 #: Tasks that only a cluster needs, beside those of dvc.yaml: the first and the last.
 EXTRAS = {
-    "prerequisites": Needs(memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
-    "finish": Needs(memory="1Gi", cached=False, volume=True),
+    "prerequisites": TaskResources(memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
+    "finish": TaskResources(memory="1Gi", cached=False, volume=True),
 }
 
 
-def place(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any]) -> dsl.PipelineTask:
+def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any]) -> dsl.PipelineTask:
     """Give a task the resources it needs.
 
     Args:
@@ -166,7 +166,7 @@ def place(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, An
     return task
 
 
-def across(compiled: Compiled) -> dict[str, Any]:
+def multi_node_args(compiled: Compiled) -> dict[str, Any]:
     """What `finetune_nodes` is told beyond the stage's own names; the rest it has from its task's settings."""
     return {
         "nodes": compiled.nodes,

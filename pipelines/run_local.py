@@ -100,7 +100,7 @@ def find_outputs(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.run_local", description="Run the pipeline on this machine."
@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--runner", choices=["subprocess", "docker"], default="subprocess", help="what a task is (default: %(default)s)"
     )
-    options = parser.parse_args(words)
+    options = parser.parse_args(args)
     try:
         outputs = run(options.root / time.strftime("%Y-%m-%d-%H-%M-%S"), options.params, options.runner)
     except UserError as error:

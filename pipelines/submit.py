@@ -20,24 +20,24 @@ PATIENCE = 60  # answers in a row that may fail while a run is watched
 COMMANDS = {(group, verb) for group in ("run", "runs") for verb in ("submit", "create")}
 
 
-def rewrite(words: list[str]) -> list[str]:
+def rewrite(args: list[str]) -> list[str]:
     """Turn `run submit FILE [key=value ...]` into `run create -e un2clip -f FILE [key=value ...]`.
 
     Options stay as they are, whatever their place. Words without a FILE, or with another command, pass unchanged.
     """
-    at = next((i for i, pair in enumerate(pairwise(words)) if pair in COMMANDS), None)
+    at = next((i for i, pair in enumerate(pairwise(args)) if pair in COMMANDS), None)
     if at is None:
-        return words
+        return args
     import click
     from kfp.cli.run import create
 
-    _require_endpoint(words[:at])
-    before, after = words[:at], words[at + 2 :]
+    _require_endpoint(args[:at])
+    before, after = args[:at], args[at + 2 :]
     context = click.Context(create, info_name="kfp run submit")
     options, _, _ = create.make_parser(context).parse_args(list(after))
     files = [word for word in options["args"] if "=" not in word]
     if not files:
-        return words
+        return args
     if len(files) > 1:
         sys.exit(f"kfp: one pipeline file and key=value arguments are allowed, got {', '.join(files)}")
     package = files[0]
@@ -142,7 +142,7 @@ def _find_token() -> None:
 
 
 def main() -> None:
-    """Run the stock command line with the rewritten words."""
+    """Run the stock command line with the rewritten arguments."""
     try:
         from kfp.cli import run
         from kfp.cli.__main__ import main as kfp

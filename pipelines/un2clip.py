@@ -34,14 +34,15 @@ from components.prerequisites.component import prerequisites
 from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
-from pipelines.resources import CLUSTER, CLUSTERS, WORKDIR, Cluster, Compiled, across, place, read_cluster
+from pipelines import resources
+from pipelines.resources import CLUSTER, Cluster, Compiled, read_cluster
 from un2clip.config import merge, read_yaml, stack
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
 #: The checked-in files, and the cluster that each is for.
-PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": CLUSTERS / "gpu.yaml"}
+PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": resources.CLUSTERS / "gpu.yaml"}
 HEADER = "# Compiled from pipelines/un2clip.py and params.yaml by `python -m pipelines.un2clip`; do not edit.\n"
 #: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
 WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
@@ -119,14 +120,14 @@ def pipeline(compiled: Compiled) -> GraphComponent:
             requires: what the first task must find, or the run ends there: mlflow, hub, s3, nodes.
             space_gib: free space that it must find where the run works.
         """
-        given = locals()
-        placed = partial(place, compiled=compiled, arguments={name: given[name] for name in CLUSTER})
+        of_cluster = {name: value for name, value in locals().items() if name in CLUSTER}
+        scheduled = partial(resources.set_resources, compiled=compiled, arguments=of_cluster)
         # the same stage, with the same names and outputs, as the work of a TrainJob
-        together = partial(finetune_nodes, image=image, **across(compiled))
+        together = partial(finetune_nodes, image=image, **resources.multi_node_args(compiled))
         finetune = together if compiled.nodes > 1 else finetune_alone
 
-        with dsl.ExitHandler(placed(finish(nodes=compiled.nodes, volume=WORKDIR)), name="run"):
-            checked = placed(
+        with dsl.ExitHandler(scheduled(finish(nodes=compiled.nodes, volume=resources.WORKDIR)), name="run"):
+            checked = scheduled(
                 prerequisites(
                     requires=requires,
                     mounted=compiled.volume,
@@ -142,14 +143,14 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     tolerations=tolerations,
                 )
             )
-            world = placed(shapes(params=shapes_params, seed=seed).after(checked))
-            ingested = placed(
+            world = scheduled(shapes(params=shapes_params, seed=seed).after(checked))
+            ingested = scheduled(
                 ingest(params=ingest_params, folder=images, version=data_version, images=world.outputs["images"])
             )
-            pretrained = placed(
+            pretrained = scheduled(
                 backbones(params=backbones_params, seed=seed, device=device, images=world.outputs["images"])
             )
-            encoded = placed(
+            encoded = scheduled(
                 latents(
                     params=latents_params,
                     device=device,
@@ -157,7 +158,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     backbones=pretrained.outputs["backbones"],
                 )
             )
-            tuned = placed(
+            tuned = scheduled(
                 finetune(
                     params=finetune_params,
                     method=method,
@@ -169,7 +170,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     latents=encoded.outputs["latents"],
                 )
             )
-            diagnosed = placed(
+            diagnosed = scheduled(
                 diffusion_loss(
                     params=diffusion_loss_params,
                     seed=seed,
@@ -181,7 +182,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                 )
             )
             with dsl.ParallelFor(benchmarks, parallelism=compiled.parallel_benchmarks) as benchmark:
-                evaluated = placed(
+                evaluated = scheduled(
                     evaluate(
                         params=evaluate_params,
                         benchmark=benchmark,
@@ -193,7 +194,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                         encoder=tuned.outputs["encoder"],
                     )
                 )
-            drawn = placed(
+            drawn = scheduled(
                 reconstruct(
                     params=reconstruct_params,
                     seed=seed,
@@ -204,7 +205,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                 )
             )
             # A list of artifacts can only be collected from one loop, so the diffusion loss's scores come beside it.
-            compared = placed(
+            compared = scheduled(
                 compare(
                     params=compare_params,
                     seed=seed,
@@ -214,7 +215,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     reconstructions=drawn.outputs["reconstructions"],
                 )
             )
-            placed(
+            scheduled(
                 promote(
                     params=promote_params,
                     scores=dsl.Collected(evaluated.outputs["scores"]),
@@ -275,7 +276,7 @@ def _nulls(value: Any, name: str) -> Iterator[str]:
             yield from _nulls(item, f"{name}[{i}]")
 
 
-def main(words: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Compile from the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.un2clip", description="Compile the pipeline.")
     parser.add_argument(
@@ -283,7 +284,7 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
     parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
-    options = parser.parse_args(words)
+    options = parser.parse_args(args)
     if not options.to and (options.params or options.cluster):
         parser.error("--params and --cluster need --to: the checked-in files have the numbers of params.yaml")
     try:

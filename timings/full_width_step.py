@@ -15,7 +15,7 @@ import open_clip
 import torch
 
 from timings.full_width import new_generator
-from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, sample_noise
 
 
 def main() -> None:
@@ -38,8 +38,10 @@ def main() -> None:
         marks = [_now(device)]
         latents = generator.encode(images)
         marks.append(_now(device))
-        draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0).to(device)
-        loss = diffusion_loss(generator, latents, visual(pixel_values), draws).mean()
+        sampled = sample_noise(
+            generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0
+        ).to(device)
+        loss = diffusion_loss(generator, latents, visual(pixel_values), sampled).mean()
         marks.append(_now(device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0).item()

@@ -54,7 +54,7 @@ def finetune_nodes(
         task=vars(task_config),
         checkpoints=checkpoints,
         inputs={"shards": shards.path, "backbones": backbones.path, "latents": latents.path},
-        words={"method": method, "seed": seed, "device": device},
+        arguments={"method": method, "seed": seed, "device": device},
         encoder=encoder.path,
     )
     encoder.metadata.update(describe("encoder", encoder.path))

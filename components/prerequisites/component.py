@@ -21,9 +21,9 @@ def prerequisites(
     tolerations: list,
 ):
     """Look for services, secrets, nodes, data and space; say all that is missing, and fail then."""
-    from un2clip.cluster.prerequisites import insist
+    from un2clip.cluster.prerequisites import check_prerequisites
 
-    insist(
+    check_prerequisites(
         requires=requires,
         mounted=mounted,
         volume=volume,

@@ -1,4 +1,4 @@
-"""The command line: `un2clip STAGE --name=path ...`, and a few words for people.
+"""The command line: `un2clip STAGE --name=path ...`, and a few commands for people.
 
 It takes stage names and paths only; numbers come from params.yaml. The flags of a stage are the names of
 its function.
@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from un2clip.cli import add_commands
+from un2clip.cli import RENAMED, add_commands
 from un2clip.config import merge, read_yaml, stack
 from un2clip.errors import UserError
 from un2clip.stages import STAGES, get_stage, run_stage
@@ -19,9 +19,9 @@ from un2clip.stages import STAGES, get_stage, run_stage
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and exit status 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    words = sys.argv[1:] if argv is None else argv
+    args = sys.argv[1:] if argv is None else argv
     try:
-        return _run(words)
+        return _run(args)
     except UserError as error:
         print(f"un2clip: {error}", file=sys.stderr)
         return 2
@@ -30,20 +30,22 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(words: list[str]) -> int:
-    if words and words[0] in STAGES:
-        return _stage(words[0], words[1:])
+def _run(args: list[str]) -> int:
+    if args and args[0] in RENAMED:
+        raise UserError(f"`un2clip {args[0]}` is `un2clip {RENAMED[args[0]]}` now, with the same arguments")
+    if args and args[0] in STAGES:
+        return _stage(args[0], args[1:])
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
     add_commands(commands)
-    options = parser.parse_args(words or ["--help"])
+    options = parser.parse_args(args or ["--help"])
     options.run(options)
     return 0
 
 
-def _stage(name: str, words: list[str]) -> int:
+def _stage(name: str, args: list[str]) -> int:
     stage = get_stage(name)
     parser = argparse.ArgumentParser(
         prog=f"un2clip {name}", description=inspect.getdoc(stage), formatter_class=argparse.RawTextHelpFormatter
@@ -56,7 +58,7 @@ def _stage(name: str, words: list[str]) -> int:
         if key != "params":
             several = "append" if parameter.annotation == list[Path] else "store"
             parser.add_argument(f"--{key}", required=True, action=several)
-    given = vars(parser.parse_args(words))
+    given = vars(parser.parse_args(args))
     params = merge(read_yaml(given.pop("params")), stack(read_yaml(path) for path in given.pop("overlay") or []))
     if name not in params:
         raise UserError(f"params.yaml has no section {name}")

@@ -13,13 +13,17 @@ import yaml
 from un2clip.config import build, flags, merge, read_yaml, stack
 from un2clip.errors import UserError
 
-Words = argparse.Namespace
+Args = argparse.Namespace
 Commands = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
+#: Commands that had another name -> their name now.
+RENAMED = {"encoder": "convert"}
+
+
 def add_commands(commands: Commands) -> None:
-    """Add every word to the parser; each sets `run`, a function of the words."""
-    for add in (_doctor, _encoder, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
+    """Add every command to the parser; each sets `run`, a function of its arguments."""
+    for add in (_doctor, _convert, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
         add(commands)
 
 
@@ -30,38 +34,38 @@ def _params() -> dict[str, Any]:
 def _doctor(commands: Commands) -> None:
     parser = commands.add_parser("doctor", help="what this machine has and lacks; status 1 if something needed failed")
     parser.add_argument("--quick", action="store_true", help="without asking torch; for a container's health check")
-    parser.add_argument("--json", action="store_true", help="a list of {name, state, says, fix}")
+    parser.add_argument("--json", action="store_true", help="a list of {name, state, message, fix}")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.doctor import examine, healthy
 
-        checks = list(examine(torch=not words.quick))
-        print(json.dumps([vars(check) for check in checks]) if words.json else "\n".join(map(str, checks)))
+        checks = list(examine(torch=not args.quick))
+        print(json.dumps([vars(check) for check in checks]) if args.json else "\n".join(map(str, checks)))
         if not healthy(checks):
             raise SystemExit(1)
 
     parser.set_defaults(run=run)
 
 
-def _encoder(commands: Commands) -> None:
-    parser = commands.add_parser("encoder", help="make an open_clip folder from weights as they were published")
+def _convert(commands: Commands) -> None:
+    parser = commands.add_parser("convert", help="published weights to an open_clip folder")
     parser.add_argument("--to", required=True, type=Path, help="folder to write")
     parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
     parser.add_argument("--from", dest="weights", help="file, folder, hub id or models:/name/version")
     for key in ("architecture", "revision", "visual"):
         parser.add_argument(f"--{key}", help=f"instead of backbones.encoder.{key} of params.yaml")
 
-    def run(words: Words) -> None:
-        from un2clip.models.converting import Encoder, import_clip
+    def run(args: Args) -> None:
+        from un2clip.models.converting import Encoder, convert_checkpoint
 
-        params = merge(_params(), stack(read_yaml(path) for path in words.overlay))
-        given = {key: value for key, value in vars(words).items() if key in params["backbones"]["encoder"] and value}
+        params = merge(_params(), stack(read_yaml(path) for path in args.overlay))
+        given = {key: value for key, value in vars(args).items() if key in params["backbones"]["encoder"] and value}
         encoder = build(Encoder, params["backbones"]["encoder"] | given, "encoder")
         if encoder.weights == "toy":
             raise UserError("say whose weights: --from=PLACE, or --overlay=FILE of configs/")
-        clip = import_clip(encoder, words.to, "encoder")
-        loads = f"open_clip.create_model_and_transforms('local-dir:{words.to}')"
-        print(f"{words.to}: embeddings of {clip.embed_dim}; {loads}")
+        clip = convert_checkpoint(encoder, args.to, "encoder")
+        loads = f"open_clip.create_model_and_transforms('local-dir:{args.to}')"
+        print(f"{args.to}: embeddings of {clip.embed_dim}; {loads}")
 
     parser.set_defaults(run=run)
 
@@ -74,12 +78,12 @@ def _pin(commands: Commands) -> None:
     parser.add_argument("--section", default="backbones.encoder", help="of params.yaml, to print an overlay for")
     parser.add_argument("--files", nargs="+", default=[], metavar="PATTERN", help="default: all that may be opened")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.sources.hub import pin
 
-        source = pin(words.location, words.revision, words.kind, words.files)
+        source = pin(args.location, args.revision, args.kind, args.files)
         overlay: dict[str, Any] = {"revision": source.revision, "sha256": source.sha256}
-        for key in reversed(words.section.split(".")):
+        for key in reversed(args.section.split(".")):
             overlay = {key: overlay}
         print(f"# {source.location}, as it is served now: compare it with what you trust")
         print(yaml.safe_dump(overlay, sort_keys=False), end="")
@@ -88,11 +92,11 @@ def _pin(commands: Commands) -> None:
 
 
 def _flags(commands: Commands) -> None:
-    parser = commands.add_parser("flags", help="overlays as words for `dvc exp run`; the later wins")
+    parser = commands.add_parser("flags", help="overlays as arguments of `dvc exp run`; the later wins")
     parser.add_argument("overlay", type=Path, nargs="+")
 
-    def run(words: Words) -> None:
-        stacked = stack(read_yaml(path) for path in words.overlay)
+    def run(args: Args) -> None:
+        stacked = stack(read_yaml(path) for path in args.overlay)
         merge(_params(), stacked)  # refuses what params.yaml does not have
         print(" ".join(flags(stacked)))
 
@@ -107,17 +111,17 @@ def _fetch(commands: Commands) -> None:
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
     parser.add_argument("--revision", default="", help="commit of a hub id, where we know none")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.sources import catalogue
         from un2clip.sources.benchmarks import fetch
 
-        if words.name is None:
+        if args.name is None:
             print(catalogue.table(), end="")
-        elif words.check is not None:
-            print(catalogue.check(catalogue.get_entry(words.name), words.check))
+        elif args.check is not None:
+            print(catalogue.check(catalogue.get_entry(args.name), args.check))
         else:
-            to = words.to or Path("data") / words.name
-            fetch(words.name, to=to, given=words.given, revision=words.revision)
+            to = args.to or Path("data") / args.name
+            fetch(args.name, to=to, given=args.given, revision=args.revision)
 
     parser.set_defaults(run=run)
 
@@ -134,22 +138,22 @@ def _download(commands: Commands) -> None:
         "--environment", type=Path, default=Path(".venv-download"), help="img2dataset's own (default: .venv-download)"
     )
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.sources.download import Download, download
         from un2clip.sources.download.environment import interpreter
 
-        if not words.lists:
-            print(f"download: img2dataset is run by {interpreter(words.environment)}")
+        if not args.lists:
+            print(f"download: img2dataset is run by {interpreter(args.environment)}")
             return
-        params = merge(_params(), stack(read_yaml(path) for path in words.overlay))
+        params = merge(_params(), stack(read_yaml(path) for path in args.overlay))
         download(
             build(Download, params["download"], "download"),
-            words.lists,
-            to=words.to or Path("data") / words.lists[0].stem,
-            environment=words.environment,
-            caption_column=words.caption_column,
-            url_column=words.url_column,
-            retry=words.retry,
+            args.lists,
+            to=args.to or Path("data") / args.lists[0].stem,
+            environment=args.environment,
+            caption_column=args.caption_column,
+            url_column=args.url_column,
+            retry=args.retry,
         )
 
     parser.set_defaults(run=run)
@@ -159,16 +163,16 @@ def _calibrate(commands: Commands) -> None:
     parser = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
     parser.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
     parser.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
-    parser.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip encoder`")
+    parser.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip convert`")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.evaluation.benchmarks import Options
         from un2clip.evaluation.calibrate import calibrate, published
 
         params = _params()
         options = build(Options, params["evaluate"], "evaluate")
-        model = published(words.model)
-        calibrate(model, data=words.data, clip=words.clip, device=params["device"], options=options)
+        model = published(args.model)
+        calibrate(model, data=args.data, clip=args.clip, device=params["device"], options=options)
 
     parser.set_defaults(run=run)
 
@@ -178,13 +182,13 @@ def _study(commands: Commands) -> None:
     parser.add_argument("--to", type=Path, default=Path("study"))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.study.run import study
 
         params = _params()
-        if words.seeds:
-            params["study"]["seeds"] = words.seeds
-        study(params, words.to)
+        if args.seeds:
+            params["study"]["seeds"] = args.seeds
+        study(params, args.to)
 
     parser.set_defaults(run=run)
 
@@ -193,10 +197,10 @@ def _aggregate(commands: Commands) -> None:
     parser = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
     parser.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.study.seeds import aggregate
 
-        print(aggregate(words.reports), end="")
+        print(aggregate(args.reports), end="")
 
     parser.set_defaults(run=run)
 
@@ -210,16 +214,16 @@ def _export(commands: Commands) -> None:
     parser.add_argument("--to", required=True, type=Path, help="new or empty folder")
     parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
 
-    def run(words: Words) -> None:
-        if words.folder:
+    def run(args: Args) -> None:
+        if args.folder:
             from un2clip.models.exporting import write_export
 
-            print(f"{words.to}: {write_export(words.folder, words.to, words.format)}")
+            print(f"{args.to}: {write_export(args.folder, args.to, args.format)}")
         else:
             from un2clip.models.registry import export
 
-            model = words.model or _params()["promote"]["registered_model"]
-            export(words.alias, words.to, model, words.format)
+            model = args.model or _params()["promote"]["registered_model"]
+            export(args.alias, args.to, model, args.format)
 
     parser.set_defaults(run=run)
 
@@ -227,7 +231,7 @@ def _export(commands: Commands) -> None:
 def _show(commands: Commands) -> None:
     parser = commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
 
-    def run(words: Words) -> None:
+    def run(args: Args) -> None:
         from un2clip.evidence.summary import show
 
         reports = Path("reports")

@@ -88,20 +88,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write an overlay as `-S key=value` words for `dvc exp run`; no word holds a space, unless a text does.
+    """Write an overlay as `-S key=value` arguments of `dvc exp run`.
 
     DVC takes new keys of a mapping only with a plus, keys without quotes, and no empty word.
     """
-    words: list[str] = []
+    arguments: list[str] = []
     for key, value in overlay.items():
         if isinstance(value, Mapping) and key in WHOLE:
-            words += ["-S", f"{'+' if value else ''}{prefix}{key}={_in_hydra(value)}"]
+            arguments += ["-S", f"{'+' if value else ''}{prefix}{key}={_in_hydra(value)}"]
         elif isinstance(value, Mapping):
-            words += flags(value, f"{prefix}{key}.")
+            arguments += flags(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) and value else _in_hydra(value)
-            words += ["-S", f"{prefix}{key}={text}"]
-    return words
+            arguments += ["-S", f"{prefix}{key}={text}"]
+    return arguments
 
 
 def _in_hydra(value: Any) -> str:

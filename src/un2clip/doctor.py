@@ -40,17 +40,17 @@ class Check:
     Attributes:
         name: what was looked at.
         state: ok; warn: some of un2clip will not work; FAIL: what it is needed for cannot work.
-        says: what was found.
+        message: what was found.
         fix: what to do about it; empty where all is well.
     """
 
     name: str
     state: Literal["ok", "warn", "FAIL"]
-    says: str
+    message: str
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<4}  {self.name:<20}  {self.says}" + (f"; {self.fix}" if self.fix else "")
+        return f"{self.state:<4}  {self.name:<20}  {self.message}" + (f"; {self.fix}" if self.fix else "")
 
 
 def examine(*, torch: bool = True) -> Iterator[Check]:
@@ -81,8 +81,8 @@ def healthy(checks: Iterable[Check]) -> bool:
 
 
 def python() -> Check:
-    says = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return Check("python", "ok", says)
+    message = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return Check("python", "ok", message)
 
 
 def packages(names: Iterable[str], *, state: Literal["warn", "FAIL"]) -> Iterator[Check]:
@@ -132,10 +132,10 @@ def memory() -> Check:
     machine = psutil.virtual_memory()
     limit = min([int(text) for text in _limits() if text.isdecimal()] + [machine.total])
     more = "the container's limit" if limit < machine.total else f"{machine.available / GIB:.1f} available"
-    says = f"{limit / GIB:.1f} GiB, {more}"
+    message = f"{limit / GIB:.1f} GiB, {more}"
     if limit < MEMORY_GIB * GIB:
-        return Check("memory", "warn", says, f"the laptop run wants {MEMORY_GIB:g}: raise it, or lower batch sizes")
-    return Check("memory", "ok", says)
+        return Check("memory", "warn", message, f"the laptop run wants {MEMORY_GIB:g}: raise it, or lower batch sizes")
+    return Check("memory", "ok", message)
 
 
 def _limits() -> list[str]:
@@ -173,10 +173,10 @@ def writable(path: Path) -> Check:
 def space(path: Path, gib: float) -> Check:
     """Whether the disk that holds a path (or would) has so many GiB free."""
     free = shutil.disk_usage(_existing(path)).free / GIB
-    says = f"{free:.1f} GiB free at {path}"
+    message = f"{free:.1f} GiB free at {path}"
     if free < gib:
-        return Check("space", "FAIL", says, f"{gib:g} GiB are needed: delete, or work on another disk")
-    return Check("space", "ok", says)
+        return Check("space", "FAIL", message, f"{gib:g} GiB are needed: delete, or work on another disk")
+    return Check("space", "ok", message)
 
 
 def _existing(path: Path) -> Path:
@@ -205,7 +205,7 @@ def service(name: str, url: str) -> Check:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme == "sqlite":
             check = writable(Path(parts.path.removeprefix("/")).parent)
-            return Check(name, check.state, f"{shown}: folder {check.says}", check.fix)
+            return Check(name, check.state, f"{shown}: folder {check.message}", check.fix)
         if parts.scheme not in ("http", "https"):
             return Check(name, "ok", f"{shown}: not an address that can be asked")
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -174,7 +174,7 @@ def test_a_champion_without_evidence_is_not_beaten(registry, candidate, tmp_path
     (by_hand / "weights").write_bytes(b"")
     with tracking.stage_run("promote", params={}, names={}):
         registry.register(by_hand, {}, tracking.active_run())
-    registry.point("champion", "1")
+    registry.set_alias("champion", "1")
     decision = candidate("a", detail=300).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
     assert registry.aliases()["champion"] == "1"
@@ -239,7 +239,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
     (tmp_path / "by_hand" / "notes.txt").write_text("later")
     with tracking.stage_run("promote", params={}, names={}):
         registry.register(tmp_path / "by_hand", {}, tracking.active_run())
-    registry.point("champion", "1")
+    registry.set_alias("champion", "1")
     with pytest.raises(UserError, match=r"version 1 of .* has no open_clip_model.safetensors and no open_clip_config"):
         export("champion", tmp_path / "out", registry.name)
     with pytest.raises(UserError, match="registered_model must be letters"):

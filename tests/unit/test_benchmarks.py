@@ -146,7 +146,7 @@ def test_data_hash_sees_names_and_contents(tmp_path) -> None:
 
 
 def test_an_encoder_that_was_not_made_here_can_be_scored(tiny, tmp_path) -> None:
-    """A CLIP folder without a lineage, as `un2clip encoder` writes, is scored beside the reference as imported."""
+    """A CLIP folder without a lineage, as `un2clip convert` writes, is scored beside the reference as imported."""
     made = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip", "benchmarks": tiny.benchmarks}
     evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
     reference, tuned = (load_scores(tmp_path / f"{role}.json") for role in ROLES)

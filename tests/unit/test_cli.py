@@ -72,7 +72,7 @@ def test_run_stage_wants_exactly_the_stages_names() -> None:
 
 def test_method_table_says_what_each_row_is() -> None:
     """Every row has a sentence and trains something."""
-    assert all(row.says and row.trains for row in METHODS.values())
+    assert all(row.description and row.trains for row in METHODS.values())
 
 
 def test_overlays_are_stacked(capsys, tmp_path) -> None:

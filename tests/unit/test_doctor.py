@@ -69,18 +69,18 @@ def test_space_and_right_to_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "state", "says"),
+    ("limit", "state", "message"),
     [("1073741824", "warn", "1.0 GiB, the container's limit"), ("max", "ok", "available"), (str(2**63), "ok", "")],
 )
 def test_memory_is_the_containers_where_that_is_less(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, state: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, state: str, message: str
 ) -> None:
     """Both kinds of cgroup say "no limit" in their own way: a word, or a number beyond all memory."""
     (tmp_path / "limit").write_text(limit + "\n")
     monkeypatch.setattr(doctor, "CGROUP_LIMITS", (tmp_path / "limit", tmp_path / "none"))
     monkeypatch.setattr(doctor, "MEMORY_GIB", 1.5)
     check = doctor.memory()
-    assert check.state == state and says in check.says
+    assert check.state == state and message in check.message
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_gpus_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     listed, torch = doctor.gpus(torch=True)
-    assert listed.says == "NVIDIA H100, 81559 MiB, driver 580.1" and torch.state == "warn"
+    assert listed.message == "NVIDIA H100, 81559 MiB, driver 580.1" and torch.state == "warn"
     driver.unlink()
     (none,) = doctor.gpus(torch=True)
-    assert none.state == "ok" and none.says.startswith("none")
+    assert none.state == "ok" and none.message.startswith("none")
 
 
 @pytest.mark.parametrize("words", [["doctor", "--quick"], ["doctor", "--quick", "--json"]])
@@ -121,7 +121,7 @@ def test_status_is_1_if_something_needed_failed(
     ill = capsys.readouterr().out
     assert stopped.value.code == 1 and SECRET not in well + ill and "FAIL" in ill and "FAIL" not in well
     if "--json" in words:
-        assert {"name", "state", "says", "fix"} == set(json.loads(ill)[0])
+        assert {"name", "state", "message", "fix"} == set(json.loads(ill)[0])
 
 
 def test_help_and_the_quick_check_leave_torch_alone() -> None:

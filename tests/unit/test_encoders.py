@@ -17,7 +17,7 @@ from tests.toy_clips import FAMILIES, MODEL_CFG, PREPROCESS_CFG, TEXTS, WORDS, m
 from un2clip.__main__ import main
 from un2clip.errors import UserError
 from un2clip.models.clip import load_clip, save_clip, text_sha256
-from un2clip.models.converting import Encoder, architecture_config, import_clip
+from un2clip.models.converting import Encoder, architecture_config, convert_checkpoint
 
 PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +48,7 @@ def published(monkeypatch):
 def test_a_folder_is_read_and_written_as_open_clip_would(tmp_path, family) -> None:
     """Both towers to the bit; open_clip loads what was written; saved again, the same bytes."""
     model = write_folder(tmp_path / "in", family)
-    clip = import_clip(encoder(tmp_path / "in"), tmp_path / "out")
+    clip = convert_checkpoint(encoder(tmp_path / "in"), tmp_path / "out")
     assert same(clip, model) and clip.embed_dim == 32 and text_sha256(clip.model) == text_sha256(model)
     theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
     assert same(clip, theirs)
@@ -75,12 +75,12 @@ def test_an_architecture_and_a_state_dict(tmp_path, published, family, kind) -> 
     (save_file if kind == "half" else torch.save)(state, file)
     if family == "siglip":
         with pytest.raises(UserError, match="needs its tokenizer's files beside the weights"):
-            import_clip(encoder(file, architecture="siglip:web"), tmp_path / "out")
+            convert_checkpoint(encoder(file, architecture="siglip:web"), tmp_path / "out")
         write_folder(tmp_path / "tokenizer", family)
         for each in (tmp_path / "tokenizer").glob("token*"):
             each.rename(file.parent / each.name)
         file = file.parent
-    clip = import_clip(encoder(file, architecture=f"{family}:web"), tmp_path / "out")
+    clip = convert_checkpoint(encoder(file, architecture=f"{family}:web"), tmp_path / "out")
     assert same(clip, model)
     assert clip.config == {"model_cfg": MODEL_CFG[family], "preprocess_cfg": PREPROCESS_CFG[family]}
 
@@ -96,11 +96,11 @@ def test_openais_own_state_dict(tmp_path, published) -> None:
         "vocab_size": torch.tensor(49408),
     }
     torch.save(state | sizes, tmp_path / "openai.pt")
-    clip = import_clip(encoder(tmp_path / "openai.pt", architecture="quickgelu:web"), tmp_path / "out")
+    clip = convert_checkpoint(encoder(tmp_path / "openai.pt", architecture="quickgelu:web"), tmp_path / "out")
     assert same(clip, model)
     assert same(clip, open_clip.load_openai_model(str(tmp_path / "openai.pt"), device="cpu"))
     with pytest.raises(UserError, match="trained with QuickGELU; take the -quickgelu architecture"):
-        import_clip(encoder(tmp_path / "openai.pt", architecture="gelu:web"), tmp_path / "no")
+        convert_checkpoint(encoder(tmp_path / "openai.pt", architecture="gelu:web"), tmp_path / "no")
 
 
 def test_the_activation_trap() -> None:
@@ -121,8 +121,8 @@ def test_a_published_folder_that_forgot_quick_gelu(tmp_path, published, monkeypa
     with served(Hub(files), monkeypatch, str(tmp_path / "home")):
         given = {"revision": COMMIT, "sha256": sha256}
         with pytest.raises(UserError, match="set architecture to quickgelu-quickgelu:web"):
-            import_clip(encoder("org/quickgelu", **given), tmp_path / "out")
-        clip = import_clip(encoder("org/quickgelu", architecture="quickgelu:web", **given), tmp_path / "out")
+            convert_checkpoint(encoder("org/quickgelu", **given), tmp_path / "out")
+        clip = convert_checkpoint(encoder("org/quickgelu", architecture="quickgelu:web", **given), tmp_path / "out")
     assert clip.config["model_cfg"]["quick_gelu"] is True
 
 
@@ -135,14 +135,16 @@ def test_a_visual_tower_alone_changes_the_images_only(tmp_path, family, prefix) 
     tower = {f"{prefix}{key}": value for key, value in donor.visual.state_dict().items()}
     torch.save(tower, tmp_path / "tower.ckpt")
     sha256 = {"tower.ckpt": hashlib.sha256((tmp_path / "tower.ckpt").read_bytes()).hexdigest()}
-    clip = import_clip(encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt"), sha256=sha256), tmp_path / "out")
+    clip = convert_checkpoint(
+        encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt"), sha256=sha256), tmp_path / "out"
+    )
     with torch.no_grad():
         assert torch.equal(clip.embed(PIXELS), donor.encode_image(PIXELS))
         assert torch.equal(clip.embed_texts(TEXTS), base.encode_text(clip.tokenize(TEXTS)))
     assert text_sha256(clip.model) == text_sha256(base) != text_sha256(donor)
     wrong = {"tower.ckpt": "0" * 64}
     with pytest.raises(UserError, match="tower.ckpt is not what was pinned"):
-        import_clip(encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt"), sha256=wrong), tmp_path / "no")
+        convert_checkpoint(encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt"), sha256=wrong), tmp_path / "no")
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path) -> None:
@@ -157,10 +159,10 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path) -> None:
         r"positional_embedding is \[50, 128\] and must be \[17, 128\]$"
     )
     with pytest.raises(UserError, match=message):
-        import_clip(encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt")), tmp_path / "out")
+        convert_checkpoint(encoder(tmp_path / "in", visual=str(tmp_path / "tower.ckpt")), tmp_path / "out")
     torch.save(model_of("gelu").state_dict(), tmp_path / "whole.ckpt")
     with pytest.raises(UserError, match=r"visual tower\) does not fit .* and \d+ more"):
-        import_clip(encoder(tmp_path / "in", visual=str(tmp_path / "whole.ckpt")), tmp_path / "out")
+        convert_checkpoint(encoder(tmp_path / "in", visual=str(tmp_path / "whole.ckpt")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -178,7 +180,7 @@ def test_a_configuration_cannot_run_code_or_fetch(tmp_path, place, key, value, m
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"][place][key] = value
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    for read in (load_clip, lambda folder: import_clip(encoder(folder), folder / "out")):
+    for read in (load_clip, lambda folder: convert_checkpoint(encoder(folder), folder / "out")):
         with pytest.raises(UserError, match=message):
             read(tmp_path)
 
@@ -201,7 +203,7 @@ def test_a_tokenizer_cannot_run_code(tmp_path) -> None:
 def test_preprocessing_is_the_models_own(tmp_path, family) -> None:
     """Against the steps by hand: shortest side and centre crop for CLIP, a squash and 0.5/0.5 for SigLIP."""
     write_folder(tmp_path / "in", family)
-    clip = import_clip(encoder(tmp_path / "in"), tmp_path / "out")
+    clip = convert_checkpoint(encoder(tmp_path / "in"), tmp_path / "out")
     noise = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     size = [32, 32] if family == "siglip" else [32]
@@ -214,20 +216,20 @@ def test_preprocessing_is_the_models_own(tmp_path, family) -> None:
 def test_siglips_tokenizer_lies_in_the_folder(tmp_path) -> None:
     """Token ids by hand: lower case, no punctuation, </s>, padding to the context; nothing is asked of a hub."""
     write_folder(tmp_path / "in", "siglip")
-    tokenize = import_clip(encoder(tmp_path / "in"), tmp_path / "out").tokenize
+    tokenize = convert_checkpoint(encoder(tmp_path / "in"), tmp_path / "out").tokenize
     words = ["two", "blue", "<unk>", "of", "a", "square", "</s>"]  # "squares" is not in the vocabulary
     assert tokenize(TEXTS[1:])[0].tolist() == [WORDS.index(word) for word in words] + [0] * 5
 
 
 def test_the_command_line_makes_a_folder_from_a_released_tower(tmp_path, capsys, monkeypatch) -> None:
-    """`un2clip encoder --from BASE --visual FILE --to FOLDER`; toy weights are no answer."""
+    """`un2clip convert --from BASE --visual FILE --to FOLDER`; toy weights are no answer."""
     monkeypatch.chdir(Path(__file__).parents[2])
     write_folder(tmp_path / "in", "quickgelu")
     donor = model_of("quickgelu", seed=1)
     torch.save(donor.visual.state_dict(), tmp_path / "openai_vit_l_14_224.ckpt")
-    words = ["encoder", f"--from={tmp_path / 'in'}", f"--visual={tmp_path / 'openai_vit_l_14_224.ckpt'}"]
+    words = ["convert", f"--from={tmp_path / 'in'}", f"--visual={tmp_path / 'openai_vit_l_14_224.ckpt'}"]
     assert main([*words, f"--to={tmp_path / 'out'}"]) == 0
     saved = load_file(tmp_path / "out" / "open_clip_model.safetensors")
     assert all(torch.equal(saved[f"visual.{key}"], value) for key, value in donor.visual.state_dict().items())
-    assert main(["encoder", f"--to={tmp_path / 'no'}"]) == 2
+    assert main(["convert", f"--to={tmp_path / 'no'}"]) == 2
     assert "say whose weights" in capsys.readouterr().err

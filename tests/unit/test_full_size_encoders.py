@@ -7,7 +7,7 @@ import torch
 
 from un2clip.config import build, merge, read_yaml
 from un2clip.errors import UserError
-from un2clip.models.converting import Encoder, architecture_config, import_clip, new_model
+from un2clip.models.converting import Encoder, architecture_config, convert_checkpoint, new_model
 from un2clip.sources.hub import HUB_ID
 
 ROOT = Path(__file__).parents[2]
@@ -63,5 +63,5 @@ def test_an_unpinned_overlay_refuses_and_says_what_to_do(overlay: str, tmp_path)
     encoder = encoder_of(overlay)
     assert HUB_ID.fullmatch(encoder.weights) and not encoder.revision and not encoder.sha256
     with pytest.raises(UserError, match=f"`un2clip pin {encoder.weights}` prints what to write"):
-        import_clip(encoder, tmp_path)
+        convert_checkpoint(encoder, tmp_path)
     assert f"un2clip pin {encoder.weights} " in (ROOT / f"configs/{overlay}.yaml").read_text()

@@ -16,7 +16,7 @@ from un2clip.decoders import Generator, Options, load_generator, save_generator
 from un2clip.decoders.assemble import from_text_to_image
 from un2clip.decoders.sampling import sample
 from un2clip.errors import UserError
-from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, sample_noise
 from un2clip.models.clip import load_clip
 
 
@@ -139,8 +139,8 @@ def loss_and_gradient(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(3, *generator.latents_shape, generator=rng)
     embeds = torch.randn(3, generator.embed_dim, generator=rng, requires_grad=True)
-    draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.0)
-    loss = diffusion_loss(generator, latents, embeds, draws)
+    sampled = sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.0)
+    loss = diffusion_loss(generator, latents, embeds, sampled)
     loss.mean().backward()
     assert embeds.grad is not None
     return loss.detach(), embeds.grad

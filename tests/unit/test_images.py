@@ -12,7 +12,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from un2clip.datasets.images import check_image, open_image, published_formats_only
-from un2clip.datasets.random_access import Unreadable, read_image
+from un2clip.datasets.random_access import CorruptSample, read_image
 from un2clip.datasets.shards import samples
 from un2clip.datasets.tars import Rejected
 from un2clip.errors import UserError
@@ -111,7 +111,7 @@ def test_another_kind_of_file_is_refused_whatever_its_name(
     """EPS, BMP and TIFF under the name of a JPEG or PNG: each reader says which file it is, and starts no program."""
     started: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: started.append(arguments))
-    with pytest.raises((Rejected, Unreadable, UserError), match="not an image|identify|sample a|image 0|not a read"):
+    with pytest.raises((Rejected, CorruptSample, UserError), match="not an image|identify|sample a|image 0|not a read"):
         readers[reader](encoded(kind), tmp_path)
     assert not started
 

@@ -46,9 +46,11 @@ def test_any_number_of_processes_and_workers_reads_each_sample_once(tiny, world:
     whole = list(itertools.islice(loader.shuffled(reader.sizes, 0), 192))
     keys: list[list[str]] = [[] for _ in range(4)]
     for rank in range(world):
-        places = itertools.islice(loader.shuffled(reader.sizes, 0), 192)
+        indices = itertools.islice(loader.shuffled(reader.sizes, 0), 192)
         share = slice(rank * 48 // world, (rank + 1) * 48 // world)
-        for i, batch in enumerate(loader.read(reader, loader.batched(places, 48, share), workers if world == 2 else 0)):
+        for i, batch in enumerate(
+            loader.read(reader, loader.batched(indices, 48, share), workers if world == 2 else 0)
+        ):
             keys[i] += batch.keys
     flat = [key for batch in keys for key in batch]
     names = [shard.name for shard in reader.listed]
@@ -86,12 +88,12 @@ def test_what_cannot_be_read_is_marked_and_the_epoch_goes_on(tiny, damaged) -> N
     reader, whole = open_tiny(tiny, damaged), open_tiny(tiny)
     read = [list(loader.read(each, loader.batched(loader.in_order(whole.sizes), 50), 0)) for each in (reader, whole)]
     broken, good = (
-        {n: torch.cat([getattr(b, n) for b in r]) for n in ("pixel_values", "images", "readable")} for r in read
+        {n: torch.cat([getattr(b, n) for b in r]) for n in ("pixel_values", "images", "valid")} for r in read
     )
-    unreadable = [4, *range(whole.sizes[0] + 2, whole.sizes[0] + whole.sizes[1])]
-    assert (~broken["readable"]).nonzero().flatten().tolist() == unreadable
+    corrupt = [4, *range(whole.sizes[0] + 2, whole.sizes[0] + whole.sizes[1])]
+    assert (~broken["valid"]).nonzero().flatten().tolist() == corrupt
     for name in ("pixel_values", "images"):
-        assert not broken[name][unreadable].any()
-        assert torch.equal(broken[name][broken["readable"]], good[name][broken["readable"]])
+        assert not broken[name][corrupt].any()
+        assert torch.equal(broken[name][broken["valid"]], good[name][broken["valid"]])
     with pytest.raises(UserError, match=r"00000.tar: sample .*; run `un2clip ingest` again"):
         list(loader.strict(loader.read(reader, loader.batched(loader.in_order(whole.sizes), 50), 0)))

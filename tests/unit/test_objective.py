@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from un2clip.decoders import load_generator
 from un2clip.methods.anchors import anchor_distance
-from un2clip.methods.objective import Draws, diffusion_loss, draw
+from un2clip.methods.objective import NoiseSample, diffusion_loss, sample_noise
 
 
 @pytest.fixture()
@@ -16,13 +16,13 @@ def generator(tiny):
 
 
 @pytest.fixture()
-def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, Draws]:
+def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, NoiseSample]:
     rng = torch.Generator().manual_seed(0)
     latents, embeds = torch.randn(6, 4, 8, 8, generator=rng), torch.randn(6, generator.embed_dim, generator=rng)
     return (
         latents,
         embeds,
-        draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0),
+        sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0),
     )
 
 
@@ -39,37 +39,38 @@ class Oracle(nn.Module):
 
 def test_loss_is_zero_for_the_target(generator, drawn) -> None:
     """A generator that returns the exact target has loss 0, one that is off by one has loss 1."""
-    latents, embeds, draws = drawn
-    target = generator.target(latents, draws.noise, draws.timesteps)
+    latents, embeds, sampled = drawn
+    target = generator.target(latents, sampled.noise, sampled.timesteps)
     for answer, loss in ((target, 0.0), (target + 1, 1.0)):
         generator.unet = Oracle(answer, generator.unet.config)
-        assert_close(diffusion_loss(generator, latents, embeds, draws), torch.full((6,), loss))
+        assert_close(diffusion_loss(generator, latents, embeds, sampled), torch.full((6,), loss))
 
 
 def test_loss_equals_the_formula_written_out(generator, drawn) -> None:
     """Per-sample loss against diffusers' scheduler and U-Net called by hand."""
-    latents, embeds, draws = drawn
-    labels = generator.class_labels(embeds, draws.noise_level, draws.embedding_noise)
-    noisy = generator.scheduler.add_noise(latents, draws.noise, draws.timesteps)
+    latents, embeds, sampled = drawn
+    labels = generator.class_labels(embeds, sampled.noise_level, sampled.embedding_noise)
+    noisy = generator.scheduler.add_noise(latents, sampled.noise, sampled.timesteps)
     prompt = generator.prompt_embeds.expand(6, -1, -1)
     with torch.no_grad():
-        prediction = generator.unet(noisy, draws.timesteps, prompt, class_labels=labels).sample
-        ours = diffusion_loss(generator, latents, embeds, draws)
-    target = generator.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
+        prediction = generator.unet(noisy, sampled.timesteps, prompt, class_labels=labels).sample
+        ours = diffusion_loss(generator, latents, embeds, sampled)
+    target = generator.scheduler.get_velocity(latents, sampled.noise, sampled.timesteps)
     assert_close(ours, torch.stack([mse_loss(p, t) for p, t in zip(prediction, target, strict=True)]))
 
 
 def test_dropped_condition_is_all_zero(generator, drawn) -> None:
     """With every condition dropped the embedding does not matter; with none dropped it does."""
-    latents, embeds, draws = drawn
+    latents, embeds, sampled = drawn
     nn.init.normal_(generator.unet.class_embedding.linear_2.weight)
-    dropped = Draws(**{**vars(draws), "keep": torch.zeros(6, dtype=torch.bool)})
+    dropped = NoiseSample(**{**vars(sampled), "keep": torch.zeros(6, dtype=torch.bool)})
     with torch.no_grad():
         assert torch.equal(
             diffusion_loss(generator, latents, embeds, dropped), diffusion_loss(generator, latents, -embeds, dropped)
         )
         assert not torch.equal(
-            diffusion_loss(generator, latents, embeds, draws), diffusion_loss(generator, latents, -embeds, draws)
+            diffusion_loss(generator, latents, embeds, sampled),
+            diffusion_loss(generator, latents, -embeds, sampled),
         )
 
 
@@ -77,12 +78,14 @@ def test_draws_cover_their_ranges(generator) -> None:
     """Timesteps stay within their bounds and reach both; levels are uniform or constant; dropout is as asked."""
     latents = torch.zeros(4000, 1, 1, 1)
     rng = torch.Generator().manual_seed(0)
-    draws = draw(generator, latents.shape, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
-    assert set(draws.timesteps.tolist()) == {3, 4, 5, 6, 7}
-    assert draws.noise_level.min() < 10 and draws.noise_level.max() > 990
-    assert draws.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    sampled = sample_noise(generator, latents.shape, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
+    assert set(sampled.timesteps.tolist()) == {3, 4, 5, 6, 7}
+    assert sampled.noise_level.min() < 10 and sampled.noise_level.max() > 990
+    assert sampled.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
     assert set(
-        draw(generator, latents.shape, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0).noise_level.tolist()
+        sample_noise(
+            generator, latents.shape, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0
+        ).noise_level.tolist()
     ) == {9}
 
 
@@ -97,7 +100,7 @@ def test_stratified_timesteps_are_uniform_each_and_even_together(generator) -> N
     """One of each eighth of the range a batch; for every sample each timestep is as likely as any other."""
     rng = torch.Generator().manual_seed(0)
     numbers = {"timesteps": (2, 21), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": "stratified"}
-    drawn = torch.stack([draw(generator, (8, 1, 1, 1), rng, **numbers).timesteps for _ in range(8000)])
+    drawn = torch.stack([sample_noise(generator, (8, 1, 1, 1), rng, **numbers).timesteps for _ in range(8000)])
     bounds = torch.arange(9) * 20 / 8  # an eighth of 20 timesteps is 2.5 of them: its ends may fall into one
     ordered = drawn.sort(dim=1).values - 2
     assert (ordered >= bounds[:-1].floor()).all() and (ordered < bounds[1:].ceil()).all()
@@ -112,7 +115,7 @@ def test_stratified_timesteps_leave_the_mean_and_take_variance(generator) -> Non
     found = {}
     for how in ("independent", "stratified"):
         numbers = {"timesteps": (0, 999), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": how}
-        losses = [draw(generator, (16, 1, 1, 1), rng, **numbers).timesteps.double().mean() for _ in range(4000)]
+        losses = [sample_noise(generator, (16, 1, 1, 1), rng, **numbers).timesteps.double().mean() for _ in range(4000)]
         found[how] = torch.stack(losses)
     for losses in found.values():
         assert losses.mean().item() == pytest.approx(499.5, abs=4 * losses.std().item() / 4000**0.5)
@@ -124,6 +127,6 @@ def test_stratified_timesteps_leave_the_mean_and_take_variance(generator) -> Non
 
 def test_independent_timesteps_are_those_of_before(generator) -> None:
     """The neutral value draws what torch.randint draws, first of all."""
-    draws = draw(generator, (6, 1, 1, 1), torch.Generator().manual_seed(7), timesteps=(30, 90), noise_level=0,
+    sampled = sample_noise(generator, (6, 1, 1, 1), torch.Generator().manual_seed(7), timesteps=(30, 90), noise_level=0,
                  condition_dropout=0.0)  # fmt: skip
-    assert torch.equal(draws.timesteps, torch.randint(30, 91, (6,), generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(sampled.timesteps, torch.randint(30, 91, (6,), generator=torch.Generator().manual_seed(7)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
-from un2clip.cluster.prerequisites import SECRETS, examine, insist
+from un2clip.cluster.prerequisites import SECRETS, check_prerequisites, examine
 from un2clip.errors import UserError
 
 NOTHING: dict[str, Any] = {
@@ -46,7 +46,7 @@ def states(**names: Any) -> dict[str, str]:
 
 def test_a_laptop_lacks_nothing(capsys) -> None:
     """Where nothing is asked for, it passes, and looks at nothing but the disk."""
-    insist(**NOTHING)
+    check_prerequisites(**NOTHING)
     assert set(states()) == {"writable", "space"}
     assert "FAIL" not in capsys.readouterr().out
 
@@ -69,7 +69,7 @@ def test_what_is_missing_is_said(names: dict[str, Any], name: str, said: str) ->
     Path("empty").mkdir()
     assert states(**names)[name] == "FAIL"
     with pytest.raises(UserError) as raised:
-        insist(**NOTHING | names)
+        check_prerequisites(**NOTHING | names)
     (line,) = str(raised.value).splitlines()[1:]
     assert line.startswith(f"{name}: ") and said in line
 
@@ -77,7 +77,7 @@ def test_what_is_missing_is_said(names: dict[str, Any], name: str, said: str) ->
 def test_everything_missing_is_said_at_once() -> None:
     """A run that lacks three things is refused once, with three lines, and not three times."""
     with pytest.raises(UserError) as raised:
-        insist(**NOTHING | {"requires": ["hub", "s3"], "images": "nowhere"})
+        check_prerequisites(**NOTHING | {"requires": ["hub", "s3"], "images": "nowhere"})
     assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == ["secret hub", "secret s3", "images"]
 
 
@@ -96,7 +96,7 @@ def test_an_unreachable_mlflow_ends_the_run(monkeypatch) -> None:
     """An address at which nothing answers is refused, although no word asked for it: each stage would stop there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:password@127.0.0.1:9")
     with pytest.raises(UserError, match="MLflow at .* cannot be used") as raised:
-        insist(**NOTHING)
+        check_prerequisites(**NOTHING)
     assert "password" not in str(raised.value)
 
 
@@ -110,7 +110,7 @@ def test_an_unreachable_mlflow_ends_the_run(monkeypatch) -> None:
 def test_a_wrong_word_is_refused(names: dict[str, Any], said: str) -> None:
     """A word that is no prerequisite, and a number that is none, are refused by name."""
     with pytest.raises(UserError, match=said):
-        insist(**NOTHING | names)
+        check_prerequisites(**NOTHING | names)
 
 
 class Nodes(BaseHTTPRequestHandler):

@@ -11,7 +11,7 @@ from timings.full_width import CONFIG, new_generator
 from un2clip.config import read_yaml
 from un2clip.decoders.assemble import add_class_projection
 from un2clip.decoders.unclip import MADE_FOR
-from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, sample_noise
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in CONFIGS if "architecture:" in path.read_text()]
@@ -45,8 +45,10 @@ def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> N
     latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
     assert latents.shape == (2, 4, side, side)
     embeds = torch.zeros(2, 768, device=META, requires_grad=True)
-    draws = draw(generator, latents.shape, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
-    loss = diffusion_loss(generator, latents, embeds, draws.to(META))
+    sampled = sample_noise(
+        generator, latents.shape, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0
+    )
+    loss = diffusion_loss(generator, latents, embeds, sampled.to(META))
     loss.mean().backward()
     assert loss.shape == (2,) and embeds.grad is not None and embeds.grad.shape == (2, 768)
 

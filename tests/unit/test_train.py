@@ -11,31 +11,31 @@ from un2clip.errors import UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import embed_bank
 from un2clip.methods.conditions import new_projector
-from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, sample_noise
 from un2clip.methods.table import METHODS
 from un2clip.models.clip import load_clip, text_sha256
 from un2clip.training.config import ComputeConfig, PhaseConfig, single_process
-from un2clip.training.loop import Share, fit
+from un2clip.training.loop import Batch, fit
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def shares(start: int = 0, n: int = 8):
+def batches(start: int = 0, n: int = 8):
     """Endless batches of noise, from step `start` on."""
     rng = torch.Generator().manual_seed(0)
     for step in itertools.count():
         latents, pixel_values = torch.randn(n, 4, 8, 8, generator=rng), torch.randn(n, 3, 32, 32, generator=rng)
         if step >= start:
             keys = [f"sample{i}" for i in range(n)]
-            yield Share(keys=keys, pixel_values=pixel_values, latents=latents, readable=torch.ones(n, dtype=torch.bool))
+            yield Batch(keys=keys, pixel_values=pixel_values, latents=latents, valid=torch.ones(n, dtype=torch.bool))
 
 
 CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
 
 
-def run(tiny, method: str, shares=shares, **changes: object):
+def run(tiny, method: str, batches=batches, **changes: object):
     """Train three steps; return the CLIP, the generator and the history."""
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     training = build(PhaseConfig, tiny.params["finetune"]["training"], "finetune")
@@ -46,7 +46,7 @@ def run(tiny, method: str, shares=shares, **changes: object):
     history: list[dict[str, float]] = []
     rng = torch.Generator().manual_seed(0)
     captions = embed_bank(clip, CAPTIONS) if "captions" in METHODS[method].anchors else None
-    fit(clip.model, generator, METHODS[method], training, running, shares, rng, history, captions=captions)
+    fit(clip.model, generator, METHODS[method], training, running, batches, rng, history, captions=captions)
     return clip, generator, history
 
 
@@ -136,9 +136,9 @@ def test_first_steps_are_adamws(tiny, method: str, drawn: str) -> None:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     rng, numbers = torch.Generator().manual_seed(0), {"timesteps_drawn": drawn, "condition_dropout": 0.0}
-    for record, share in zip(history, shares(), strict=False):
-        draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, **numbers)
-        loss = diffusion_loss(generator, share.latents, projector(visual(share.pixel_values)), draws).mean()
+    for record, batch in zip(history, batches(), strict=False):
+        sampled = sample_noise(generator, batch.latents.shape, rng, timesteps=(0, 999), noise_level=0, **numbers)
+        loss = diffusion_loss(generator, batch.latents, projector(visual(batch.pixel_values)), sampled).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -187,8 +187,8 @@ def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(
     training = build(PhaseConfig, tiny.params["finetune"]["training"], "finetune")
 
     def poisoned(start: int):
-        for i, share in enumerate(shares()):
-            yield share if i == 0 else dataclasses.replace(share, latents=share.latents * math.nan)
+        for i, batch in enumerate(batches()):
+            yield batch if i == 0 else dataclasses.replace(batch, latents=batch.latents * math.nan)
 
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(UserError, match=r"loss is nan at step 1 \(samples sample0, sample1"):
@@ -216,8 +216,8 @@ def test_a_trained_generator_listens(tiny) -> None:
     kinds = torch.tensor([1.0, -1.0]).repeat(8)
     pixel_values = kinds[:, None, None, None].expand(-1, 3, 32, 32)
     latents = kinds[:, None, None, None].expand(-1, 4, 8, 8)
-    share = Share(
-        keys=[str(i) for i in range(16)], pixel_values=pixel_values, latents=latents, readable=torch.ones(16) > 0
+    batch = Batch(
+        keys=[str(i) for i in range(16)], pixel_values=pixel_values, latents=latents, valid=torch.ones(16) > 0
     )
     numbers = tiny.params["finetune"]["training"] | {"steps": 60, "decoder_lr": 1e-2}
     training = build(PhaseConfig, numbers, "finetune")
@@ -228,15 +228,15 @@ def test_a_trained_generator_listens(tiny) -> None:
         METHODS["align"],
         training,
         single_process(16),
-        lambda _: itertools.repeat(share),
+        lambda _: itertools.repeat(batch),
         rng,
         [],
     )
-    draws = draw(generator, latents.shape, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
+    sampled = sample_noise(generator, latents.shape, rng, timesteps=(600, 999), noise_level=0, condition_dropout=0.0)
     with torch.no_grad():
         embeds = clip.model.encode_image(pixel_values)
-        matched = diffusion_loss(generator, latents, embeds, draws).mean()
-        shuffled = diffusion_loss(generator, latents, embeds.roll(1, 0), draws).mean()
+        matched = diffusion_loss(generator, latents, embeds, sampled).mean()
+        shuffled = diffusion_loss(generator, latents, embeds.roll(1, 0), sampled).mean()
     assert shuffled > 1.5 * matched
 
 
@@ -297,27 +297,29 @@ def test_the_average_is_the_naive_one(tiny) -> None:
 
 
 def five_of_eight(filler: float):
-    """Batches whose last three samples are `filler` and marked unreadable; of step 1 none is readable."""
+    """Batches whose last three samples are `filler` and marked corrupt; of step 1 none is valid."""
 
-    def batches(start: int):
-        for step, share in enumerate(shares()):
-            readable = torch.arange(8) < (0 if step == 1 else 5)
-            values = {name: getattr(share, name) for name in ("pixel_values", "latents")}
-            filled = {name: torch.where(readable[:, None, None, None], x, filler) for name, x in values.items()}
-            yield dataclasses.replace(share, **filled, readable=readable)
+    def spoilt(start: int):
+        for step, batch in enumerate(batches()):
+            valid = torch.arange(8) < (0 if step == 1 else 5)
+            values = {name: getattr(batch, name) for name in ("pixel_values", "latents")}
+            filled = {name: torch.where(valid[:, None, None, None], x, filler) for name, x in values.items()}
+            yield dataclasses.replace(batch, **filled, valid=valid)
 
-    return batches
+    return spoilt
 
 
 def test_what_cannot_be_read_does_not_count(tiny) -> None:
-    """The loss is the mean over the readable; what stands in the other rows changes nothing; an empty step is none."""
+    """The loss is the mean over the valid; what stands in the other rows changes nothing; an empty step is none."""
     clip, _, history = run(tiny, "un2clip-anchored", five_of_eight(0.0), encoder_lr=1e-3)
     other, _, again = run(tiny, "un2clip-anchored", five_of_eight(3.0), encoder_lr=1e-3)
     assert history == again and tensors_sha256(clip.model.state_dict()) == tensors_sha256(other.model.state_dict())
-    assert [(row["step"], row["unreadable"]) for row in history] == [(0, 3), (2, 14)]
+    assert [(row["step"], row["corrupt"]) for row in history] == [(0, 3), (2, 14)]
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
-    share, rng = next(five_of_eight(0.0)(0)), torch.Generator().manual_seed(0)
-    draws = draw(generator, share.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0)
+    batch, rng = next(five_of_eight(0.0)(0)), torch.Generator().manual_seed(0)
+    sampled = sample_noise(
+        generator, batch.latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0
+    )
     with torch.no_grad():
-        loss = diffusion_loss(generator, share.latents, clip.embed(share.pixel_values), draws)[:5].mean().item()
+        loss = diffusion_loss(generator, batch.latents, clip.embed(batch.pixel_values), sampled)[:5].mean().item()
     assert history[0]["diffusion_loss"] == pytest.approx(loss, rel=1e-6)

@@ -41,7 +41,7 @@ def finetune_on_nodes(
     checkpoints: str,
     encoder: str,
     inputs: Mapping[str, str],
-    words: Mapping[str, Any],
+    arguments: Mapping[str, Any],
 ) -> None:
     """Run the stage `finetune` as a TrainJob, and bring its encoder back.
 
@@ -61,14 +61,14 @@ def finetune_on_nodes(
         checkpoints: as of the stage; relative to the volume.
         encoder: folder that gets what the stage writes.
         inputs: the stage's folders by name: shards, backbones, latents.
-        words: the stage's words by name: method, seed, device.
+        arguments: the stage's other arguments by name: method, seed, device.
 
     Raises:
         UserError: the numbers do not fit together, the volume cannot be used, or see trainjob.run.
         Stopped: the task was cancelled.
     """
     resources = _resources(task)
-    processes = _check(params, nodes, resources, words)
+    processes = _check(params, nodes, resources, arguments)
     if all(mount["mountPath"] != volume for mount in task["volume_mounts"] or []):
         raise UserError(f"no volume is mounted at {volume}; compile with a volume that all nodes can mount")
     run = store.run_key()
@@ -85,7 +85,7 @@ def finetune_on_nodes(
         ) from None
     flags = {
         "params": folder / "params.yaml",
-        **words,
+        **arguments,
         "checkpoints": Path(volume) / checkpoints if checkpoints else "",
         **folders,
         "encoder": folder / "encoder",
@@ -127,10 +127,11 @@ def free(client: trainjob.TrainerClient, volume: str) -> None:
     shutil.rmtree(Path(volume) / name, ignore_errors=True)
 
 
-def _check(params: Mapping[str, Any], nodes: int, resources: Mapping[str, str], words: Mapping[str, Any]) -> int:
+def _check(params: Mapping[str, Any], nodes: int, resources: Mapping[str, str], arguments: Mapping[str, Any]) -> int:
     """Processes of each node. What would only be noticed on expensive nodes is said before."""
     section = stage_params("finetune", params)
-    accelerators = sum(int(amount) for name, amount in resources.items() if "/" in name and words["device"] != "cpu")
+    used = resources if arguments["device"] != "cpu" else {}
+    accelerators = sum(int(amount) for name, amount in used.items() if "/" in name)
     processes = int(section.running.processes) or max(1, accelerators)
     if nodes < 1:
         raise UserError(f"nodes must be at least 1, got {nodes}")

@@ -9,7 +9,7 @@ import sys
 from un2clip.errors import reason
 from un2clip.tracking import store
 
-#: Kubeflow's words -> MLflow's.
+#: Kubeflow's states -> MLflow's.
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 LETTERS = 1000  # of the message that is kept
 

@@ -14,7 +14,7 @@ from un2clip.doctor import Check
 from un2clip.errors import UserError
 from un2clip.tracking import store
 
-#: Words of `requires`: the environment variables that a Secret must bring, or the nodes.
+#: Keys of `requires`: the environment variables that a Secret must bring, or the nodes.
 SECRETS = {
     "mlflow": ("MLFLOW_TRACKING_URI",),
     "hub": ("HF_TOKEN",),
@@ -23,7 +23,7 @@ SECRETS = {
 NODES = "nodes"
 
 
-def insist(**names: Any) -> None:
+def check_prerequisites(**names: Any) -> None:
     """Print every finding of `examine`.
 
     Raises:
@@ -32,7 +32,7 @@ def insist(**names: Any) -> None:
     checks = list(examine(**names))
     for check in checks:
         print(check)
-    if failed := [f"{check.name}: {check.says}; {check.fix}" for check in checks if check.state == "FAIL"]:
+    if failed := [f"{check.name}: {check.message}; {check.fix}" for check in checks if check.state == "FAIL"]:
         raise UserError("the run was not started.\n" + "\n".join(failed))
 
 
@@ -53,7 +53,7 @@ def examine(
     """Every check; what nobody asked for is not mentioned.
 
     Args:
-        requires: words of SECRETS, or nodes: without these the run must not start.
+        requires: keys of SECRETS, or nodes: without these the run must not start.
         mounted: whether the pipeline was compiled with a volume.
         volume: name of the claim.
         space_gib: free space wanted in the current directory, which is the volume where there is one.
@@ -105,8 +105,8 @@ def _services() -> Iterator[Check]:
             store.connect()
             yield Check("MLflow", "ok", "answers")
         except UserError as error:
-            says, _, fix = str(error).partition("; ")
-            yield Check("MLflow", "FAIL", says, fix)
+            message, _, fix = str(error).partition("; ")
+            yield Check("MLflow", "FAIL", message, fix)
     for variable in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
         if url := os.environ.get(variable):
             yield doctor.service(variable, url)
@@ -128,15 +128,15 @@ def _nodes(pool: Pool, *, needed: bool) -> Iterator[Check]:
         fix = "look yourself: kubectl describe nodes; or allow it to (docs/cluster.md)"
         yield Check(NODES, "warn", f"nobody knows whether a node can take the accelerated tasks: {why}", fix)
         return
-    says, _, fix = lacks.partition("; ")
+    message, _, fix = lacks.partition("; ")
     state = "ok" if not lacks else "FAIL" if needed else "warn"
-    yield Check(NODES, state, says or "there is one for the accelerated tasks", fix)  # type: ignore[arg-type]
+    yield Check(NODES, state, message or "there is one for the accelerated tasks", fix)  # type: ignore[arg-type]
 
 
 def _folder(name: str, folder: Path, pattern: str, mounted: bool) -> Check:
     """Whether a folder has anything in it, or one folder below, that fits the pattern."""
     if any(folder.glob(pattern)) or any(folder.glob(f"*/{pattern}")):
         return Check(name, "ok", str(folder))
-    says = f"{folder} has no {pattern}" if folder.is_dir() else f"{folder} does not exist"
+    message = f"{folder} has no {pattern}" if folder.is_dir() else f"{folder} does not exist"
     fix = "it is looked for on the volume" if mounted else "without a volume a task sees no folder of yours"
-    return Check(name, "FAIL", says, fix)
+    return Check(name, "FAIL", message, fix)

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from un2clip.datasets.latents import CachedLatents
-from un2clip.datasets.random_access import Unreadable, read_image
+from un2clip.datasets.random_access import CorruptSample, read_image
 from un2clip.datasets.shards import Shard, read_index
 from un2clip.errors import UserError
 
 View = Callable[[Image.Image], Tensor]
-Place = tuple[int, int]  # number of the shard, number of the sample in it
+SampleIndex = tuple[int, int]  # number of the shard, number of the sample in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,18 @@ class Batch:
     """One batch of images in two views.
 
     Attributes:
-        keys: the samples' names, for messages; a reason where one is unreadable.
+        keys: the samples' names, for messages; a reason where one is corrupt.
         pixel_values: (B, 3, H, W) float32, as the encoder wants it.
         images: (B, 3, S, S) float32 in [-1, 1], as the generator's VAE wants it; None where latents are cached.
         latents: (B, C, h, w), scaled, from the cache; or None.
-        readable: (B,) bool; a sample that could not be read is zeros and must not count.
+        valid: (B,) bool; a sample that could not be read is zeros and must not count.
     """
 
     keys: list[str]
     pixel_values: Tensor
     images: Tensor | None
     latents: Tensor | None
-    readable: Tensor
+    valid: Tensor
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU reads beside its work; DataLoader calls this where there is one."""
@@ -100,21 +100,21 @@ class Reader(Dataset[Batch]):
         """Number of samples in each shard."""
         return [shard.samples for shard in self.listed]
 
-    def __getitem__(self, place: Place) -> Batch:
-        shard, number = place
+    def __getitem__(self, index: SampleIndex) -> Batch:
+        shard, number = index
         tar = self.folder / self.listed[shard].name
         try:
             key, image = read_image(tar, number)
-            readable = True
-        except Unreadable as error:
-            key, image, readable = str(error), Image.new("RGB", (1, 1)), False
+            valid = True
+        except CorruptSample as error:
+            key, image, valid = str(error), Image.new("RGB", (1, 1)), False
         latents = None if self.cached is None else self.cached.read(tar, number)[None]
         return Batch(
             keys=[key],
-            pixel_values=self.encoder_view(image)[None] * readable,
-            images=self.image_view(image)[None] * readable if latents is None else None,
+            pixel_values=self.encoder_view(image)[None] * valid,
+            images=self.image_view(image)[None] * valid if latents is None else None,
             latents=latents,
-            readable=torch.tensor([readable]),
+            valid=torch.tensor([valid]),
         )
 
 
@@ -126,12 +126,12 @@ def open_split(
     return Reader(folder=shards / split, listed=listed, encoder_view=encoder_view, image_view=image_view, cached=cached)
 
 
-def in_order(sizes: Sequence[int]) -> Iterator[Place]:
+def in_order(sizes: Sequence[int]) -> Iterator[SampleIndex]:
     """Every sample once, in the order of the shards."""
     return ((shard, number) for shard, size in enumerate(sizes) for number in range(size))
 
 
-def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[Place]:
+def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[SampleIndex]:
     """Epoch after epoch without end, each in an order of its own, from the sample at position `start` on."""
     epoch, skip = divmod(start, sum(sizes))
     while True:
@@ -143,14 +143,14 @@ def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[Place]
         epoch += 1
 
 
-def batched(places: Iterator[Place], batch_size: int, share: slice = slice(None)) -> Iterator[list[Place]]:
-    """Batches of places, the last one as it comes; `share` is the part of each that this process reads."""
-    while batch := list(islice(places, batch_size)):
+def batched(indices: Iterator[SampleIndex], batch_size: int, share: slice = slice(None)) -> Iterator[list[SampleIndex]]:
+    """Batches of indices, the last one as it comes; `share` is the part of each that this process reads."""
+    while batch := list(islice(indices, batch_size)):
         yield batch[share]
 
 
-def read(reader: Reader, batches: Iterator[list[Place]], workers: int) -> Iterator[Batch]:
-    """Read batches of places, by `workers` processes beside this one (0: none), in their order."""
+def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> Iterator[Batch]:
+    """Read batches of indices, by `workers` processes beside this one (0: none), in their order."""
     loader: DataLoader[Batch] = DataLoader(
         reader,
         batch_sampler=batches,  # any iterable of lists will do
@@ -164,8 +164,8 @@ def read(reader: Reader, batches: Iterator[list[Place]], workers: int) -> Iterat
 def strict(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches; a sample that cannot be read is a UserError here: what is measured must be whole."""
     for batch in batches:
-        if not batch.readable.all():
-            raise UserError(f"{batch.keys[int(batch.readable.int().argmin())]}; run `un2clip ingest` again")
+        if not batch.valid.all():
+            raise UserError(f"{batch.keys[int(batch.valid.int().argmin())]}; run `un2clip ingest` again")
         yield batch
 
 
@@ -174,5 +174,5 @@ def _join(samples: list[Batch]) -> Batch:
         values = [getattr(sample, name) for sample in samples]
         return None if values[0] is None else torch.cat(values)
 
-    tensors = {name: join(name) for name in ("pixel_values", "images", "latents", "readable")}
+    tensors = {name: join(name) for name in ("pixel_values", "images", "latents", "valid")}
     return Batch(keys=[key for sample in samples for key in sample.keys], **tensors)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DAMAGE, IMAGE_EXTENSIONS, headers, open_tar
 
 
-class Unreadable(Exception):
+class CorruptSample(Exception):
     """Why one sample cannot be read."""
 
 
@@ -58,13 +58,13 @@ def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
     """Key and image (RGB) of the sample at `number`.
 
     Raises:
-        Unreadable: the tar ends before it, or its bytes are no image.
+        CorruptSample: the tar ends before it, or its bytes are no image.
     """
     locations = locate(tar)
     if number >= len(locations):
-        raise Unreadable(f"{tar}: sample {number} is missing or behind a damaged header")
+        raise CorruptSample(f"{tar}: sample {number} is missing or behind a damaged header")
     key = locations[number].key
     try:
         return key, decode(read_bytes(tar, locations[number]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"{tar}: sample {key}: {type(error).__name__}: {error}") from None
+        raise CorruptSample(f"{tar}: sample {key}: {type(error).__name__}: {error}") from None

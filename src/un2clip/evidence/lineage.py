@@ -32,7 +32,7 @@ def read_lineage(encoder: Path) -> dict[str, Any]:
     return read_json(encoder / "lineage.json", LINEAGE, "finetune")
 
 
-def contenders(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
+def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
     """Role, method and checkpoint folder of the two encoders that every score compares.
 
     A folder without a lineage was not made by `finetune`: its method is "imported". It can be scored, not promoted.

@@ -16,7 +16,7 @@ from un2clip.evidence.scores import SCALE, Item, Scores, Unit, by_type, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
-UNIT_SAYS: dict[Unit, str] = {
+UNIT_LABELS: dict[Unit, str] = {
     "%": "% correct",
     "mse": "mean squared error, lower is better",
     "mIoU": "mIoU, %",
@@ -139,7 +139,7 @@ def render(
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",
         sign=SIGN,
-        unit_says=UNIT_SAYS,
+        unit_labels=UNIT_LABELS,
         longest=LONGEST,
         training=data_uri(plot_history(history), "svg+xml") if history else None,
         plots=[data_uri(path.read_bytes(), "png") for path in plots],

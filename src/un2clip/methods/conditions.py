@@ -12,22 +12,22 @@ from typing import Literal
 import torch
 from torch import nn
 
-Start = Literal["none", "random", "identity"]
+Init = Literal["none", "random", "identity"]
 
 
-def new_projector(start: Start, embed_dim: int, seed: int) -> nn.Module:
+def new_projector(init: Init, embed_dim: int, seed: int) -> nn.Module:
     """(B, D) -> (B, D): what the generator gets of the embedding.
 
     Args:
-        start: none: no map and nothing to train. random: as torch.nn.Linear starts, uniform within -+ 1/sqrt(D).
+        init: none: no map and nothing to train. random: as torch.nn.Linear starts, uniform within -+ 1/sqrt(D).
             identity: gives its input back, bit for bit.
         embed_dim: D.
         seed: of the random start; torch's own random state is left alone.
     """
-    if start == "none":
+    if init == "none":
         return nn.Identity()
     projector = nn.utils.skip_init(nn.Linear, embed_dim, embed_dim)
-    if start == "identity":
+    if init == "identity":
         nn.init.eye_(projector.weight)
         nn.init.zeros_(projector.bias)
     else:

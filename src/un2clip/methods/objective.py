@@ -1,6 +1,6 @@
 """The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchors.
 
-Everything random is drawn beforehand into `Draws`, so that two encoders can be measured on the same noise.
+Everything random is drawn beforehand into `NoiseSample`, so that two encoders can be measured on the same noise.
 """
 
 import copy
@@ -19,7 +19,7 @@ Timesteps = Literal["independent", "stratified"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class NoiseSample:
     """The random numbers of one evaluation of the loss.
 
     Attributes:
@@ -36,16 +36,16 @@ class Draws:
     embedding_noise: Tensor
     keep: Tensor
 
-    def rows(self, rows: slice) -> "Draws":
+    def narrow(self, part: slice) -> "NoiseSample":
         """Those of a part of the batch."""
-        return Draws(**{name: value[rows] for name, value in vars(self).items()})
+        return NoiseSample(**{name: value[part] for name, value in vars(self).items()})
 
-    def to(self, device: torch.device) -> "Draws":
+    def to(self, device: torch.device) -> "NoiseSample":
         """The same numbers on another device: they are drawn on the CPU, so that a GPU meets the same ones."""
-        return Draws(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return NoiseSample(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def draw(
+def sample_noise(
     generator: Generator,
     shape: Sequence[int],
     rng: torch.Generator,
@@ -54,7 +54,7 @@ def draw(
     timesteps_drawn: Timesteps = "independent",
     noise_level: int | None,
     condition_dropout: float,
-) -> Draws:
+) -> NoiseSample:
     """Draw for a batch of latents of this shape, (B, C, h, w).
 
     Args:
@@ -76,7 +76,7 @@ def draw(
     drawn = torch.randint(width, (n,), generator=rng)
     if timesteps_drawn == "stratified":
         drawn = (torch.randperm(n, generator=rng) * width + drawn) // n
-    return Draws(
+    return NoiseSample(
         timesteps=low + drawn,
         noise=torch.randn(tuple(shape), generator=rng),
         noise_level=level,
@@ -85,7 +85,7 @@ def draw(
     )
 
 
-def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, draws: Draws) -> Tensor:
+def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, noise_sample: NoiseSample) -> Tensor:
     """Mean squared error of the generator's prediction against its own target, one number a sample (B,).
 
     E_t,noise ||G(z_t, t, e) - target||^2 with e the embedding: arXiv 2505.24517, eq. 3; the target is the
@@ -95,10 +95,10 @@ def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, 
         latents: (B, C, h, w), scaled.
         image_embeds: (B, D), not L2-normalised; gradients flow into it through the frozen generator.
     """
-    noisy_latents = generator.add_noise(latents, draws.noise, draws.timesteps)
-    labels = generator.class_labels(image_embeds, draws.noise_level, draws.embedding_noise)
-    prediction = generator(noisy_latents, draws.timesteps, labels * draws.keep[:, None])
-    target = generator.target(latents, draws.noise, draws.timesteps)
+    noisy_latents = generator.add_noise(latents, noise_sample.noise, noise_sample.timesteps)
+    labels = generator.class_labels(image_embeds, noise_sample.noise_level, noise_sample.embedding_noise)
+    prediction = generator(noisy_latents, noise_sample.timesteps, labels * noise_sample.keep[:, None])
+    target = generator.target(latents, noise_sample.noise, noise_sample.timesteps)
     return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
@@ -130,7 +130,9 @@ class Losses(nn.Module):
         self.captions, self.trains_encoder = captions, trains_encoder
         self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
 
-    def forward(self, pixel_values: Tensor, latents: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, latents: Tensor, noise_sample: NoiseSample
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Diffusion loss, distance to the reference's embedding, divergence over captions, cosine: (b,) float32 each.
 
         Without captions their divergence is 0.
@@ -139,7 +141,7 @@ class Losses(nn.Module):
             image_embeds = self.visual(pixel_values).float()
         with torch.no_grad():
             reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
-        rec = diffusion_loss(self.generator, latents, self.projector(image_embeds).float(), draws)
+        rec = diffusion_loss(self.generator, latents, self.projector(image_embeds).float(), noise_sample)
         anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
         cosine = cosine_similarity(image_embeds.detach(), reference_embeds)
         if self.captions is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from un2clip.config import lookup
-from un2clip.methods.conditions import Start
+from un2clip.methods.conditions import Init
 
 Part = Literal["encoder", "projector", "decoder"]
 Anchor = Literal["embedding", "captions"]
@@ -26,22 +26,22 @@ class Method:
             training.anchor_weight. captions: their likeness to a bank of captions, by training.caption_weight.
         noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
             for each sample as in the generator's own training (arXiv 2204.06125).
-        projector: how the map between encoder and generator starts, where there is one (conditions.py); it trains.
+        projector: initial weights of the map between encoder and generator, where there is one; it trains.
         longer: whether it trains finetune.longer times the steps.
         measures_statistics: whether the generator's normaliser gets the statistics of this encoder's embeddings first.
-        says: one line for people.
+        description: one line for people.
     """
 
     trains: tuple[Part, ...]
     anchors: tuple[Anchor, ...]
     noise_level: Literal["configured", "uniform"]
-    projector: Start = "none"
+    projector: Init = "none"
     longer: bool = False
     measures_statistics: bool = False
-    says: str
+    description: str
 
     def __post_init__(self) -> None:
-        assert ("projector" in self.trains) == (self.projector != "none"), self.says
+        assert ("projector" in self.trains) == (self.projector != "none"), self.description
 
 
 METHODS: dict[str, Method] = {
@@ -49,53 +49,53 @@ METHODS: dict[str, Method] = {
         trains=("encoder",),
         anchors=(),
         noise_level="configured",
-        says="the paper's method: the encoder trains through the frozen generator",
+        description="the paper's method: the encoder trains through the frozen generator",
     ),
     "un2clip-anchored": Method(
         trains=("encoder",),
         anchors=("embedding",),
         noise_level="configured",
-        says="ours: the same, and the embedding is held near the reference's",
+        description="ours: the same, and the embedding is held near the reference's",
     ),
     "un2clip-captions": Method(
         trains=("encoder",),
         anchors=("embedding", "captions"),
         noise_level="configured",
-        says="ours: the same, and its likeness to captions is held near the reference's",
+        description="ours: the same, and its likeness to captions is held near the reference's",
     ),
     "un2clip-longer": Method(
         trains=("encoder",),
         anchors=(),
         noise_level="configured",
         longer=True,
-        says="the paper's ablation: un2clip for more steps",
+        description="the paper's ablation: un2clip for more steps",
     ),
     "projector-random": Method(
         trains=("encoder", "projector"),
         anchors=(),
         noise_level="configured",
         projector="random",
-        says="the paper's ablation: a linear projector before the generator, random at the start",
+        description="the paper's ablation: a linear projector before the generator, random at the start",
     ),
     "projector-identity": Method(
         trains=("encoder", "projector"),
         anchors=(),
         noise_level="configured",
         projector="identity",
-        says="the paper's ablation: the same projector, which changes nothing at the start",
+        description="the paper's ablation: the same projector, which changes nothing at the start",
     ),
     "update-generator": Method(
         trains=("encoder", "decoder"),
         anchors=(),
         noise_level="configured",
-        says="the paper's ablation: the generator trains too",
+        description="the paper's ablation: the generator trains too",
     ),
     "align": Method(
         trains=("decoder",),
         anchors=(),
         noise_level="uniform",
         measures_statistics=True,
-        says="trains an unCLIP for a frozen encoder; `backbones` uses it",
+        description="trains an unCLIP for a frozen encoder; `backbones` uses it",
     ),
 }
 

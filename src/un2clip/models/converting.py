@@ -67,7 +67,7 @@ class Encoder:
         return Source(location=self.visual, revision="", sha256=hashes)
 
 
-def import_clip(encoder: Encoder, folder: Path, name: str = "backbones.encoder") -> Clip:
+def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.encoder") -> Clip:
     """Write `folder` (open_clip_model.safetensors in fp32, open_clip_config.json, tokenizer) and load it.
 
     Args:

@@ -43,7 +43,7 @@ def obtain_model(source: Source, *, files: Iterable[str] = (), name: str) -> Pat
         raise UserError(f"{name}: {source.location!r} must be models:/name/3 or models:/name@alias")
     registry = Registry(match["name"])
     with store.as_user_error():
-        version = registry.version(match["number"] or registry.aliased(match["alias"]))
+        version = registry.version(match["number"] or registry.resolve_alias(match["alias"]))
     folder = Path(constants.HF_HOME) / "un2clip" / f"{registry.name}-{version.number}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -108,11 +108,11 @@ class Registry:
         """Set a version's description: what a person reads first on its page."""
         self.client.update_model_version(self.name, number, text)
 
-    def point(self, alias: str, number: str) -> None:
+    def set_alias(self, alias: str, number: str) -> None:
         """Move an alias to a version."""
         self.client.set_registered_model_alias(self.name, alias, number)
 
-    def keep_evidence(self, run_id: str, folder: Path) -> None:
+    def log_artifacts(self, run_id: str, folder: Path) -> None:
         """Put a folder's files into the artifacts of a run."""
         self.client.log_artifacts(run_id, str(folder), "evidence")
 
@@ -123,7 +123,7 @@ class Registry:
             return None
         return store.download(self.client, f"runs:/{run_id}/evidence/scores", to)
 
-    def aliased(self, alias: str) -> str:
+    def resolve_alias(self, alias: str) -> str:
         """Number of the version behind an alias; a UserError lists those there are."""
         aliases = self.aliases()
         if alias not in aliases:
@@ -159,7 +159,7 @@ def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip"
     """
     check_free(to)
     registry = Registry(registered_model)
-    version = registry.version(registry.aliased(alias))
+    version = registry.version(registry.resolve_alias(alias))
     with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
         how = write_export(registry.fetch(version, Path(folder)), to, form)
     print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")

@@ -18,7 +18,7 @@ from un2clip.decoders.fetching import TOY, GeneratorSource, fetch_generator
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.models.clip import Clip, save_clip
-from un2clip.models.converting import Encoder, import_clip
+from un2clip.models.converting import Encoder, convert_checkpoint
 from un2clip.world.clip import ClipSize, new_clip, train_clip
 from un2clip.world.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
 
@@ -47,7 +47,7 @@ def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbo
     folder, where = backbones / "clip", pick_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = new_clip(params.clip, folder) if toy_clip else import_clip(params.encoder, folder)
+        clip = new_clip(params.clip, folder) if toy_clip else convert_checkpoint(params.encoder, folder)
         clip.model.to(where)
         if toy_clip or toy_unclip:
             pixel_values, pictures, texts = (each.to(where) for each in _read(clip, images / "train", params))

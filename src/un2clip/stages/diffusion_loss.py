@@ -20,9 +20,9 @@ from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Generator, load_generator
 from un2clip.devices import pick_device
-from un2clip.evidence.lineage import contenders
+from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Item, Role, Scores
-from un2clip.methods.objective import Draws
+from un2clip.methods.objective import NoiseSample
 from un2clip.methods.objective import diffusion_loss as loss_of
 from un2clip.models.clip import encoder_sha256, load_clip
 
@@ -68,24 +68,24 @@ def diffusion_loss(
     """
     where = pick_device(device)
     generator = load_generator(backbones / "unclip", where)
-    made = contenders(backbones, encoder)
+    made = encoder_pair(backbones, encoder)
     clips = {role: load_clip(folder, where) for role, _, folder in made}
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
     rng = torch.Generator().manual_seed(seed)
     items: dict[Role, list[Item]] = {role: [] for role in clips}
     view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator.vae_sha256())
     reader = loader.open_split(shards, "heldout", clips["reference"].preprocess, view, cached)
-    places = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
+    indices = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
-        for batch in loader.strict(loader.read(reader, places, params.workers)):
+        for batch in loader.strict(loader.read(reader, indices, params.workers)):
             encoded = generator.latents_of(batch)
             embeds = {role: clip.embed(batch.pixel_values) for role, clip in clips.items()}
             for i in range(params.bins):
-                name, draws = _draws(generator, encoded, rng, i, params)
-                draws = draws.to(where)
+                name, noise_sample = _sample_noise(generator, encoded, rng, i, params)
+                noise_sample = noise_sample.to(where)
                 for role, image_embeds in embeds.items():
                     with torch.no_grad():
-                        values = loss_of(generator, encoded, image_embeds, draws).tolist()
+                        values = loss_of(generator, encoded, image_embeds, noise_sample).tolist()
                     items[role] += [
                         Item(id=f"{key}@{name}", type=name, value=value)
                         for key, value in zip(batch.keys, values, strict=True)
@@ -110,14 +110,14 @@ def diffusion_loss(
     print(f"diffusion_loss: reference {both['reference'].score:.5f}, tuned {both['tuned'].score:.5f} of {total} images")
 
 
-def _draws(
+def _sample_noise(
     generator: Generator, latents: Tensor, rng: torch.Generator, i: int, params: DiffusionLoss
-) -> tuple[str, Draws]:
+) -> tuple[str, NoiseSample]:
     """One timestep from bin i for each image, and its noises. The bin's name says its range."""
     n = len(latents)
     low = i * generator.num_timesteps // params.bins
     high = (i + 1) * generator.num_timesteps // params.bins
-    return f"t {low}-{high - 1}", Draws(
+    return f"t {low}-{high - 1}", NoiseSample(
         timesteps=torch.randint(low, high, (n,), generator=rng),
         noise=torch.randn(latents.shape, generator=rng),
         noise_level=torch.full((n,), params.noise_level, dtype=torch.int64),

@@ -5,7 +5,7 @@ from pathlib import Path
 from un2clip.devices import pick_device
 from un2clip.evaluation.benchmarks import Options, get_benchmark, get_drawing
 from un2clip.evaluation.readers import data_sha256
-from un2clip.evidence.lineage import contenders
+from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Scores
 from un2clip.models.clip import Clip, encoder_sha256, load_clip
 
@@ -27,19 +27,19 @@ def evaluate(
     data = benchmarks / benchmark
     sha256 = data_sha256(data)
     where = pick_device(device)
-    encoders = contenders(backbones, encoder)
+    encoders = encoder_pair(backbones, encoder)
     clips: dict[str, Clip] = {role: load_clip(folder, where) for role, _, folder in encoders}
     for role, method, folder in encoders:
-        outcome = run(clips[role], data, params)
+        measured = run(clips[role], data, params)
         result = Scores(
             benchmark=benchmark,
             role=role,
             method=method,
-            unit=outcome.unit,
-            protocol=outcome.protocol,
+            unit=measured.unit,
+            protocol=measured.protocol,
             data_sha256=sha256,
             encoder_sha256=encoder_sha256(folder),
-            items=outcome.items,
+            items=measured.items,
         )
         result.save(scores / f"{role}.json")
         print(f"{benchmark}: {role} {result.score:.1f} {result.unit} of {result.n}")

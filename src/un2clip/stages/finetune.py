@@ -28,10 +28,10 @@ from un2clip.models.clip import encoder_sha256, load_clip, save_clip, text_sha25
 from un2clip.training import distributed
 from un2clip.training.checkpoints import Checkpoints
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
-from un2clip.training.loop import Share, fit
+from un2clip.training.loop import Batch, fit
 from un2clip.training.progress import Record
 
-UNREADABLE_TOLD = 10  # lines on stderr; the count is in lineage.json
+CORRUPT_LISTED = 10  # lines on stderr; the count is in lineage.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ def finetune(
         Stopped: a signal asked for it; the same call goes on.
     """
     get_method(method)  # a wrong name is said before anything is started
-    words = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
+    arguments = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
     processes = params.running.processes_here(device) if devices.world_size() == 1 else 1
     if processes > 1:
-        distributed.launch(processes, _train, params, words | paths, tracking.active_run())
+        distributed.launch(processes, _train, params, arguments | paths, tracking.active_run())
     else:
-        _train(params, words | paths, None)
+        _train(params, arguments | paths, None)
 
 
 def _train(params: Finetune, names: dict[str, Any], run_id: str | None) -> None:
@@ -150,8 +150,8 @@ def _finetune(
         "generator": tensors_sha256(generator.state_dict()),
     }
     if row.measures_statistics:
-        places = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
-        pixel_values = (batch.pixel_values for batch in loader.read(reader, places, params.running.workers))
+        indices = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
+        pixel_values = (batch.pixel_values for batch in loader.read(reader, indices, params.running.workers))
         generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
     captions = None
     if "captions" in row.anchors:
@@ -171,11 +171,11 @@ def _finetune(
             row,
             training,
             params.running,
-            lambda step: _shares(reader, generator, params, seed, step),
+            lambda step: _local_batches(reader, generator, params, seed, step),
             torch.Generator().manual_seed(seed),
             history,
             captions=captions,
-            watch=tracking.log_metrics,
+            on_step=tracking.log_metrics,
             checkpoints=kept,
             saved=saved,
         )
@@ -195,7 +195,7 @@ def _finetune(
             "seed": seed,
             "params": dataclasses.asdict(params),
             "steps_done": len(history),
-            "unreadable": int(history[-1]["unreadable"]) if history else 0,
+            "corrupt": int(history[-1]["corrupt"]) if history else 0,
             "complete": failure is None,
             "parents": parents,
             "encoder_sha256": encoder_sha256(encoder),
@@ -209,21 +209,23 @@ def _finetune(
         raise failure
 
 
-def _shares(reader: loader.Reader, generator: Generator, params: Finetune, seed: int, step: int) -> Iterator[Share]:
-    """This process's part of every batch from `step` on, read ahead by the workers."""
+def _local_batches(
+    reader: loader.Reader, generator: Generator, params: Finetune, seed: int, step: int
+) -> Iterator[Batch]:
+    """The local batch of every step from `step` on, read ahead by the workers."""
     rank, world = devices.rank(), devices.world_size()
     mine = slice(rank * params.batch_size // world, (rank + 1) * params.batch_size // world)
-    places = loader.shuffled(reader.sizes, seed, start=step * params.batch_size)
+    indices = loader.shuffled(reader.sizes, seed, start=step * params.batch_size)
     device, told = generator.mean.device, 0
-    for batch in loader.read(reader, loader.batched(places, params.batch_size, mine), params.running.workers):
-        for key, readable in zip(batch.keys, batch.readable.tolist(), strict=True):
-            if not readable and (told := told + 1) <= UNREADABLE_TOLD:
+    for batch in loader.read(reader, loader.batched(indices, params.batch_size, mine), params.running.workers):
+        for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True):
+            if not valid and (told := told + 1) <= CORRUPT_LISTED:
                 tqdm.write(f"un2clip: left out: {key}", file=sys.stderr)
-        yield Share(
+        yield Batch(
             keys=batch.keys,
             pixel_values=batch.pixel_values.to(device, non_blocking=True),
             latents=generator.latents_of(batch, at_once=params.running.max_per_device),
-            readable=batch.readable.to(device),
+            valid=batch.valid.to(device),
         )
 
 

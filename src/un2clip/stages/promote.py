@@ -96,13 +96,13 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     _write(decision, content)
     if registry and run_id:
         with store.as_user_error(), tempfile.TemporaryDirectory() as folder:
-            registry.keep_evidence(run_id, _gather(Path(folder), pairs, encoder, report))
+            registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
             tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id}
             version, is_new = _register(registry, encoder, tags, run_id)
             sentences = [f"Judged against {champion.who}:", *(finding.sentence for finding in judged.findings)]
             registry.describe(version.number, "\n\n".join(sentences))
             content["challenger"]["version"] = version.number
-            content["outcome"] = _point(registry, params, version, is_new, champion, judged)
+            content["outcome"] = _move_aliases(registry, params, version, is_new, champion, judged)
         _write(decision, content)
     for finding in judged.findings:
         print(finding.sentence)
@@ -162,11 +162,11 @@ def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: s
         return registry.register(Path(folder), tags, run_id), True
 
 
-def _point(
+def _move_aliases(
     registry: Registry, params: Promote, version: Version, is_new: bool, champion: Champion, judged: Decision
 ) -> str:
     """Move the aliases, and say in words what happened."""
-    registry.point("challenger", version.number)
+    registry.set_alias("challenger", version.number)
     name = f"{registry.name} version {version.number}"
     done = f"{name} {'is registered as' if is_new else 'held this encoder already and is the'} challenger"
     if champion.version == version.number:
@@ -177,7 +177,7 @@ def _point(
         return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
     if registry.aliases().get("champion") != champion.version:
         raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
-    registry.point("champion", version.number)
+    registry.set_alias("champion", version.number)
     return f"{done}, and is the champion now."
 
 

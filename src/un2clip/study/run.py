@@ -140,8 +140,8 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
     def run(stage: str, **names: Any) -> None:
         function = get_stage(stage)
         hints = get_type_hints(function)
-        words = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
-        names = {name: word for name, word in words.items() if name in hints} | names
+        defaults = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
+        names = {name: value for name, value in defaults.items() if name in hints} | names
         paths = {name: world / value if hints[name] is Path else value for name, value in names.items()}
         output = list(paths)[-1]
         if paths[output].exists():

@@ -133,11 +133,11 @@ class _StageRun(_Live):
 
         self.client = connect()
         self.started = time.monotonic()
-        words = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
+        parts = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
         with as_user_error():
             self.parent_id = parent_run(self.client)
             tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | git_tag()
-            run = self.client.create_run(experiment(self.client), tags=tags, run_name=" ".join(words))
+            run = self.client.create_run(experiment(self.client), tags=tags, run_name=" ".join(parts))
             super().__init__(self.client, run.info.run_id)
             self.client.update_run(self.parent_id, status="RUNNING")
         with _tolerate("parameters"):

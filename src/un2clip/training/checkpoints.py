@@ -26,6 +26,8 @@ from un2clip.hashes import file_sha256
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
+#: Names in the history of a state that an older version left -> their names now.
+RENAMED = {"unreadable": "corrupt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,11 @@ class Checkpoints:
                 content = json.loads((folder / CONTENT).read_text())
                 if file_sha256(folder / TENSORS) != content["sha256"]:
                     raise ValueError(f"{TENSORS} is not what was written")
+                history = [
+                    {RENAMED.get(name, name): value for name, value in row.items()} for row in content["history"]
+                ]
                 tensors = load_file(folder / TENSORS)
-                return Saved(step=content["step"], tensors=tensors, history=content["history"], tags=content["tags"])
+                return Saved(step=content["step"], tensors=tensors, history=history, tags=content["tags"])
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 print(f"un2clip: {folder} is damaged ({error}); trying the one before", file=sys.stderr)
         return None

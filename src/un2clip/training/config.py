@@ -31,7 +31,7 @@ class PhaseConfig:
         anchor_weight: lambda of the distance to the reference's embedding, for methods with that anchor.
         caption_weight: the same of the divergence over captions.
         timesteps: lowest and highest timestep drawn, both included.
-        timesteps_drawn: how they are drawn for a batch; methods/objective.py: draw.
+        timesteps_drawn: how they are drawn for a batch; methods/objective.py: sample_noise.
         noise_level: of the embedding's noise augmentation, where the method does not draw it.
         condition_dropout: probability of dropping a sample's condition.
     """
@@ -84,7 +84,7 @@ class ComputeConfig:
     Attributes:
         processes: on this machine, one a GPU; 0 for as many as GPUs are visible. torchrun's own number goes before it.
         workers: processes that read images, beside each of them; 0 for none.
-        max_per_device: images in one forward; a process whose share of the batch is larger accumulates gradients.
+        max_per_device: images in one forward; a process whose local batch is larger accumulates gradients.
         precision: of the arithmetic; with bf16, what trains is held in fp32 all the same.
         frozen: precision in which the weights that do not train are held.
         gradient_checkpointing: compute activations twice instead of keeping them.
@@ -118,8 +118,8 @@ class ComputeConfig:
         """How many processes train on this machine, with `device` of params.yaml; it does not touch a GPU."""
         return self.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
 
-    def pieces(self, size: int) -> Iterator[slice]:
-        """A process's share of a batch, cut into parts of at most `max_per_device`."""
+    def microbatches(self, size: int) -> Iterator[slice]:
+        """The microbatches of a local batch: parts of at most `max_per_device`."""
         step = self.max_per_device
         return (slice(start, min(start + step, size)) for start in range(0, size, step))
 

@@ -20,7 +20,7 @@ from un2clip import devices
 from un2clip.decoders import Generator
 from un2clip.errors import Stopped, UserError
 from un2clip.methods.conditions import new_projector
-from un2clip.methods.objective import Losses, draw
+from un2clip.methods.objective import Losses, sample_noise
 from un2clip.methods.table import Method
 from un2clip.training import distributed
 from un2clip.training.checkpoints import Checkpoints, Interruption, Saved, pack, unpack
@@ -29,20 +29,20 @@ from un2clip.training.progress import Progress, Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What this process has of one step's batch, on its device.
+class Batch:
+    """A local batch: what this process has of one step's batch, on its device.
 
     Attributes:
         keys: the samples' names, for messages.
         pixel_values: (b, 3, H, W).
         latents: (b, C, h, w), scaled.
-        readable: (b,) bool; a sample that could not be read does not count.
+        valid: (b,) bool; a sample that could not be read does not count.
     """
 
     keys: list[str]
     pixel_values: Tensor
     latents: Tensor
-    readable: Tensor
+    valid: Tensor
 
 
 def fit(
@@ -51,12 +51,12 @@ def fit(
     method: Method,
     training: PhaseConfig,
     running: ComputeConfig,
-    shares: Callable[[int], Iterator[Share]],
+    batches: Callable[[int], Iterator[Batch]],
     rng: torch.Generator,
     history: list[Record],
     *,
     captions: Tensor | None = None,
-    watch: Callable[[int, Record], None] = lambda step, record: None,
+    on_step: Callable[[int, Record], None] = lambda step, record: None,
     checkpoints: Checkpoints | None = None,
     saved: Saved | None = None,
 ) -> None:
@@ -64,13 +64,13 @@ def fit(
 
     Args:
         model: the CLIP whose image tower is the encoder; its text tower is never touched.
-        shares: step -> this process's share of the batch of that step, and of every one after it.
+        batches: step -> the local batch of that step, and of every one after it.
         rng: source of timesteps and noise, in the same state in every process.
         history: gets one record a step: step, loss, diffusion_loss, anchor, captions (where there are any), grad_norm,
-            cosine (of the embedding to the reference's), unreadable (samples so far). A step none of whose samples
+            cosine (of the embedding to the reference's), corrupt (samples so far). A step none of whose samples
             could be read leaves none, and changes nothing.
         captions: (K, D), of caption_bank.py, for a method that is anchored to them.
-        watch: called with each step's number, its record, and images_per_s and memory_gib.
+        on_step: called with each step's number, its record, and images_per_s and memory_gib.
         checkpoints: where the state is kept.
         saved: a state to go on from.
 
@@ -98,41 +98,41 @@ def fit(
         unpack(saved.tensors, trained, averages, optimizer, rng)
         history[:] = saved.history
     _check_together(start, device)
-    unreadable = int(history[-1]["unreadable"]) if history else 0
+    corrupt = int(history[-1]["corrupt"]) if history else 0
     parallel = _prepare(losses, running, method)
-    batches = shares(start)
+    local = batches(start)
     with Interruption() as interruption, Progress(training.steps, start, device, " + ".join(method.trains)) as progress:
         for step in range(start, training.steps):
-            share = next(batches)
-            b = len(share.keys)
+            batch = next(local)
+            b = len(batch.keys)
             rank, world = devices.rank(), devices.world_size()
-            readable, stop = distributed.summed([float(share.readable.sum()), float(interruption.wanted)], device)
-            draws = draw(
+            valid, stop = distributed.summed([float(batch.valid.sum()), float(interruption.wanted)], device)
+            noise_sample = sample_noise(
                 generator,
-                (b * world, *share.latents.shape[1:]),
+                (b * world, *batch.latents.shape[1:]),
                 rng,
                 timesteps=timesteps,
                 timesteps_drawn=training.timesteps_drawn,
                 noise_level=noise_level,
                 condition_dropout=training.condition_dropout,
-            ).rows(slice(rank * b, rank * b + b))
-            unreadable += b * world - int(readable)
+            ).narrow(slice(rank * b, rank * b + b))
+            corrupt += b * world - int(valid)
             optimizer.zero_grad(set_to_none=True)
             sums = torch.zeros(4, dtype=torch.float64, device=device)
-            for rows in running.pieces(b):
-                last = rows.stop >= b
+            for part in running.microbatches(b):
+                last = part.stop >= b
                 waits = nullcontext() if last or isinstance(parallel, Losses) else parallel.no_sync()
                 with waits, running.autocast(device):
-                    each = parallel(share.pixel_values[rows], share.latents[rows], draws.rows(rows).to(device))
-                    rec, anchor, words, _ = each = [torch.where(share.readable[rows], value, 0.0) for value in each]
+                    each = parallel(batch.pixel_values[part], batch.latents[part], noise_sample.narrow(part).to(device))
+                    rec, anchor, caption_kl, _ = each = [torch.where(batch.valid[part], value, 0.0) for value in each]
                     # every process has the mean over the whole batch for its aim: DistributedDataParallel averages
-                    whole = rec + anchor_weight * anchor + training.caption_weight * words
-                    loss = whole.sum() * (world / max(readable, 1.0))
+                    loss = rec + anchor_weight * anchor + training.caption_weight * caption_kl
+                    loss = loss.sum() * (world / max(valid, 1.0))
                     loss.backward()
                 sums += torch.stack([value.detach().sum() for value in each]).double()
-            if readable:
+            if valid:
                 diffusion, distance, divergence, cosine = (
-                    value / readable for value in distributed.summed(sums.tolist(), device)
+                    value / valid for value in distributed.summed(sums.tolist(), device)
                 )
                 record = {
                     "step": step,
@@ -142,16 +142,16 @@ def fit(
                     **({} if captions is None else {"captions": divergence}),
                     "grad_norm": nn.utils.clip_grad_norm_(trained, training.clip_grad_norm).item(),
                     "cosine": cosine,
-                    "unreadable": unreadable,
+                    "corrupt": corrupt,
                 }
-                _check_finite(record, share.keys)
+                _check_finite(record, batch.keys)
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr * rate(step, training.steps, training.warmup_steps, training.decay)
                 optimizer.step()
                 if averages:
                     get_ema_multi_avg_fn(training.ema_decay)(averages, trained, step)
                 history.append(record)
-                watch(step, record | progress.update(record, samples=int(readable)))
+                on_step(step, record | progress.update(record, samples=int(valid)))
             if checkpoints is not None and rank == 0 and (stop or (step + 1) % running.checkpoint_every == 0):
                 checkpoints.save(step + 1, pack(trained, averages, optimizer, rng), history)
             if stop:

@@ -20,7 +20,7 @@ from un2clip.methods.table import METHODS
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import bpe_tokenizer
 from un2clip.training.config import PhaseConfig, rate_schedule, single_process
-from un2clip.training.loop import Share, fit
+from un2clip.training.loop import Batch, fit
 from un2clip.world import orders
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
@@ -168,13 +168,13 @@ def train_unclip(
 ) -> None:
     """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
 
-    def shares(start: int) -> Iterator[Share]:
+    def batches(start: int) -> Iterator[Batch]:
         for index in orders(len(latents), size.batch_size, size.training.steps):
-            yield Share(
+            yield Batch(
                 keys=[str(i) for i in index.tolist()],
                 pixel_values=pixel_values[index],
                 latents=latents[index],
-                readable=torch.ones(len(index), dtype=torch.bool, device=latents.device),
+                valid=torch.ones(len(index), dtype=torch.bool, device=latents.device),
             )
 
     fit(
@@ -183,8 +183,8 @@ def train_unclip(
         METHODS["align"],
         size.training,
         single_process(size.batch_size),
-        shares,
+        batches,
         torch.Generator().manual_seed(seed),
         history=[],
-        watch=lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": x for name, x in record.items()}),
+        on_step=lambda step, record: tracking.log_metrics(step, {f"unclip_{name}": x for name, x in record.items()}),
     )

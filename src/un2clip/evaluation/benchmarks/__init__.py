@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class BenchmarkResult:
     """What one encoder reached: every item, in the order of the data, the unit of their score, and the protocol.
 
     The protocol is one line on how it was measured, as far as that moves the number and is not in the data's hash.
@@ -66,7 +66,7 @@ class Outcome:
     items: tuple[Item, ...]
 
 
-Run = Callable[[Clip, Path, Options], Outcome]
+Run = Callable[[Clip, Path, Options], BenchmarkResult]
 Draw = Callable[[Mapping[str, Clip], Path, Options, Path], None]
 
 

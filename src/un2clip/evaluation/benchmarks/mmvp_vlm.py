@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.benchmarks import BenchmarkResult, Options
 from un2clip.evaluation.calibration import is_calibrated
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.scores import Item
@@ -37,7 +37,7 @@ class Question:
     image: Path
 
 
-def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """Score every pair: value 1 if both statements pick their own image.
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
@@ -55,7 +55,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
     )
     name = "MMVP-VLM" if is_calibrated(folder) else "pairs in MMVP-VLM's layout, not calibrated"
-    return Outcome(unit="%", protocol=f"{name}; {PROTOCOL}", items=items)
+    return BenchmarkResult(unit="%", protocol=f"{name}; {PROTOCOL}", items=items)
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.benchmarks import BenchmarkResult, Options
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
 from un2clip.evidence.scores import Item
 from un2clip.models.clip import Clip
@@ -43,7 +43,7 @@ class Embedded:
     owner: Tensor
 
 
-def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """Every query's outcomes, in both directions: value 1 if the rank of its best positive is at most k.
 
     Types are "image to text R@1", ...; a k that no query could miss, because there are not more candidates, is
@@ -61,7 +61,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         *_items("image to text", data.image_ids, to_text, len(data.captions)),
         *_items("text to image", data.caption_ids, to_image, len(data.images)),
     ]
-    return Outcome(unit="%", protocol=PROTOCOL, items=tuple(items))
+    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items))
 
 
 def ranks(queries: Tensor, candidates: Tensor, of: Tensor, owner: Tensor, batch_size: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.benchmarks import BenchmarkResult, Options
 from un2clip.evaluation.dense.grid import save_grid
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
 from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
@@ -27,7 +27,7 @@ from un2clip.models.clip import Clip
 Prediction = tuple[Photograph, Classes, Classes]
 
 
-def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """Intersection and union of every class in every image, in pixels; in fp32.
 
     Args:
@@ -44,7 +44,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         for photograph, truth, predicted in progress
         for name, intersection, union in overlaps(truth, predicted, data.names)
     )
-    return Outcome(unit="mIoU", protocol=_protocol(data, options), items=items)
+    return BenchmarkResult(unit="mIoU", protocol=_protocol(data, options), items=items)
 
 
 def draw(clips: Mapping[str, Clip], folder: Path, options: Options, path: Path) -> None:

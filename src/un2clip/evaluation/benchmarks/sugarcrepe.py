@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.benchmarks import BenchmarkResult, Options
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.scores import Item
 from un2clip.models.clip import Clip
@@ -36,7 +36,7 @@ class Row:
     negative_caption: str
 
 
-def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """Value 1 for every row whose cosine with the caption is above that with the negative.
 
     Args:
@@ -49,7 +49,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         batch = rows[start : start + options.batch_size]
         outcomes = zip(batch, _caption_wins(clip, batch), strict=True)
         items += [Item(id=row.id, type=row.type, value=float(wins)) for row, wins in outcomes]
-    return Outcome(unit="%", protocol=PROTOCOL, items=tuple(items))
+    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items))
 
 
 def _caption_wins(clip: Clip, rows: list[Row]) -> list[bool]:

@@ -15,7 +15,7 @@ from clip_benchmark.metrics.zeroshot_classification import run_classification, z
 from torch import Tensor
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Outcome
+from un2clip.evaluation.benchmarks import BenchmarkResult, Options
 from un2clip.evaluation.classification import Classification, open_classification
 from un2clip.evidence.scores import Item
 from un2clip.models.clip import Clip
@@ -23,7 +23,7 @@ from un2clip.models.clip import Clip
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
 
 
-def run(clip: Clip, folder: Path, options: Options) -> Outcome:
+def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
 
     A class's embedding is the mean of its normalised templates, normalised. The logits of all images are held at
@@ -47,7 +47,7 @@ def run(clip: Clip, folder: Path, options: Options) -> Outcome:
         for key, label, right in zip(ids, labels.tolist(), correct, strict=True)
     )
     protocol = PROTOCOL + (f"; clip-benchmark's {data.shipped}" if data.shipped else "")
-    return Outcome(unit="%", protocol=protocol, items=items)
+    return BenchmarkResult(unit="%", protocol=protocol, items=items)
 
 
 def _batches(data: Classification, batch_size: int, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -96,8 +96,8 @@ class _Limited(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, guard: Guard, **words: Any) -> None:
-        super().__init__(sock, *args, **words)
+    def __init__(self, sock: socket.socket, *args: Any, guard: Guard, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
         self._guard = guard
         self.fp = io.BufferedReader(_Limited(self.fp.detach(), guard))
 
@@ -127,8 +127,8 @@ class _HTTPSConnection(http.client.HTTPSConnection, _HTTPConnection):
 
 
 def _guarded(connection: type[_HTTPConnection], guard: Guard) -> Callable[..., _HTTPConnection]:
-    def make(*args: Any, **words: Any) -> _HTTPConnection:
-        made = connection(*args, **words)
+    def make(*args: Any, **kwargs: Any) -> _HTTPConnection:
+        made = connection(*args, **kwargs)
         made.guard = guard
         made.response_class = functools.partial(_Response, guard=guard)  # type: ignore[assignment]
         return made
