@@ -10,6 +10,7 @@ are listed and do not count.
 import argparse
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -55,6 +56,15 @@ def check_out(revision: str, folder: Path) -> Path:
     return folder
 
 
+def snapshot(folder: Path) -> Path:
+    """What a run reads of the working tree, copied: an edit meanwhile changes nothing."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("dvc.yaml", "params.yaml", str(TINY)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
 def differences(before: Path, after: Path) -> tuple[list[str], list[str], int]:
     """Compare two folders in which the pipeline has run.
 
@@ -90,7 +100,7 @@ def main() -> None:
     revision = parser.parse_args().revision
     quiet = {"UN2CLIP_TRACKING": "off", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as made:
-        trees = {"before": check_out(revision, Path(made) / "tree"), "after": ROOT}
+        trees = {"before": check_out(revision, Path(made) / "tree"), "after": snapshot(Path(made) / "now")}
         for side, tree in trees.items():
             print(f"{side}: {revision if side == 'before' else 'the working tree'}", flush=True)
             run_pipeline(tree, Path(made) / side, **quiet)

@@ -34,18 +34,25 @@ def _run(args: list[str]) -> int:
     if args and args[0] in RENAMED:
         raise UserError(f"`un2clip {args[0]}` is `un2clip {RENAMED[args[0]]}` now, with the same arguments")
     if args and args[0] in STAGES:
-        return _stage(args[0], args[1:])
+        _run_stage(args[0], stage_parser(args[0]).parse_args(args[1:]))
+    else:
+        options = new_parser().parse_args(args or ["--help"])
+        options.run(options)
+    return 0
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The parser of every command; a stage has one of its own, since making it imports the stage."""
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
     add_commands(commands)
-    options = parser.parse_args(args or ["--help"])
-    options.run(options)
-    return 0
+    return parser
 
 
-def _stage(name: str, args: list[str]) -> int:
+def stage_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one stage: a flag for each of its names."""
     stage = get_stage(name)
     parser = argparse.ArgumentParser(
         prog=f"un2clip {name}", description=inspect.getdoc(stage), formatter_class=argparse.RawTextHelpFormatter
@@ -58,14 +65,17 @@ def _stage(name: str, args: list[str]) -> int:
         if key != "params":
             several = "append" if parameter.annotation == list[Path] else "store"
             parser.add_argument(f"--{key}", required=True, action=several)
-    given = vars(parser.parse_args(args))
+    return parser
+
+
+def _run_stage(name: str, options: argparse.Namespace) -> None:
+    given = vars(options)
     params = merge(read_yaml(given.pop("params")), stack(read_yaml(path) for path in given.pop("overlay") or []))
     if name not in params:
         raise UserError(f"params.yaml has no section {name}")
     if "seed" in given:
         given["seed"] = _integer(given["seed"])
     run_stage(name, params[name], **given)
-    return 0
 
 
 def _integer(text: str) -> int:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from un2clip.datasets.caption_bank import caption_bank
 from un2clip.datasets.shards import EncodedSample, Index, samples, write_shards
 from un2clip.errors import UserError
-from un2clip.methods.anchors import caption_divergence, embed_bank
+from un2clip.methods.anchors import caption_kl, embed_bank
 from un2clip.models.clip import load_clip
 
 
@@ -56,10 +56,10 @@ def test_divergence_against_scipy() -> None:
     rng = torch.Generator().manual_seed(0)
     tuned, reference = torch.randn(2, 5, 16, generator=rng)
     captions = 3 * normalize(torch.randn(7, 16, generator=rng), dim=1)
-    found = caption_divergence(tuned, reference, captions)
+    found = caption_kl(tuned, reference, captions)
     p, q = (np.exp((normalize(x, dim=1) @ captions.T).double().numpy()) for x in (reference, tuned))
     assert found.tolist() == pytest.approx(scipy.stats.entropy(p, q, axis=1).tolist(), rel=1e-4)
-    assert torch.equal(caption_divergence(tuned, tuned.clone(), captions), torch.zeros(5))
+    assert torch.equal(caption_kl(tuned, tuned.clone(), captions), torch.zeros(5))
 
 
 def test_what_all_captions_share_costs_nothing() -> None:
@@ -67,10 +67,10 @@ def test_what_all_captions_share_costs_nothing() -> None:
     rng = torch.Generator().manual_seed(1)
     tuned, reference = torch.randn(2, 5, 16, generator=rng)
     captions, shared = torch.randn(7, 16, generator=rng), torch.randn(1, 16, generator=rng)
-    found = caption_divergence(tuned, reference, captions)
+    found = caption_kl(tuned, reference, captions)
     for same in (
-        caption_divergence(3 * tuned, reference, captions),
-        caption_divergence(tuned, reference, captions + shared),
+        caption_kl(3 * tuned, reference, captions),
+        caption_kl(tuned, reference, captions + shared),
     ):
         torch.testing.assert_close(same, found)
 
@@ -81,7 +81,7 @@ def test_bf16_does_not_reach_the_logits() -> None:
     reference = torch.randn(4, 64, generator=rng)
     tuned = reference + 0.01 * torch.randn(4, 64, generator=rng)
     captions = 100 * normalize(torch.randn(50, 64, generator=rng), dim=1)
-    exact = caption_divergence(tuned, reference, captions)
+    exact = caption_kl(tuned, reference, captions)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(caption_divergence(tuned, reference, captions), exact)
+        assert torch.equal(caption_kl(tuned, reference, captions), exact)
     assert not math.isclose(exact.sum().item(), 0.0)

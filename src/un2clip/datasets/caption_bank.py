@@ -1,4 +1,4 @@
-"""A bank of captions: the texts on which an encoder's likeness to language is held.
+"""A bank of captions: the texts of the caption-KL anchor.
 
 They are captions of the training images, never a benchmark's prompts, and say nothing about which image has which.
 """

@@ -18,8 +18,8 @@ def anchor_distance(generator: Generator, image_embeds: Tensor, reference_embeds
     return ((image_embeds - reference_embeds) / generator.std).square().mean(dim=1)
 
 
-def caption_divergence(image_embeds: Tensor, reference_embeds: Tensor, captions: Tensor) -> Tensor:
-    """How far the image's likeness to a bank of captions is from the reference's, in nats, one number a sample (B,).
+def caption_kl(image_embeds: Tensor, reference_embeds: Tensor, captions: Tensor) -> Tensor:
+    """Divergence over a bank of captions from the reference, in nats, one number a sample (B,).
 
     KL(p0 || p) of the softmax over the captions at CLIP's own temperature: learning without forgetting
     (arXiv 1606.09282), for CLIP as in ZSCL (arXiv 2303.06628). What moves all captions alike costs nothing.

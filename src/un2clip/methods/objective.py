@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from un2clip.decoders import Generator
-from un2clip.methods.anchors import anchor_distance, caption_divergence
+from un2clip.methods.anchors import anchor_distance, caption_kl
 
 Timesteps = Literal["independent", "stratified"]
 
@@ -110,7 +110,7 @@ class Losses(nn.Module):
     Args:
         visual: the encoder.
         projector: between it and the generator.
-        captions: (K, D), of caption_bank.py; None where nothing is held on them.
+        captions: (K, D), of anchors.embed_bank; None without the caption-KL anchor.
     """
 
     visual: nn.Module
@@ -146,4 +146,4 @@ class Losses(nn.Module):
         cosine = cosine_similarity(image_embeds.detach(), reference_embeds)
         if self.captions is None:
             return rec, anchor, torch.zeros_like(anchor), cosine
-        return rec, anchor, caption_divergence(image_embeds, reference_embeds, self.captions), cosine
+        return rec, anchor, caption_kl(image_embeds, reference_embeds, self.captions), cosine

@@ -23,7 +23,7 @@ class Method:
     Attributes:
         trains: which parts move; every other part stays bitwise as it was.
         anchors: what holds the encoder near the reference: embedding: the distance of their embeddings, by
-            training.anchor_weight. captions: their likeness to a bank of captions, by training.caption_weight.
+            training.anchor_weight. captions: the divergence over a bank of captions, by training.caption_weight.
         noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
             for each sample as in the generator's own training (arXiv 2204.06125).
         projector: initial weights of the map between encoder and generator, where there is one; it trains.
@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
         trains=("encoder",),
         anchors=("embedding", "captions"),
         noise_level="configured",
-        description="ours: the same, and its likeness to captions is held near the reference's",
+        description="ours: un2clip-anchored with a caption-KL anchor besides",
     ),
     "un2clip-longer": Method(
         trains=("encoder",),

@@ -41,7 +41,7 @@ class Finetune:
     Attributes:
         batch_size: images of one optimiser step, of all processes together.
         statistics_images: how many images `align` measures the normaliser on.
-        captions: how many different captions methods that are anchored to them are held on, at most.
+        captions: different captions in the bank of the caption-KL anchor, at most.
         longer: methods that train longer take this many times the steps.
         training: what is learned.
         running: how it is computed.

@@ -74,7 +74,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def newest(self) -> Saved | None:
-        """The newest checkpoint that is whole, on the CPU; says so when it passes over one that is not."""
+        """The newest checkpoint that is whole, on the CPU; warns if it skips a damaged one."""
         for folder in self._found():
             try:
                 content = json.loads((folder / CONTENT).read_text())

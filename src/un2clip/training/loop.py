@@ -69,7 +69,7 @@ def fit(
         history: gets one record a step: step, loss, diffusion_loss, anchor, captions (where there are any), grad_norm,
             cosine (of the embedding to the reference's), corrupt (samples so far). A step none of whose samples
             could be read leaves none, and changes nothing.
-        captions: (K, D), of caption_bank.py, for a method that is anchored to them.
+        captions: (K, D), of anchors.embed_bank, for a method with the caption-KL anchor.
         on_step: called with each step's number, its record, and images_per_s and memory_gib.
         checkpoints: where the state is kept.
         saved: a state to go on from.
