@@ -20,7 +20,7 @@ from un2clip.decoders import Options, load_generator
 from un2clip.decoders.assemble import add_class_projection, measure_statistics
 from un2clip.decoders.fetching import GeneratorSource, fetch_generator
 from un2clip.errors import UserError
-from un2clip.methods.objective import diffusion_loss, draw
+from un2clip.methods.objective import diffusion_loss, sample_noise
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage
 
@@ -70,17 +70,19 @@ def test_it_learns_from_the_first_step(fetched: Path, clip: Clip) -> None:
     generator, rng = load_generator(fetched), torch.Generator().manual_seed(0)
     layer = generator.unet.class_embedding.linear_2
     latents, embeds = torch.randn(4, 4, 16, 16, generator=rng), torch.randn(4, clip.embed_dim, generator=rng)
-    draws = draw(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.25)
+    sampled = sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.25)
     with torch.no_grad():
         assert torch.equal(
-            diffusion_loss(generator, latents, embeds, draws), diffusion_loss(generator, latents, -embeds, draws)
+            diffusion_loss(generator, latents, embeds, sampled), diffusion_loss(generator, latents, -embeds, sampled)
         )
     layer.requires_grad_(True)
-    diffusion_loss(generator, latents, embeds, draws).mean().backward()
+    diffusion_loss(generator, latents, embeds, sampled).mean().backward()
     with torch.no_grad():
         layer.weight -= layer.weight.grad
-        kept = diffusion_loss(generator, latents, embeds, draws) != diffusion_loss(generator, latents, -embeds, draws)
-    assert torch.equal(kept, draws.keep) and kept.any()
+        kept = diffusion_loss(generator, latents, embeds, sampled) != diffusion_loss(
+            generator, latents, -embeds, sampled
+        )
+    assert torch.equal(kept, sampled.keep) and kept.any()
 
 
 def test_diffusers_draws_with_it(fetched: Path) -> None:

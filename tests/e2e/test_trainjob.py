@@ -68,7 +68,7 @@ class World:
             },
             "checkpoints": "checkpoints",
             "inputs": {name: str(folder / "artifacts" / name) for name in ("shards", "backbones", "latents")},
-            "words": {"method": "un2clip", "seed": 3, "device": "auto"},
+            "arguments": {"method": "un2clip", "seed": 3, "device": "auto"},
             "encoder": str(folder / "artifacts" / "encoder"),
         }
 
