@@ -14,7 +14,7 @@ from un2clip.config import at_least
 from un2clip.errors import UserError
 from un2clip.evaluation.dense.features import get_dense_method
 from un2clip.evaluation.dense.protocols import get_protocol
-from un2clip.evidence.scores import Item, Unit
+from un2clip.evidence.scores import Item
 from un2clip.models.clip import Clip
 
 
@@ -61,7 +61,7 @@ class BenchmarkResult:
     The protocol is one line on how it was measured, as far as that moves the number and is not in the data's hash.
     """
 
-    unit: Unit
+    unit: str
     protocol: str
     items: tuple[Item, ...]
 
