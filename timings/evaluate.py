@@ -19,12 +19,14 @@ import torch
 from torch.nn.functional import normalize
 
 from un2clip.config import build, read_yaml
-from un2clip.evaluation.benchmarks import Options, mmvp_vlm, segmentation
+from un2clip.evaluation.benchmarks import mmvp_vlm, segmentation
 from un2clip.evaluation.dense.layouts import read_data_set
 from un2clip.evaluation.dense.masks import read_mask, read_photograph
 from un2clip.evaluation.dense.names import text_features
 from un2clip.evaluation.dense.protocols import get_protocol, get_settings
 from un2clip.evaluation.dense.windows import similarity_maps
+from un2clip.evaluation.measuring import Evaluate, get_benchmark
+from un2clip.evaluation.readers import read_image
 from un2clip.models.clip import Clip
 from un2clip.stages.shapes import Shapes, shapes
 from un2clip.world.clip import ClipSize, new_clip
@@ -49,12 +51,13 @@ def main(names: list[str]) -> None:
             clip, data = new_encoder(name, Path(folder) / "clip"), Path(folder) / "benchmarks"
             render(data, image_px, pairs, photographs)
             chosen = PARAMS["evaluate"]["segmentation"] | {"protocol": protocol}
-            options = build(Options, {"batch_size": batch_size, "segmentation": chosen}, "evaluate")
-            for benchmark, n, loop, run in (
-                ("mmvp_vlm", f"{9 * pairs} pairs", loop_pairs, mmvp_vlm.run),
-                ("segmentation", f"{photographs} images", loop_photographs, segmentation.run),
+            params = build(Evaluate, {"batch_size": batch_size, "segmentation": chosen}, "evaluate")
+            for benchmark, n, loop in (
+                ("mmvp_vlm", f"{9 * pairs} pairs", loop_pairs),
+                ("segmentation", f"{photographs} images", loop_photographs),
             ):
-                slow, fast = race(*(partial(each, clip, data / benchmark, options) for each in (loop, run)))
+                run = get_benchmark(benchmark, "clip").run
+                slow, fast = race(*(partial(each, clip, data / benchmark, params) for each in (loop, run)))
                 print(f"| {name} | {benchmark} | {n} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} |", flush=True)
 
 
@@ -92,18 +95,18 @@ def render(folder: Path, image_px: int, pairs: int, photographs: int) -> None:
     shapes(build(Shapes, section, "shapes"), seed=0, images=folder / "images", benchmarks=folder)
 
 
-def loop_pairs(clip: Clip, folder: Path, options: Options) -> None:
+def loop_pairs(clip: Clip, folder: Path, params: Evaluate) -> None:
     """MMVP-VLM, one image and one text at a time."""
     questions = mmvp_vlm.read_questions(folder)
     for pair in zip(questions[::2], questions[1::2], strict=True):
-        images = [clip.embed(clip.preprocess(mmvp_vlm._open(each.image))[None])[0] for each in pair]
+        images = [clip.embed(clip.preprocess(read_image(each.image, str(each.image)))[None])[0] for each in pair]
         texts = [clip.embed_texts([f"a photo of {each.statement}"])[0] for each in pair]
         mmvp_vlm.pair_correct((normalize(torch.stack(texts), dim=1) @ normalize(torch.stack(images), dim=1).T)[None])
 
 
-def loop_photographs(clip: Clip, folder: Path, options: Options) -> None:
+def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
     """Segmentation, one window at a time."""
-    data, chosen = read_data_set(folder), options.segmentation
+    data, chosen = read_data_set(folder), params.segmentation
     settings = get_settings(chosen.protocol, data.name)
     how = {"method": chosen.method, "crop": settings.crop_px, "stride": settings.stride_px, "batch_size": 1}
     text = text_features(clip, data.names)

@@ -166,13 +166,13 @@ def _calibrate(commands: Commands) -> None:
     parser.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip convert`")
 
     def run(args: Args) -> None:
-        from un2clip.evaluation.benchmarks import Options
         from un2clip.evaluation.calibrate import calibrate, published
+        from un2clip.evaluation.measuring import Evaluate
 
         params = _params()
-        options = build(Options, params["evaluate"], "evaluate")
+        batch_size = build(Evaluate, params["evaluate"], "evaluate").batch_size
         model = published(args.model)
-        calibrate(model, data=args.data, clip=args.clip, device=params["device"], options=options)
+        calibrate(model, data=args.data, clip=args.clip, device=params["device"], batch_size=batch_size)
 
     parser.set_defaults(run=run)
 

@@ -1,5 +1,6 @@
 """Promotion against a real MLflow store: who becomes champion, and how the encoder comes back out."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from un2clip.config import build, read_yaml
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.scores import Item, Scores
+from un2clip.evidence.units import UNITS
 from un2clip.models.clip import encoder_sha256
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
@@ -312,3 +314,17 @@ def test_parameters_have_ranges(changes, says):
     """No rule would mean that anything passes or nothing; a name must not reach into a search."""
     with pytest.raises(ValueError, match=says):
         Promote(**({"registered_model": "un2clip", "champion": "auto", "rules": RULES} | changes))
+
+
+def test_a_number_of_the_whole_set_may_not_be_a_rule(registry, candidate, monkeypatch):
+    """Such a rule is refused before anything is registered; without it, the number is evidence like the rest."""
+    monkeypatch.setitem(UNITS, "FID", dataclasses.replace(UNITS["mse"], name="FID", aggregate=None))
+    made = candidate("a", detail=160)
+    for role, number, sha256 in (("reference", 14.0, "a" * 64), ("tuned", 12.0, made.sha256)):
+        Scores(benchmark="fid", role=role, method=role, unit="FID", protocol="", data_sha256="d", items=(),
+               encoder_sha256=sha256, number=number).save(made.scores / "fid" / f"{role}.json")  # fmt: skip
+    with pytest.raises(UserError, match=r"promote\.rules names fid, but FID is one number of the whole set"):
+        made.promote(registry, rules=(*RULES, Rule(benchmark="fid", gain_above=0.0)))
+    assert registry.aliases() == {}
+    assert made.promote(registry)["passed"]
+    assert registry.version("1").tags["score.fid"] == "12 FID (reference 14)"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from un2clip.datasets import loader
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options
+from un2clip.evaluation.measuring import Evaluate
 from un2clip.evidence.scores import load_scores
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.stages import run_stage
@@ -167,7 +167,7 @@ def test_diffusion_loss_bins_hold_their_timesteps(tiny, encoder: Path, tmp_path)
 def test_evaluate_scores_both_encoders_on_one_data_set(tiny, encoder: Path, tmp_path) -> None:
     """Two files, one data hash, each with its own encoder's hash."""
     names = {"benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path}
-    evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **names)
+    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", device="cpu", **names)
     reference, tuned = load_scores(tmp_path / "reference.json"), load_scores(tmp_path / "tuned.json")
     assert reference.data_sha256 == tuned.data_sha256 and reference.n == tuned.n == 36
     assert (reference.method, tuned.method) == ("reference", "un2clip-anchored")

@@ -1,24 +1,32 @@
 import csv
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import torch
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
+from un2clip.config import build
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Segmentation, get_benchmark
+from un2clip.evaluation import benchmarks, measuring
 from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
+from un2clip.evaluation.benchmarks.segmentation import Options
+from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.scores import ROLES, Item, load_scores
 from un2clip.models.clip import Clip, load_clip
+from un2clip.stages import stage_params
 from un2clip.stages.evaluate import evaluate
 
 
 def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
-    segmentation = Segmentation(method="clip", protocol="laptop", pictures=1)
-    return get_benchmark(name)(clip, folder, Options(batch_size=batch_size, segmentation=segmentation)).items
+    segmentation = Options(method="clip", protocol="laptop", pictures=1)
+    params = Evaluate(batch_size=batch_size, segmentation=segmentation)
+    return get_benchmark(name, "clip").run(clip, folder, params).items
 
 
 def test_pairs_by_a_hand_made_table() -> None:
@@ -127,7 +135,130 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
     with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*segmentation, .*zeroshot"):
-        get_benchmark("mmvp")
+        get_benchmark("mmvp", "clip")
+
+
+SECTION = {"batch_size": 16, "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2}}
+
+
+def test_the_section_is_built_of_the_files() -> None:
+    """What params.yaml has, as the stage reads it: numbers of all benchmarks, and those that a file owns."""
+    read = stage_params("evaluate", SECTION)
+    assert read == Evaluate(batch_size=16, segmentation=Options(method="clip", protocol="laptop", pictures=2))
+    assert isinstance(read, Evaluate)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, segmentation"),
+        (
+            {"batch_size": 16},
+            r"missing parameter evaluate\.segmentation: a mapping of method, protocol, pictures",
+        ),
+        (SECTION | {"batch_size": 0}, r"evaluate\.batch_size must be at least 1, got 0"),
+        (SECTION | {"segmentation": {"method": "clip"}}, r"missing parameter evaluate\.segmentation\.protocol: a text"),
+        (
+            SECTION | {"segmentation": SECTION["segmentation"] | {"pictures": 0}},
+            r"evaluate\.segmentation\.pictures must be at least 1, got 0",
+        ),
+        (
+            SECTION | {"segmentation": SECTION["segmentation"] | {"method": "dense"}},
+            "unknown dense method 'dense'; known: clip, ",
+        ),
+    ],
+)
+def test_the_section_is_read_strictly(section: dict, message: str) -> None:
+    """A key that is unknown, missing or wrong is one line with its full name, in a benchmark's own options too."""
+    with pytest.raises(UserError, match=message):
+        stage_params("evaluate", section)
+
+
+NEW = """
+from dataclasses import dataclass
+from un2clip.evaluation.benchmarks import BenchmarkResult
+from un2clip.evidence.items import Item
+
+MODEL = "mllm"
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    prompt: str
+
+def run(model, folder, *, batch_size, options):
+    answers = [model(options.prompt + path.read_text()) for path in sorted(folder.glob("*.txt"))]
+    items = tuple(Item(id=str(i), type="a", value=float(said == "yes")) for i, said in enumerate(answers))
+    return BenchmarkResult(unit="%", protocol=f"prompt {options.prompt!r}, {batch_size} at once", items=items)
+"""
+
+
+@pytest.fixture
+def with_a_new_file(tmp_path, monkeypatch):
+    """A file more among the benchmarks; the module that reads them, imported afresh beside it."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/new.py").write_text(NEW)
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path / "files")])
+    spec = importlib.util.spec_from_file_location("fresh_measuring", measuring.__file__)
+    assert spec and spec.loader
+    fresh = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fresh_measuring", fresh)
+    spec.loader.exec_module(fresh)
+    yield fresh
+    del sys.modules["un2clip.evaluation.benchmarks.new"], benchmarks.new
+
+
+def test_a_file_and_its_numbers_are_all_that_a_benchmark_needs(with_a_new_file, tmp_path) -> None:
+    """Of another kind of model, with options of its own: the section takes them, and both roles are scored."""
+    (tmp_path / "data").mkdir()
+    for i in range(4):
+        (tmp_path / f"data/{i}.txt").write_text(str(i))
+    with pytest.raises(UserError, match=r"missing parameter evaluate\.new: a mapping of prompt"):
+        build(with_a_new_file.Evaluate, SECTION, "evaluate")
+    params = build(with_a_new_file.Evaluate, SECTION | {"new": {"prompt": "Is it "}}, "evaluate")
+    subjects = {
+        "reference": Subject(model=lambda text: "yes" if text == "Is it 0" else "no", method="m", encoder_sha256="a"),
+        "tuned": Subject(model=lambda text: "yes", method="n", encoder_sha256="b"),
+    }
+    chosen = with_a_new_file.get_benchmark("new-set", "mllm")
+    found = with_a_new_file.measure(chosen, subjects, tmp_path / "data", params)
+    assert {role: each.score for role, each in found.items()} == {"reference": 25.0, "tuned": 100.0}
+    tuned = found["tuned"]
+    assert (tuned.benchmark, tuned.role, tuned.method, tuned.encoder_sha256) == ("new-set", "tuned", "n", "b")
+    assert (tuned.unit, tuned.protocol) == ("%", "prompt 'Is it ', 16 at once")
+    assert tuned.data_sha256 == data_sha256(tmp_path / "data")
+
+
+@pytest.mark.usefixtures("with_a_new_file")
+def test_a_model_of_another_kind_is_refused_before_anything_is_loaded(tmp_path) -> None:
+    """One sentence that says what the benchmark measures; neither encoder nor data need be there."""
+    nothing = dict.fromkeys(("benchmarks", "backbones", "encoder", "scores"), tmp_path / "none")
+    with pytest.raises(UserError, match="^benchmark new-set measures a model of the kind mllm, not clip$"):
+        evaluate(build(Evaluate, SECTION, "evaluate"), benchmark="new-set", device="cpu", **nothing)
+
+
+def test_every_file_says_what_it_measures() -> None:
+    """All that are here measure a CLIP, and only segmentation has options."""
+    names = [module.name for module in iter_modules(benchmarks.__path__)]
+    assert len(names) == 5
+    files = {name: get_benchmark(f"{name}-set", "clip").file for name in names}
+    assert [name for name, file in files.items() if hasattr(file, "Options")] == ["segmentation"]
+
+
+def test_measures_each_role_by_its_own_model(tiny) -> None:
+    """The scores of a role are those of its model, and tell whose they are."""
+    clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "mmvp_vlm"
+    other = load_clip(tiny.backbones / "clip")
+    for parameter in other.model.visual.parameters():
+        parameter.data = parameter.data.flip(0)
+    subjects = {
+        role: Subject(model=model, method=role, encoder_sha256=role)
+        for role, model in (("reference", clip), ("tuned", other))
+    }
+    found = measure(get_benchmark("mmvp_vlm", "clip"), subjects, folder, tiny.section(Evaluate, "evaluate"))
+    for role, model in (("reference", clip), ("tuned", other)):
+        assert {item.id: item.value for item in found[role].items} == naive_mmvp(model, folder)
+        assert (found[role].method, found[role].encoder_sha256) == (role, role)
+    assert found["reference"].items != found["tuned"].items
 
 
 def test_data_hash_sees_names_and_contents(tmp_path) -> None:
@@ -148,7 +279,7 @@ def test_data_hash_sees_names_and_contents(tmp_path) -> None:
 def test_an_encoder_that_was_not_made_here_can_be_scored(tiny, tmp_path) -> None:
     """A CLIP folder without a lineage, as `un2clip convert` writes, is scored beside the reference as imported."""
     made = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip", "benchmarks": tiny.benchmarks}
-    evaluate(tiny.section(Options, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
+    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
     reference, tuned = (load_scores(tmp_path / f"{role}.json") for role in ROLES)
     assert (reference.method, tuned.method) == ("reference", "imported")
     assert reference.items == tuned.items and reference.protocol.startswith("fp32; top-1")

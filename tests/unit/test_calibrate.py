@@ -11,7 +11,7 @@ import yaml
 
 from un2clip.__main__ import main
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.benchmarks import mmvp_vlm
 from un2clip.evaluation.calibrate import Published, calibrate, count_of, published
 from un2clip.evaluation.calibration import is_calibrated
 from un2clip.models.clip import load_clip
@@ -70,16 +70,12 @@ def recorded(tiny, data):
     return Published(model="tiny", pairs=4, right=right)
 
 
-def options(tiny):
-    return tiny.section(Options, "evaluate")
-
-
 def score(tiny, data):
-    return get_benchmark("mmvp_vlm")(load_clip(tiny.backbones / "clip"), data, options(tiny))
+    return mmvp_vlm.run(load_clip(tiny.backbones / "clip"), data, batch_size=16)
 
 
 def run(tiny, known, data):
-    return calibrate(known, data=data, clip=tiny.backbones / "clip", device="cpu", options=options(tiny))
+    return calibrate(known, data=data, clip=tiny.backbones / "clip", device="cpu", batch_size=16)
 
 
 def test_passes_on_the_recorded_counts_and_only_then_the_name(tiny, data, recorded):

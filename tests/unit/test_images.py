@@ -16,7 +16,7 @@ from un2clip.datasets.random_access import CorruptSample, read_image
 from un2clip.datasets.shards import samples
 from un2clip.datasets.tars import Rejected
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.models.clip import Clip, load_clip
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +43,8 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 def run(tiny) -> Callable[[str, Path], object]:
     """Score a folder by the benchmark whose data it holds."""
     clip: Clip = load_clip(tiny.backbones / "clip")
-    options = dataclasses.replace(tiny.section(Options, "evaluate"), batch_size=4)
-    return lambda name, folder: get_benchmark(name)(clip, folder, options)
+    params = dataclasses.replace(tiny.section(Evaluate, "evaluate"), batch_size=4)
+    return lambda name, folder: get_benchmark(name, "clip").run(clip, folder, params)
 
 
 @pytest.fixture

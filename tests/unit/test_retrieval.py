@@ -1,6 +1,5 @@
 """Retrieval: ranks by hand, and clip-benchmark's own recall on the same model and data."""
 
-import dataclasses
 import io
 import json
 import math
@@ -15,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.benchmarks import retrieval
 from un2clip.evaluation.benchmarks.retrieval import ranks
 from un2clip.models.clip import load_clip
 
@@ -54,8 +53,7 @@ def captioned(tiny, tmp_path_factory):
 
 
 def run(tiny, folder, batch_size=7):
-    options = dataclasses.replace(tiny.section(Options, "evaluate"), batch_size=batch_size)
-    return get_benchmark("retrieval")(load_clip(tiny.backbones / "clip"), folder, options).items
+    return retrieval.run(load_clip(tiny.backbones / "clip"), folder, batch_size=batch_size).items
 
 
 def recall(items, name):

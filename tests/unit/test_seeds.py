@@ -64,6 +64,16 @@ def test_table_by_hand():
     assert lines[-1] == "| m | 50.0 → 60.0 | 50.0 → 60.0 |"
 
 
+def test_a_loss_is_shown_in_thousandths():
+    """0.25 to 0.24875 on every item of both seeds: -1.250 thousandths, with three decimals."""
+    pair = [scores(role, [loss] * 40, unit="mse") for role, loss in (("reference", 0.25), ("tuned", 0.24875))]
+    compared = compare_scores(*pair, confidence=0.95, resamples=500, seed=0)
+    lines = table([(seed, "m", {"loss": compared}) for seed in (0, 1)], 0.95)
+    assert lines.startswith("### loss (thousandths of a squared error, less is better), n = 40 a seed")
+    cell = "250.000 → 248.750 (-1.250, -1.250 to -1.250)"
+    assert f"| m | {cell} | {cell} | -1.250 | 0.000 | -1.250 to -1.250 | 2 of 2 |" in lines
+
+
 def test_summary_by_hand():
     """A line a benchmark and method, with the mean of both encoders over the seeds that it has, and their spread."""
     results = [(seed, name, {"pairs": compared(more(k))}) for seed, name, k in ((0, "m", 8), (1, "m", 0), (1, "n", 4))]

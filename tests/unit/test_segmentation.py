@@ -15,13 +15,14 @@ from torch.nn.functional import interpolate, normalize, pad
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, Segmentation, segmentation
+from un2clip.evaluation.benchmarks import segmentation
 from un2clip.evaluation.dense.features import dense_features
 from un2clip.evaluation.dense.layouts import LAYOUTS, read_data_set
 from un2clip.evaluation.dense.masks import class_colours, palette, read_mask, read_photograph
 from un2clip.evaluation.dense.names import check_names, packaged_names, text_features
 from un2clip.evaluation.dense.protocols import Settings, get_settings, load_protocols
 from un2clip.evaluation.dense.windows import similarity_maps, windows
+from un2clip.evaluation.measuring import Evaluate
 from un2clip.evidence.scores import Item, load_scores, score_of
 from un2clip.models.clip import load_clip
 from un2clip.stages.evaluate import evaluate
@@ -31,8 +32,8 @@ SETTINGS = Settings(short_side_px=64, crop_px=32, stride_px=16, logit_scale=50.0
 NAMES = (("cat",), ("dog",), ("tree",))
 
 
-def options(batch_size: int = 16, method: str = "clearclip", protocol: str = "laptop") -> Options:
-    return Options(batch_size=batch_size, segmentation=Segmentation(method=method, protocol=protocol, pictures=2))
+def options(method: str = "clearclip", protocol: str = "laptop") -> segmentation.Options:
+    return segmentation.Options(method=method, protocol=protocol, pictures=2)
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +201,13 @@ def test_a_whole_data_set_by_a_naive_loop(tiny, clip) -> None:
         maps = naive_maps(clip.model.visual, (image - mean) / std, text, "clearclip", 32, 16)
         truth = torch.from_numpy(np.array(Image.open(photograph.mask)).astype(int)) - 1  # 0 does not count
         oracle.update(maps.argmax(0), truth)
-    outcome = segmentation.run(clip, folder, options(16))
-    assert outcome.unit == "mIoU" and outcome.items == segmentation.run(clip, folder, options(1)).items
+    outcome = segmentation.run(clip, folder, batch_size=16, options=options())
+    assert outcome == segmentation.run(clip, folder, batch_size=1, options=options()) and outcome.unit == "mIoU"
     assert score_of(outcome.items, "mIoU") == pytest.approx(100 * oracle.compute().item(), abs=0.01)
     assert outcome.protocol.startswith(
         "clearclip features, laptop settings of own (64/32/16 px, scale 50, thresholds 0, 0), 6 classes, names "
     )
-    assert segmentation.run(clip, folder, options(method="naclip")).protocol != outcome.protocol
+    assert segmentation.run(clip, folder, batch_size=16, options=options("naclip")).protocol != outcome.protocol
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_bad_data_is_named(tmp_path, clip, spoil, message: str) -> None:
     folder = lay_out(tmp_path / "segmentation-voc20", "voc20", [0, 1, 20, 255])
     spoil(folder / "VOC2012")
     with pytest.raises(UserError, match=message):
-        segmentation.run(clip, folder, options(protocol="sclip"))
+        segmentation.run(clip, folder, batch_size=16, options=options(protocol="sclip"))
 
 
 def test_folders_of_your_own(tmp_path) -> None:
@@ -373,7 +374,8 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):
         names = {"backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path / out}
-        evaluate(options(), benchmark="segmentation", device="cpu", benchmarks=tiny.benchmarks, **names)
+        params = Evaluate(batch_size=16, segmentation=options())
+        evaluate(params, benchmark="segmentation", device="cpu", benchmarks=tiny.benchmarks, **names)
     reference, tuned = load_scores(tmp_path / "one/reference.json"), load_scores(tmp_path / "one/tuned.json")
     assert reference.items == tuned.items and reference.protocol == tuned.protocol and reference.unit == "mIoU"
     assert 0 <= reference.score <= 100
@@ -414,7 +416,7 @@ def test_photographs_of_coco(tmp_path, clip) -> None:
                     (tmp_path / "images" / member.name).write_bytes(file.extractfile(member).read())
     data = read_data_set(tmp_path)
     assert len(data.photographs) == len(wanted) == 6 and not data.background
-    outcome = segmentation.run(clip, tmp_path, options(64))
+    outcome = segmentation.run(clip, tmp_path, batch_size=64, options=options())
     assert {item.sample for item in outcome.items} == wanted
     labelled = sum((read_mask(data, each, *read_photograph(each).shape[:2]) >= 0).sum() for each in data.photographs)
     confused = sum(item.of - item.value for item in outcome.items)  # a wrong pixel is in two unions

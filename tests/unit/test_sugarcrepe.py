@@ -1,6 +1,5 @@
 """SugarCrepe: clip-benchmark's reader and metric are the oracle."""
 
-import dataclasses
 import json
 import shutil
 import tarfile
@@ -14,7 +13,7 @@ from clip_benchmark.metrics import image_caption_selection
 from torch.utils.data import DataLoader
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.benchmarks import sugarcrepe
 from un2clip.evaluation.benchmarks.sugarcrepe import read_rows
 from un2clip.models.clip import load_clip
 
@@ -39,8 +38,7 @@ def row(filename, caption, negative_caption, **more):
 
 
 def run(tiny, folder, batch_size=4):
-    options = dataclasses.replace(tiny.section(Options, "evaluate"), batch_size=batch_size)
-    return get_benchmark("sugarcrepe")(load_clip(tiny.backbones / "clip"), folder, options).items
+    return sugarcrepe.run(load_clip(tiny.backbones / "clip"), folder, batch_size=batch_size).items
 
 
 def test_equals_clip_benchmarks_own_accuracy(tiny, folder):

@@ -1,6 +1,5 @@
 """Zero-shot classification: clip-benchmark is the oracle, and every layout gives the same outcomes."""
 
-import dataclasses
 import io
 import pickle
 import shutil
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.benchmarks import zeroshot
 from un2clip.models.clip import load_clip
 
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -26,8 +25,7 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 @pytest.fixture
 def run(tiny):
     clip = load_clip(tiny.backbones / "clip")
-    options = dataclasses.replace(tiny.section(Options, "evaluate"), batch_size=7)
-    return lambda folder: get_benchmark("zeroshot")(clip, folder, options).items
+    return lambda folder: zeroshot.run(clip, folder, batch_size=7).items
 
 
 @pytest.fixture
@@ -226,5 +224,5 @@ def test_fp32(tiny):
     clip, seen = load_clip(tiny.backbones / "clip"), []
     for tower in (clip.model.visual, clip.model.transformer):
         tower.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    get_benchmark("zeroshot")(clip, tiny.benchmarks / "zeroshot", tiny.section(Options, "evaluate"))
+    zeroshot.run(clip, tiny.benchmarks / "zeroshot", batch_size=16)
     assert seen and not any(seen)

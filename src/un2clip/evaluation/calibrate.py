@@ -15,7 +15,7 @@ import yaml
 
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import Options, get_benchmark
+from un2clip.evaluation.benchmarks import mmvp_vlm
 from un2clip.evaluation.calibration import Calibration
 from un2clip.evaluation.readers import data_sha256
 from un2clip.models.clip import encoder_sha256, load_clip
@@ -56,19 +56,20 @@ def count_of(percent: float, pairs: int) -> int:
     return count
 
 
-def calibrate(known: Published, *, data: Path, clip: Path, device: str, options: Options) -> Calibration:
+def calibrate(known: Published, *, data: Path, clip: Path, device: str, batch_size: int) -> Calibration:
     """Score a released model on the pairs, record the outcome beside the data, and insist on the published counts.
 
     Args:
         known: what it must reach.
         data: folder in MMVP_VLM's layout; the record is DATA.calibration.MODEL.json.
         clip: CLIP folder of the model, untouched.
+        batch_size: images at once.
 
     Raises:
         UserError: a count differs, and the record says that it did not pass; or the number of pairs does, and nothing
             is recorded: these are other pairs, such as the laptop world's, inside of an output of DVC's.
     """
-    items = get_benchmark("mmvp_vlm")(load_clip(clip, pick_device(device)), data, options).items
+    items = mmvp_vlm.run(load_clip(clip, pick_device(device)), data, batch_size=batch_size).items
     types = [item.type.replace("_", " ") for item in items]
     pairs = Counter(types)
     hits = Counter(name for name, item in zip(types, items, strict=True) if item.value)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from un2clip.evidence.scores import Scores, Unit, mismatch
+from un2clip.evidence.scores import Scores, mismatch
 from un2clip.evidence.statistics import Difference, paired_difference
+from un2clip.evidence.units import get_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Rule:
     """One demand on one benchmark.
 
     Attributes:
-        benchmark: name of the benchmark, or diffusion_loss.
+        benchmark: name of the benchmark, or diffusion_loss; never one of a number of the whole set.
         gain_above: the worse bound of the gain's interval must lie above this, in the benchmark's unit. 0 asks
             for a gain that is certain; -2 forgives a loss of less than 2. A loss that falls is a gain.
     """
@@ -36,7 +37,7 @@ class Finding:
     rule: Rule
     passed: bool
     sentence: str
-    unit: Unit | None = None
+    unit: str | None = None
     champion: float | None = None
     challenger: float | None = None
     gain: Difference | None = None
@@ -80,7 +81,10 @@ def decide(
     findings = []
     for rule in rules:
         before, after = champion.get(rule.benchmark), challenger.get(rule.benchmark)
-        if before is None or after is None:
+        known = after or before
+        if known is not None and (never := never_a_rule(known)):
+            findings.append(_refusal(rule, never))
+        elif before is None or after is None:
             missing = " and ".join(name for name, each in (("champion", before), ("challenger", after)) if each is None)
             findings.append(_refusal(rule, f"no scores of the {missing}"))
         elif reason := mismatch(before, after):
@@ -90,13 +94,20 @@ def decide(
     return Decision(findings=tuple(findings))
 
 
+def never_a_rule(scores: Scores) -> str:
+    """Why scores like these may not be a rule, as half a sentence; "" where they may."""
+    if not get_unit(scores.unit).set_level:
+        return ""
+    return f"{scores.unit} is one number of the whole set: it has no interval, and may never be a rule"
+
+
 def _refusal(rule: Rule, reason: str) -> Finding:
     return Finding(rule=rule, passed=False, sentence=f"{rule.benchmark} cannot be judged: {reason}.")
 
 
 def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float) -> Finding:
-    passed = gain.low > rule.gain_above
-    unit = "mse" if after.unit == "mse" else "points"
+    passed = gain.low is not None and gain.low > rule.gain_above
+    unit = get_unit(after.unit).change
     change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit}" if gain.mean else "did not change"
     sentence = (
         f"{rule.benchmark} {change} over {gain.n} samples "

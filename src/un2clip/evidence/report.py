@@ -12,15 +12,12 @@ from typing import Any
 import jinja2
 
 from un2clip.config import flatten
-from un2clip.evidence.scores import SCALE, Item, Scores, Unit, by_type, score_of
+from un2clip.evidence.items import Item, by_type
+from un2clip.evidence.scores import Scores, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
+from un2clip.evidence.units import UNITS, get_unit
 
-SIGN = {"better": "▲", "worse": "▼", "noise": "≈"}
-UNIT_LABELS: dict[Unit, str] = {
-    "%": "% correct",
-    "mse": "mean squared error, lower is better",
-    "mIoU": "mIoU, %",
-}
+SIGN = {"better": "▲", "worse": "▼", "noise": "≈", "unknown": ""}
 LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
 
 
@@ -28,8 +25,8 @@ LONGEST = 12  # a longer list of types is left out in the shell and folded on th
 class Row:
     """One type of a benchmark, or all of it: scores and their difference in the benchmark's unit.
 
-    `reading` is "better", "worse", or "noise" where the interval holds 0. `discordant` and `one_item`, what one item
-    more or less is worth, are None where items are not right or wrong: for a loss and for mIoU.
+    `reading` is "better", "worse", "noise" where the interval holds 0, or "unknown" where there is none. `discordant`
+    and `one_item`, what one item more or less is worth, are None where items are not right or wrong.
     """
 
     type: str
@@ -46,12 +43,15 @@ class Comparison:
     """One benchmark: `whole` over all items, `types` in the order of the data (none when there is only one)."""
 
     benchmark: str
-    unit: Unit
+    unit: str
     protocol: str
     data_sha256: str
     reference_sha256: str
     whole: Row
     types: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        get_unit(self.unit)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -60,48 +60,74 @@ class Comparison:
     def reach(self) -> float:
         """The largest distance from 0 that any interval of this benchmark reaches: the scale of its drawing."""
         differences = [row.difference for row in (self.whole, *self.types)]
-        return max(abs(bound) for each in differences for bound in (each.low, each.high))
+        bounds = [bound for each in differences for bound in (each.low, each.high)]
+        return max((abs(bound) for bound in bounds if bound is not None), default=0.0)
 
 
 def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:
-    """Compare two encoders on one benchmark, over all items and for each type."""
+    """Compare two encoders on one benchmark, over all items and for each type; a number of the whole set as it is."""
+    unit = get_unit(tuned.unit)
+    if unit.set_level:
+        return _comparison(reference, tuned, _set_row(reference, tuned), ())
     whole, of_types = paired_differences(
-        reference.items, tuned.items, unit=tuned.unit, confidence=confidence, resamples=resamples, seed=seed
+        reference.items, tuned.items, unit=unit.name, confidence=confidence, resamples=resamples, seed=seed
     )
     before, after = by_type(reference.items), by_type(tuned.items)
 
     def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
-        good = (difference.mean < 0) == tuned.lower_is_better
+        good = (difference.mean < 0) == unit.lower_is_better
         return Row(
             type=name,
-            reference=score_of(before, tuned.unit),
-            tuned=score_of(after, tuned.unit),
+            reference=score_of(before, unit.name),
+            tuned=score_of(after, unit.name),
             difference=difference,
-            discordant=discordant(before, after) if tuned.unit == "%" else None,
-            one_item=SCALE["%"] / len(before) if tuned.unit == "%" else None,
+            discordant=discordant(before, after) if unit.right_or_wrong else None,
+            one_item=unit.scale / len(before) if unit.right_or_wrong else None,
             reading="noise" if difference.is_noise else "better" if good else "worse",
         )
 
     types = [row(name, before[name], after[name], difference) for name, difference in of_types.items()]
+    return _comparison(
+        reference, tuned, row("all", reference.items, tuned.items, whole), tuple(types) if len(types) > 1 else ()
+    )
+
+
+def _set_row(reference: Scores, tuned: Scores) -> Row:
+    """The row of a number of the whole set, which is one sample."""
+    change = tuned.score - reference.score
+    return Row(
+        type="all",
+        reference=reference.score,
+        tuned=tuned.score,
+        difference=Difference(mean=change, low=None, high=None, n=1, changed=int(change != 0.0)),
+        discordant=None,
+        one_item=None,
+        reading="unknown",
+    )
+
+
+def _comparison(reference: Scores, tuned: Scores, whole: Row, types: tuple[Row, ...]) -> Comparison:
     return Comparison(
         benchmark=tuned.benchmark,
         unit=tuned.unit,
         protocol=tuned.protocol,
         data_sha256=tuned.data_sha256,
         reference_sha256=reference.encoder_sha256,
-        whole=row("all", reference.items, tuned.items, whole),
-        types=tuple(types) if len(types) > 1 else (),
+        whole=whole,
+        types=types,
     )
 
 
-def number(value: float, unit: Unit, *, signed: bool = False) -> str:
-    """A score or a difference as text: one decimal of a percentage, five of a loss."""
-    text = f"{value:{'+' if signed else ''}.{5 if unit == 'mse' else 1}f}"
+def number(value: float, unit: str, *, signed: bool = False) -> str:
+    """A score or a difference as text, with the unit's decimals."""
+    text = f"{value:{'+' if signed else ''}.{get_unit(unit).digits}f}"
     return text if float(text) else text.lstrip("+-")
 
 
-def interval(difference: Difference, unit: Unit) -> str:
+def interval(difference: Difference, unit: str) -> str:
     """The interval as text."""
+    if difference.low is None or difference.high is None:
+        return "none"
     return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
 
 
@@ -139,7 +165,7 @@ def render(
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",
         sign=SIGN,
-        unit_labels=UNIT_LABELS,
+        units=UNITS,
         longest=LONGEST,
         training=data_uri(plot_history(history), "svg+xml") if history else None,
         plots=[data_uri(path.read_bytes(), "png") for path in plots],

@@ -14,31 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from un2clip.errors import UserError
+from un2clip.evidence.items import Item, by_type
+from un2clip.evidence.units import get_unit
 
-Unit = Literal["%", "mse", "mIoU"]
-SCALE: dict[Unit, float] = {"%": 100.0, "mse": 1.0, "mIoU": 100.0}
 Role = Literal["reference", "tuned"]
 ROLES: tuple[Role, ...] = ("reference", "tuned")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One outcome: `value` out of `of`.
-
-    In % the value is 0 or 1 out of 1, in mse a mean squared error. In mIoU it is one class in one image: id
-    `image@class`, type the class, value the pixels of the intersection, `of` those of the union, which is not 0.
-    An id `sample@part` is one of several outcomes of the same sample, such as an image at several noise levels.
-    """
-
-    id: str
-    type: str
-    value: float
-    of: float = 1.0
-
-    @property
-    def sample(self) -> str:
-        """What is drawn as a whole when intervals are made: the id without its part."""
-        return self.id.rpartition("@")[0] or self.id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +29,12 @@ class Scores:
         benchmark: mmvp_vlm, zeroshot, ... or diffusion_loss.
         role: reference (the untouched encoder) or tuned.
         method: row of the method table that made the encoder; "reference" for the untouched one.
-        unit: "%" or "mIoU" (higher is better), or "mse" (lower is better).
+        unit: a row of UNITS.
         protocol: one line on how it was measured, as far as it moves the number: only equal ones may be compared.
         data_sha256: hash of the benchmark's data: only equal hashes may be compared.
         encoder_sha256: hash of the whole checkpoint's weights.
-        items: every outcome, in the order of the data.
+        items: every outcome, in the order of the data; none in a unit of whole sets.
+        number: the score, in a unit of whole sets; elsewhere None, for it follows from the items.
 
     Raises:
         ValueError: an unknown role or unit, a protocol of several lines, two items of one id, or an outcome that
@@ -63,34 +44,32 @@ class Scores:
     benchmark: str
     role: Role
     method: str
-    unit: Unit
+    unit: str
     protocol: str
     data_sha256: str
     encoder_sha256: str
     items: tuple[Item, ...]
+    number: float | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
-        if self.unit not in SCALE:
-            raise ValueError(f"unit must be one of {', '.join(SCALE)}, got {self.unit!r}")
+        unit = get_unit(self.unit)
         if len(self.protocol.splitlines()) > 1:
             raise ValueError(f"protocol must be one line, got {self.protocol!r}")
         if len({item.id for item in self.items}) != self.n:
             raise ValueError("every item must have an id of its own")
-        if self.unit == "%" and any(item.value < 0.0 or item.value > 1.0 for item in self.items):
-            raise ValueError("outcomes in % must be between 0 and 1")
-        if self.unit == "mIoU":
-            if broken := [item.id for item in self.items if not 0.0 <= item.value <= item.of < math.inf or not item.of]:
-                raise ValueError(f"an intersection must be within a union that is not empty, got item {broken[0]}")
-            if broken := [item.id for item in self.items if item.id != f"{item.sample}@{item.type}"]:
-                raise ValueError(f"ids in mIoU must be image@class, with no @ in the class, got {broken[0]}")
-        elif any(item.of != 1.0 for item in self.items):
-            raise ValueError(f"outcomes in {self.unit} are out of 1")
+        if unit.set_level != (self.number is not None) or (unit.set_level and self.items):
+            raise ValueError(f"scores in {unit.name} are {'a number without items' if unit.set_level else 'of items'}")
+        for item in self.items:
+            if complaint := unit.complaint(item):
+                raise ValueError(f"{complaint}, got item {item.id}")
+            if not unit.out_of and item.of != 1.0:
+                raise ValueError(f"outcomes in {unit.name} are out of 1, got item {item.id}")
 
     @property
     def lower_is_better(self) -> bool:
-        return self.unit == "mse"
+        return get_unit(self.unit).lower_is_better
 
     @property
     def n(self) -> int:
@@ -98,8 +77,8 @@ class Scores:
 
     @property
     def score(self) -> float:
-        """`score_of` all items."""
-        return score_of(self.items, self.unit)
+        """`score_of` all items, or the number of the whole set."""
+        return score_of(self.items, self.unit) if self.number is None else self.number
 
     def per_type(self) -> dict[str, tuple[float, int]]:
         """Score and number of items of each type, in order of first appearance."""
@@ -107,35 +86,28 @@ class Scores:
 
     def summary(self) -> dict[str, Any]:
         """Everything but the items, with what follows from them: n, score, score and n of each type."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "items"}
+        fields = {name: getattr(self, name) for name in DESCRIPTION}
         per_type = {name: {"score": score, "n": n} for name, (score, n) in self.per_type().items()}
         return fields | {"n": self.n, "score": self.score, "per_type": per_type}
 
     def save(self, path: Path) -> None:
         """Write JSON: the summary first, then the items."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = ("id", "type", "value", "of") if self.unit == "mIoU" else ("id", "type", "value")
+        names = ("id", "type", "value", "of") if get_unit(self.unit).out_of else ("id", "type", "value")
         content = self.summary() | {"items": [{name: getattr(item, name) for name in names} for item in self.items]}
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def by_type(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """The items of each type, types in order of first appearance."""
-    types: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        types[item.type].append(item)
-    return dict(types)
+#: The fields that a scores file has as they are.
+DESCRIPTION = tuple(field.name for field in dataclasses.fields(Scores) if field.name not in ("items", "number"))
 
 
-def score_of(items: Sequence[Item], unit: Unit) -> float:
-    """Sum of values over sum of `of`, in the unit; NaN when there is no item.
-
-    In mIoU it is the mean of this over the types: intersections and unions are summed over the whole set, class by
-    class, and a class that is neither in the labels nor predicted does not count (as mmsegmentation's IoUMetric).
-    """
-    groups = list(by_type(items).values()) if unit == "mIoU" else [items] if items else []
-    ratios = [math.fsum(item.value for item in each) / math.fsum(item.of for item in each) for each in groups]
-    return math.fsum(ratios) / len(ratios) * SCALE[unit] if ratios else math.nan
+def score_of(items: Sequence[Item], unit: str) -> float:
+    """The score of some items of one encoder in a unit that has items; NaN when there is no item."""
+    row = get_unit(unit)
+    if row.aggregate is None:
+        raise ValueError(f"{row.name} is a number of the whole set, not of items")
+    return row.aggregate.score(items) * row.scale if items else math.nan
 
 
 def load_scores(path: Path) -> Scores:
@@ -150,8 +122,9 @@ def load_scores(path: Path) -> Scores:
             Item(id=str(i["id"]), type=str(i["type"]), value=float(i["value"]), of=float(i.get("of", 1.0)))
             for i in content["items"]
         )
-        fields = {field.name: str(content[field.name]) for field in dataclasses.fields(Scores) if field.name != "items"}
-        scores = Scores(**fields, items=items)  # type: ignore[arg-type]
+        fields: dict[str, Any] = {name: str(content[name]) for name in DESCRIPTION}
+        number = float(content["score"]) if get_unit(fields["unit"]).set_level else None
+        scores = Scores(**fields, items=items, number=number)
         said = [content["n"], content["score"], *_summary(content["per_type"])]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -184,15 +157,19 @@ def mismatch(before: Scores, after: Scores) -> str | None:
     """Why two scores may not be compared item by item, as half a sentence; None when they may."""
     if before.protocol != after.protocol:
         return f"they were measured in different ways ({before.protocol!r} and {after.protocol!r})"
-    for name in ("benchmark", "unit", "data_sha256", *(() if before.unit == "mIoU" else ("n",))):
+    unit = get_unit(before.unit)
+    for name in ("benchmark", "unit", "data_sha256", *(("n",) if unit.paired else ())):
         first, second = getattr(before, name), getattr(after, name)
         if first != second:
             return f"{name} differs ({_short(first)} and {_short(second)})"
+    if unit.set_level:
+        broken = [scores.method for scores in (before, after) if not math.isfinite(scores.score)]
+        return f"the number of {broken[0]} is not finite" if broken else None
     if not before.n or not after.n:
         return "there are no items"
-    if before.unit == "mIoU":  # which classes have a union in an image depends on the prediction
+    if not unit.paired:
         if {item.sample for item in before.items} != {item.sample for item in after.items}:
-            return "the images differ"
+            return f"the {unit.counts} differ"
     elif [(item.id, item.type) for item in before.items] != [(item.id, item.type) for item in after.items]:
         return "the items differ"
     for scores in (before, after):

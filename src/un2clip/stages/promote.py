@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from un2clip import tracking
 from un2clip.errors import UserError
-from un2clip.evidence.gate import Decision, Rule, decide
+from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import read_json, read_lineage, tuned_pairs
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import clip_files, encoder_sha256
@@ -80,6 +80,9 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
             f"{report} is about encoder {made['encoder_sha256'][:12]}, not {found[:12]}; run `compare` again"
         )
     pairs = tuned_pairs(scores, found)
+    for _, tuned in pairs:
+        if tuned.benchmark in [rule.benchmark for rule in params.rules] and (reason := never_a_rule(tuned)):
+            raise UserError(f"promote.rules names {tuned.benchmark}, but {reason}")
     run_id = tracking.active_run()
     registry = Registry(params.registered_model) if run_id else None
     with store.as_user_error():

@@ -17,7 +17,7 @@ from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.evidence.lineage import read_json
 from un2clip.evidence.report import LONGEST, Comparison, Row
-from un2clip.evidence.scores import Unit
+from un2clip.evidence.units import get_unit
 
 #: Seed, method, benchmark -> comparison of that seed's two encoders.
 Result = tuple[int, str, dict[str, Comparison]]
@@ -155,11 +155,12 @@ def _row(*cells: str) -> list[str]:
 
 
 class _Numbers:
-    """A benchmark's numbers as text: percent with one decimal, a loss in thousandths with three."""
+    """A benchmark's numbers as text, as its unit has them in the study."""
 
-    def __init__(self, unit: Unit) -> None:
-        self.name = "thousandths of a squared error, less is better" if unit == "mse" else unit
-        self._scale, self._digits = (1000.0, 3) if unit == "mse" else (1.0, 1)
+    def __init__(self, unit: str) -> None:
+        row = get_unit(unit)
+        self.name = row.study_name
+        self._scale, self._digits = row.study_scale, row.study_digits
 
     def __call__(self, value: float, sign: str = "") -> str:
         return f"{self._scale * value:{sign}.{self._digits}f}"
@@ -168,8 +169,8 @@ class _Numbers:
         if row is None:
             return ""
         d = row.difference
-        interval = f"{self(d.mean, '+')}, {self(d.low, '+')} to {self(d.high, '+')}"
-        return f"{self(row.reference)} → {self(row.tuned)} ({interval})"
+        interval = "" if d.low is None or d.high is None else f", {self(d.low, '+')} to {self(d.high, '+')}"
+        return f"{self(row.reference)} → {self(row.tuned)} ({self(d.mean, '+')}{interval})"
 
     def spread(self, each: Spread) -> tuple[str, str, str, str]:
         certain = f"{each.certain} of {each.seeds}"

@@ -15,15 +15,16 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import BenchmarkResult, Options
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import is_calibrated
 from un2clip.evaluation.readers import read_image
-from un2clip.evidence.scores import Item
+from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 COLUMNS = ["Question ID", "Type", "Statement"]
+MODEL: Model = "clip"
 PROTOCOL = "fp32; 'a photo of ' + statement; ties are image 2; patterns by the Type column"
 
 
@@ -37,7 +38,7 @@ class Question:
     image: Path
 
 
-def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     """Score every pair: value 1 if both statements pick their own image.
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
@@ -48,7 +49,7 @@ def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
     """
     questions = read_questions(folder)
-    batches = tqdm(_batches(questions, options.batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
+    batches = tqdm(_batches(questions, batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
     similarity = torch.cat([_similarities(clip, batch) for batch in batches])
     items = tuple(
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))

@@ -16,11 +16,12 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import BenchmarkResult, Options
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
-from un2clip.evidence.scores import Item
+from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
+MODEL: Model = "clip"
 PROTOCOL = "fp32; R@k: a positive is among the first k of the whole set, ties against it; the score is the mean of all"
 RECALLS = (1, 5, 10)
 
@@ -43,7 +44,7 @@ class Embedded:
     owner: Tensor
 
 
-def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     """Every query's outcomes, in both directions: value 1 if the rank of its best positive is at most k.
 
     Types are "image to text R@1", ...; a k that no query could miss, because there are not more candidates, is
@@ -53,10 +54,10 @@ def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
         folder: clip-benchmark's webdataset layout, dataset_type.txt ("retrieval") and test/*.tar, or plain *.tar:
             an image and .txt a sample, a caption a line.
     """
-    data = _embed(clip, folder, options.batch_size)
+    data = _embed(clip, folder, batch_size)
     image = torch.arange(len(data.images))
-    to_text = ranks(data.images, data.captions, image, data.owner, options.batch_size)
-    to_image = ranks(data.captions, data.images, data.owner, image, options.batch_size)
+    to_text = ranks(data.images, data.captions, image, data.owner, batch_size)
+    to_image = ranks(data.captions, data.images, data.owner, image, batch_size)
     items = [
         *_items("image to text", data.image_ids, to_text, len(data.captions)),
         *_items("text to image", data.caption_ids, to_image, len(data.images)),

@@ -6,6 +6,7 @@ something beside another one of the same protocol only; and a class seen in few 
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +15,56 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from un2clip.evaluation.benchmarks import BenchmarkResult, Options
+from un2clip.config import at_least
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
+from un2clip.evaluation.dense.features import get_dense_method
 from un2clip.evaluation.dense.grid import save_grid
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
 from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
 from un2clip.evaluation.dense.names import Names, names_sha256, text_features
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
 from un2clip.evaluation.dense.windows import similarity_maps
-from un2clip.evidence.scores import Item
+from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
+MODEL: Model = "clip"
 Prediction = tuple[Photograph, Classes, Classes]
 
 
-def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The section `evaluate.segmentation` of params.yaml.
+
+    Attributes:
+        method: dense features, a row of DENSE_METHODS.
+        protocol: settings, an entry of dense/protocols.yaml.
+        pictures: columns of the grid of pictures.
+    """
+
+    method: str
+    protocol: str
+    pictures: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "pictures")
+        get_dense_method(self.method)
+        get_protocol(self.protocol)
+
+
+def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> BenchmarkResult:
     """Intersection and union of every class in every image, in pixels; in fp32.
 
     Args:
         folder: a data set in its own layout (dense/layouts.py).
-        options: `batch_size` windows at once; `segmentation` names features and protocol.
+        batch_size: windows at once.
+        options: features and protocol.
 
     Raises:
         UserError: data, method or protocol are not as they must be; the message names the file.
     """
     data = read_data_set(folder)
-    progress = tqdm(_predictions(clip, data, options), total=len(data.photographs), unit="image", desc="segmentation")
+    predictions = _predictions(clip, data, batch_size, options)
+    progress = tqdm(predictions, total=len(data.photographs), unit="image", desc="segmentation")
     items = tuple(
         Item(id=f"{photograph.id}@{name}", type=name, value=float(intersection), of=float(union))
         for photograph, truth, predicted in progress
@@ -47,22 +73,25 @@ def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     return BenchmarkResult(unit="mIoU", protocol=_protocol(data, options), items=items)
 
 
-def draw(clips: Mapping[str, Clip], folder: Path, options: Options, path: Path) -> None:
+def draw(clips: Mapping[str, Clip], folder: Path, png: Path, *, batch_size: int, options: Options) -> None:
     """The first images of the data set, their masks, and what each encoder sees where it counts, in one PNG.
 
     Args:
         clips: encoders by the name that stands beside their row.
     """
     data = read_data_set(folder)
-    few = data.first(options.segmentation.pictures)
+    few = data.first(options.pictures)
     rows = {
-        name: [np.where(truth == IGNORED, truth, predicted) for _, truth, predicted in _predictions(clip, few, options)]
+        name: [
+            np.where(truth == IGNORED, truth, predicted)
+            for _, truth, predicted in _predictions(clip, few, batch_size, options)
+        ]
         for name, clip in clips.items()
     }
     images = [read_photograph(photograph) for photograph in few.photographs]
     truth = [read_mask(few, each, *image.shape[:2]) for each, image in zip(few.photographs, images, strict=True)]
     legend = {each[0]: colour for each, colour in zip(data.names, class_colours(data), strict=True)}
-    save_grid(images, {"labels": truth} | rows, legend, path)
+    save_grid(images, {"labels": truth} | rows, legend, png)
 
 
 def overlaps(truth: Classes, predicted: Classes, names: Names) -> Iterator[tuple[str, int, int]]:
@@ -113,10 +142,10 @@ def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -
     return (image - torch.tensor(cfg["mean"])[:, None, None]) / torch.tensor(cfg["std"])[:, None, None]
 
 
-def _predictions(clip: Clip, data: DataSet, options: Options) -> Iterator[Prediction]:
+def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -> Iterator[Prediction]:
     """Each photograph with its labels and what the encoder makes of it, (H, W) both, in order."""
-    settings = get_settings(options.segmentation.protocol, data.name)
-    long_side_px = get_protocol(options.segmentation.protocol).long_side_px
+    settings = get_settings(options.protocol, data.name)
+    long_side_px = get_protocol(options.protocol).long_side_px
     waiting: deque[tuple[Photograph, Classes]] = deque()
 
     def pictures() -> Iterator[Tensor]:
@@ -129,10 +158,10 @@ def _predictions(clip: Clip, data: DataSet, options: Options) -> Iterator[Predic
         clip.model.visual,
         pictures(),
         text_features(clip, data.names),
-        method=options.segmentation.method,
+        method=options.method,
         crop=settings.crop_px,
         stride=settings.stride_px,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
     )
     for similarity in maps:
         photograph, truth = waiting.popleft()
@@ -140,7 +169,6 @@ def _predictions(clip: Clip, data: DataSet, options: Options) -> Iterator[Predic
 
 
 def _protocol(data: DataSet, options: Options) -> str:
-    chosen = options.segmentation
-    settings = get_settings(chosen.protocol, data.name)
+    settings = get_settings(options.protocol, data.name)
     names = f"{len(data.names)} classes, names {names_sha256(data.names)[:12]}"
-    return f"{chosen.method} features, {chosen.protocol} settings of {data.name} ({settings}), {names}"
+    return f"{options.method} features, {options.protocol} settings of {data.name} ({settings}), {names}"

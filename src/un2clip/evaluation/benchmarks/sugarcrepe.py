@@ -15,13 +15,14 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import BenchmarkResult, Options
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import read_image
-from un2clip.evidence.scores import Item
+from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
 #: COCO's archive has the first, and so has clip-benchmark.
 IMAGE_FOLDERS = ("val2017", "images")
+MODEL: Model = "clip"
 PROTOCOL = "fp32; right if nearer to the caption than to the negative; ties are wrong"
 
 
@@ -36,7 +37,7 @@ class Row:
     negative_caption: str
 
 
-def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     """Value 1 for every row whose cosine with the caption is above that with the negative.
 
     Args:
@@ -45,8 +46,8 @@ def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     """
     rows = read_rows(folder)
     items: list[Item] = []
-    for start in tqdm(range(0, len(rows), options.batch_size), unit="batch", desc="sugarcrepe", mininterval=1):
-        batch = rows[start : start + options.batch_size]
+    for start in tqdm(range(0, len(rows), batch_size), unit="batch", desc="sugarcrepe", mininterval=1):
+        batch = rows[start : start + batch_size]
         outcomes = zip(batch, _caption_wins(clip, batch), strict=True)
         items += [Item(id=row.id, type=row.type, value=float(wins)) for row, wins in outcomes]
     return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items))

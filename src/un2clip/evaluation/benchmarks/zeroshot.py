@@ -15,15 +15,16 @@ from clip_benchmark.metrics.zeroshot_classification import run_classification, z
 from torch import Tensor
 
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks import BenchmarkResult, Options
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.classification import Classification, open_classification
-from un2clip.evidence.scores import Item
+from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
+MODEL: Model = "clip"
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
 
 
-def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
 
     A class's embedding is the mean of its normalised templates, normalised. The logits of all images are held at
@@ -36,7 +37,7 @@ def run(clip: Clip, folder: Path, options: Options) -> BenchmarkResult:
     device = clip.device.type
     classifier = zero_shot_classifier(clip.model, clip.tokenize, data.names, data.templates, device, amp=False)
     ids: list[str] = []
-    batches = _batches(data, options.batch_size, ids)
+    batches = _batches(data, batch_size, ids)
     if (first := next(batches, None)) is None:
         raise UserError(f"{folder} holds no images")
     logits, labels = run_classification(clip.model, classifier, chain([first], batches), device, amp=False)

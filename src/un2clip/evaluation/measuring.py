@@ -1,0 +1,141 @@
+"""Measure models with a benchmark: what its file says, the section `evaluate` of params.yaml, and the scores."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, TypeVar
+
+from un2clip.config import at_least
+from un2clip.errors import UserError
+from un2clip.evaluation import benchmarks
+from un2clip.evaluation.benchmarks import BenchmarkResult, Model
+from un2clip.evaluation.readers import data_sha256
+from un2clip.evidence.scores import Role, Scores
+
+T = TypeVar("T")
+
+
+def _files() -> list[str]:
+    return [module.name for module in iter_modules(benchmarks.__path__)]
+
+
+def _file(name: str) -> ModuleType:
+    return importlib.import_module(f"{benchmarks.__name__}.{name}")
+
+
+def _with_options(section: type[T]) -> type[T]:
+    """The dataclass with one field more for each benchmark that has options, called as its file."""
+    fields = [(name, _file(name).Options) for name in _files() if hasattr(_file(name), "Options")]
+    namespace = {"__module__": section.__module__, "__doc__": section.__doc__}
+    return dataclasses.make_dataclass(
+        section.__name__, fields, bases=(section,), namespace=namespace, frozen=True, kw_only=True
+    )
+
+
+@_with_options
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """The section `evaluate` of params.yaml: what all benchmarks share, and the options of each that has some.
+
+    Attributes:
+        batch_size: images, or windows of images, at once.
+    """
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark by its whole name, and the file of benchmarks/ that measures it."""
+
+    name: str
+    file: ModuleType
+
+    def run(self, model: Any, folder: Path, params: Evaluate) -> BenchmarkResult:
+        """What the model reaches on the data in the folder."""
+        result: BenchmarkResult = self.file.run(model, folder, **self._numbers(params))
+        return result
+
+    def draw(self, models: Mapping[Role, Any], folder: Path, png: Path, params: Evaluate) -> None:
+        """Write the picture of the models, where the benchmark has one."""
+        if hasattr(self.file, "draw"):
+            self.file.draw(models, folder, png, **self._numbers(params))
+
+    def _numbers(self, params: Evaluate) -> dict[str, Any]:
+        name = self.file.__name__.rpartition(".")[2]
+        own = {"options": getattr(params, name)} if hasattr(self.file, "Options") else {}
+        return {"batch_size": params.batch_size} | own
+
+
+def get_benchmark(name: str, model: Model) -> Benchmark:
+    """The benchmark called `name`: of a file of benchmarks/, or `file-dataset`.
+
+    Args:
+        name: of the benchmark.
+        model: what kind is to be measured.
+
+    Raises:
+        UserError: there is no such file (lists those there are), or it measures another kind of model.
+    """
+    file = name.partition("-")[0]
+    if file not in _files():
+        raise UserError(f"unknown benchmark {name!r}; known: {', '.join(_files())}")
+    found = Benchmark(name=name, file=_file(file))
+    # The one place where a model is held against what a benchmark needs, before anything is loaded: an encoder
+    # without a pooled embedding is to be refused here too.
+    if found.file.MODEL != model:
+        raise UserError(f"benchmark {name} measures a model of the kind {found.file.MODEL}, not {model}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is measured, and what its scores say of it.
+
+    Attributes:
+        model: what the benchmark's `run` takes, such as a Clip.
+        method: row of the method table that made its encoder; "reference" for the untouched one.
+        encoder_sha256: hash of its encoder's checkpoint.
+    """
+
+    model: Any
+    method: str
+    encoder_sha256: str
+
+
+def measure(
+    benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate
+) -> dict[Role, Scores]:
+    """The scores of each subject, on the same data with the same options.
+
+    Args:
+        benchmark: what `get_benchmark` gave.
+        subjects: models by their role.
+        folder: the benchmark's data.
+        params: batch size and options.
+
+    Raises:
+        UserError: the data are not as they must be; the message names the file.
+    """
+    sha256 = data_sha256(folder)
+    found: dict[Role, Scores] = {}
+    for role, subject in subjects.items():
+        result = benchmark.run(subject.model, folder, params)
+        found[role] = Scores(
+            benchmark=benchmark.name,
+            role=role,
+            method=subject.method,
+            unit=result.unit,
+            protocol=result.protocol,
+            data_sha256=sha256,
+            encoder_sha256=subject.encoder_sha256,
+            items=result.items,
+        )
+    return found

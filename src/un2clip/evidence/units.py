@@ -1,0 +1,138 @@
+"""Units: in what a score is counted, and all that follows: a row of UNITS each. No other file asks which one it is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from un2clip.evidence.aggregates import Aggregate, Mean, MeanOverTypes
+from un2clip.evidence.items import Item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One row.
+
+    Attributes:
+        name: as scores files have it.
+        label: the same for readers of the report.
+        note: sentence under the report's table.
+        change: in what a gate's sentence counts a difference.
+        counts: what n counts.
+        scale: what an aggregate's 1 is: 100 in %.
+        digits: decimals in the report.
+        study_name, study_scale, study_digits: the same in the study's tables, whose numbers are `study_scale` as large.
+        lower_is_better: whether a fall is a gain.
+        aggregate: how items become a score; None for a number of the whole set, such as FID.
+        complaint: item -> what is wrong with it, "" if nothing is.
+        out_of: whether an item says what its value is out of; elsewhere that is 1, and not in the file.
+        paired: whether two encoders must have the same items; elsewhere, items of the same samples.
+        right_or_wrong: whether an item is right (1) or wrong (0) and all weigh alike, as McNemar's test asks, and what
+            one item is worth.
+    """
+
+    name: str
+    label: str
+    note: str
+    change: str
+    counts: str
+    scale: float
+    digits: int
+    study_name: str
+    study_scale: float
+    study_digits: int
+    lower_is_better: bool
+    aggregate: Aggregate | None
+    complaint: Callable[[Item], str]
+    out_of: bool
+    paired: bool
+    right_or_wrong: bool
+
+    @property
+    def set_level(self) -> bool:
+        """Whether it is one number of the whole set: no items, so no interval, and never a rule of the gate."""
+        return self.aggregate is None
+
+
+def get_unit(name: str) -> Unit:
+    """The row called `name`.
+
+    Raises:
+        ValueError: there is none; lists the table.
+    """
+    if name not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {name!r}")
+    return UNITS[name]
+
+
+def _share(item: Item) -> str:
+    """Right is 1 and wrong is 0."""
+    return "outcomes in % must be between 0 and 1" if item.value < 0.0 or item.value > 1.0 else ""
+
+
+def _overlap(item: Item) -> str:
+    """One class in one image: value the pixels of the intersection, `of` those of the union, which is not 0."""
+    if not 0.0 <= item.value <= item.of < math.inf or not item.of:
+        return "an intersection must be within a union that is not empty"
+    return "" if item.id == f"{item.sample}@{item.type}" else "ids in mIoU must be image@class, with no @ in the class"
+
+
+UNITS: dict[str, Unit] = {
+    row.name: row
+    for row in (
+        Unit(
+            name="%",
+            label="% correct",
+            note="Scores in %, differences in points.",
+            change="points",
+            counts="samples",
+            scale=100.0,
+            digits=1,
+            study_name="%",
+            study_scale=1.0,
+            study_digits=1,
+            lower_is_better=False,
+            aggregate=Mean(),
+            complaint=_share,
+            out_of=False,
+            paired=True,
+            right_or_wrong=True,
+        ),
+        Unit(
+            name="mse",
+            label="mean squared error, lower is better",
+            note="Mean squared error; lower is better.",
+            change="mse",
+            counts="samples",
+            scale=1.0,
+            digits=5,
+            study_name="thousandths of a squared error, less is better",
+            study_scale=1000.0,
+            study_digits=3,
+            lower_is_better=True,
+            aggregate=Mean(),
+            complaint=lambda item: "",
+            out_of=False,
+            paired=True,
+            right_or_wrong=False,
+        ),
+        Unit(
+            name="mIoU",
+            label="mIoU, %",
+            note="Intersection over union, summed over the set for each class, then averaged over the classes; in %, "
+            "differences in points.",
+            change="points",
+            counts="images",
+            scale=100.0,
+            digits=1,
+            study_name="mIoU",
+            study_scale=1.0,
+            study_digits=1,
+            lower_is_better=False,
+            aggregate=MeanOverTypes(),
+            complaint=_overlap,
+            out_of=True,
+            paired=False,  # which classes have a union in an image depends on the prediction
+            right_or_wrong=False,
+        ),
+    )
+}
