@@ -36,7 +36,7 @@ from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
 from pipelines import resources
 from pipelines.resources import CLUSTER, Cluster, Compiled, read_cluster
-from un2clip.config import merge, read_yaml, stack
+from un2clip import config
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -257,12 +257,8 @@ def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
 
 
 def read_params(*overlays: Path) -> dict[str, Any]:
-    """Read params.yaml, with overlays (or another whole params file) laid over it; the later wins.
-
-    Raises:
-        UserError: an overlay adds a key.
-    """
-    return merge(read_yaml(ROOT / "params.yaml"), stack(read_yaml(path) for path in overlays))
+    """The repository's numbers, with overlays (or another whole params file) laid over them; see config.read_params."""
+    return config.read_params(ROOT / "params.yaml", overlays)
 
 
 def _nulls(value: Any, name: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from un2clip.cli import RENAMED, add_commands
-from un2clip.config import merge, read_yaml, stack
+from un2clip.config import read_params
 from un2clip.errors import UserError
 from un2clip.stages import STAGES, get_stage, run_stage
 
@@ -70,7 +70,7 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
 
 def _run_stage(name: str, options: argparse.Namespace) -> None:
     given = vars(options)
-    params = merge(read_yaml(given.pop("params")), stack(read_yaml(path) for path in given.pop("overlay") or []))
+    params = read_params(given.pop("params"), given.pop("overlay") or [])
     if name not in params:
         raise UserError(f"params.yaml has no section {name}")
     if "seed" in given:

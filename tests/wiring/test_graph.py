@@ -14,6 +14,7 @@ import yaml
 from dvc.repo import Repo
 
 from pipelines import resources
+from un2clip.config import read_files
 from un2clip.stages import STAGES, get_stage
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,8 @@ def pipeline_edges() -> Edges:
 
 
 def dvc_edges(folder: Path) -> Edges:
-    """DVC's own reading of dvc.yaml and params.yaml, in a folder of its own, with the matrix collapsed."""
-    for name in ("dvc.yaml", "params.yaml"):
+    """DVC's own reading of dvc.yaml and the numbers, in a folder of its own, with the matrix collapsed."""
+    for name in ("dvc.yaml", *read_files(ROOT / "params.yaml")):
         shutil.copy(ROOT / name, folder)
     with Repo.init(str(folder), no_scm=True) as repo:
         pairs = [(after.name, before.name) for after, before in repo.index.graph.edges]
