@@ -66,7 +66,7 @@ def check_out(revision: str, folder: Path) -> Path:
 def snapshot(folder: Path) -> Path:
     """What a run reads of the working tree, copied: an edit meanwhile changes nothing."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", *(each for each in FILES if (ROOT / each).is_file()), str(TINY)):
+    for name in ("dvc.yaml", *FILES, str(TINY)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder

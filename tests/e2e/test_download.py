@@ -159,8 +159,8 @@ COUNTS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """A folder to work in: the files of numbers, and an overlay with the tests' numbers."""
-    for path in (path for path in map(ROOT.joinpath, FILES) if path.is_file()):
-        shutil.copy(path, tmp_path)
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump({"download": NUMBERS | LIMITS}))
     monkeypatch.chdir(tmp_path)
     return tmp_path

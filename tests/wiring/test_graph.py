@@ -188,7 +188,14 @@ def test_each_stage_gets_its_own_section() -> None:
         assert parameters["params"] == f"{stage}_params"
         for name in {"seed", "method", "device", "checkpoints"} & set(parameters):
             assert parameters[name] == name
-        assert DVC[stage]["params"] == [stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_notices_a_change_of_a_stages_section(stage: str) -> None:
+    """A stage lists its own section and no other, in each file that holds a part of it."""
+    holding = [name for name, content in read_files(ROOT / "params.yaml").items() if stage in content]
+    listed = [each if isinstance(each, dict) else {"params.yaml": [each]} for each in DVC[stage]["params"]]
+    assert holding and listed == [{name: [stage]} for name in holding]
 
 
 def test_a_folder_on_the_volume_reaches_its_stage() -> None:

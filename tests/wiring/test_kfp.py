@@ -253,7 +253,7 @@ def test_nothing_is_installed_at_run_time() -> None:
 def test_missing_section_is_named() -> None:
     """A params file without a stage's section cannot be compiled, and the message names what is missing."""
     params = read_params()
-    with pytest.raises(UserError, match=r"has no method, finetune;"):
+    with pytest.raises(UserError, match=r"have no method, finetune;"):
         arguments({key: value for key, value in params.items() if key not in ("finetune", "method")})
 
 
