@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from un2clip.config.files import FILES, flags, read_files, read_params, read_yaml, split, unite
-from un2clip.config.overlays import flatten, merge, stack
+from un2clip.config.overlays import RENAMED, complete, flatten, merge, stack, unknown
 from un2clip.errors import UserError
 
 __all__ = [
-    "FILES", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",
+    "FILES", "RENAMED", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",
     "read_params", "read_yaml", "split", "stack", "unite",
 ]  # fmt: skip
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def build(cls: type[T], values: Any, name: str) -> T:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise UserError(f"unknown parameter {name}.{key}; known here: {', '.join(names)}")
+            raise UserError(unknown(f"{name}.{key}", names, values[key]))
     for key in names:
         if key not in values:
             raise UserError(f"missing parameter {name}.{key}: {describe(hints[key])}")
@@ -86,6 +86,8 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     elif origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(args[1]):
+            value = {key: complete(value, key, f"{name}.") for key in value}
         return {str(key): convert(args[1], item, f"{name}.{key}") for key, item in value.items()}
     elif hint is bool and isinstance(value, bool):
         return value

@@ -105,14 +105,14 @@ def _holding(files: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {file: content[key] for file, content in files.items() if key in content}
 
 
-def _assignments(overlay: Content, base: Any, prefix: str = "") -> list[str]:
+def _assignments(overlay: Content, base: Content, prefix: str = "") -> list[str]:
     """DVC takes new keys of a mapping only with a plus, keys without quotes, and no empty word."""
     texts: list[str] = []
     for key, value in overlay.items():
         if isinstance(value, Mapping) and key not in WHOLE:
-            texts += _assignments(value, base[key], f"{prefix}{key}.")
+            texts += _assignments(value, base.get(key, {}), f"{prefix}{key}.")
         else:
-            plus = "+" if isinstance(value, Mapping) and value else ""
+            plus = "+" if key not in base or isinstance(value, Mapping) and value else ""
             text = value if isinstance(value, str) and value else _in_hydra(value)
             texts.append(f"{plus}{prefix}{key}={text}")
     return texts
