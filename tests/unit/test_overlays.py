@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_one_sentence(entry: dict[str, object], message: st
 
 
 def test_a_circle_is_seen_from_outside_of_it_too() -> None:
-    """The first entry that leads into it is named; what an entry is like must be one."""
+    """The entry that closes it is named, and the way there; what an entry is like must be one."""
     circle = {"a": {"like": "b"}, "b": {"like": "a"}}
     with pytest.raises(UserError, match=r"^train\.phases\.a\.like closes a circle: c -> b -> a -> b$"):
         phases({"c": {"like": "b"}} | circle)
