@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden same-numbers rooms download-env lint kfp-local images docker-e2e pipeline study clean
+.PHONY: help setup demo test golden same-numbers rooms schema download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ golden: $(READY)  ## write tests/golden/golden.json anew: losses of every method
 
 rooms: $(READY)  ## draw docs/rooms.svg, the rooms of src/un2clip and what each stands on
 	python -m tests.wiring.rooms
+
+schema: $(READY)  ## params.schema.json and its like for editors, and docs/params.md, of the dataclasses and the comments
+	python -m tests.wiring.schema
 
 same-numbers: $(READY)  ## REV=main~3: run a small pipeline at that revision and here, and compare every byte of its numbers
 	@test -n "$(REV)" || { echo "say which revision to compare with: make same-numbers REV=main~3"; exit 2; }

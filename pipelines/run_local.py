@@ -35,7 +35,7 @@ def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -
 
     Args:
         folder: a folder of this run alone.
-        overlay: params file laid over params.yaml; without one the numbers compiled into the YAML count.
+        overlay: params file laid over the repository's numbers; without one the numbers compiled into the YAML count.
         runner: subprocess or docker.
 
     Returns:
@@ -105,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.run_local", description="Run the pipeline on this machine."
     )
-    parser.add_argument("--params", type=Path, metavar="FILE", help="overlay on params.yaml")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="overlay on the numbers")
     parser.add_argument(
         "--root", type=Path, default=ROOT / "local_outputs", help="parent of the runs (default: %(default)s)"
     )

@@ -1,6 +1,6 @@
 """The graph of dvc.yaml for Kubeflow, task by task in the same order; a test proves the two equal.
 
-Compile it, with the numbers of params.yaml and of clusters/*.yaml as defaults, to the checked-in files:
+Compile it, with the numbers of params.yaml, world.yaml and clusters/*.yaml as defaults, to the checked-in files:
 
     python -m pipelines.un2clip
 
@@ -36,14 +36,16 @@ from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
 from pipelines import resources
 from pipelines.resources import CLUSTER, Cluster, Compiled, read_cluster
-from un2clip.config import merge, read_yaml, stack
+from un2clip import config
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
 #: The checked-in files, and the cluster that each is for.
 PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": resources.CLUSTERS / "gpu.yaml"}
-HEADER = "# Compiled from pipelines/un2clip.py and params.yaml by `python -m pipelines.un2clip`; do not edit.\n"
+HEADER = (
+    "# Compiled from pipelines/un2clip.py, params.yaml and world.yaml by `python -m pipelines.un2clip`; do not edit.\n"
+)
 #: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
 WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
 
@@ -100,7 +102,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
             images: folder of image-text tars on the volume, "" for the laptop world.
             benchmark_data: folder on the volume with one folder of data a benchmark, "" for the laptop world's.
             benchmarks: names of the benchmarks to evaluate.
-            shapes_params: section `shapes` of params.yaml, whole; each other `*_params` is its own section.
+            shapes_params: section `shapes` of world.yaml, whole; each other `*_params` is its own section.
             image: container image of every task.
             accelerator_type: resource name of the accelerators, such as nvidia.com/gpu.
             accelerator_limit: number of accelerators of each accelerated task, as a text; "0" for none.
@@ -238,7 +240,7 @@ def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
     keys = {name: name.removesuffix("_params") for name in inputs if name not in CLUSTER}
     missing = [key for key in keys.values() if key not in params]
     if missing:
-        raise UserError(f"params.yaml has no {', '.join(missing)}; the pipeline needs {', '.join(keys.values())}")
+        raise UserError(f"the numbers have no {', '.join(missing)}; the pipeline needs {', '.join(keys.values())}")
     nulls = [found for key in keys.values() for found in _nulls(params[key], key)]
     if nulls:
         raise UserError(f"{', '.join(nulls)} must not be null: a Kubeflow parameter cannot carry it; name a value")
@@ -257,12 +259,8 @@ def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
 
 
 def read_params(*overlays: Path) -> dict[str, Any]:
-    """Read params.yaml, with overlays (or another whole params file) laid over it; the later wins.
-
-    Raises:
-        UserError: an overlay adds a key.
-    """
-    return merge(read_yaml(ROOT / "params.yaml"), stack(read_yaml(path) for path in overlays))
+    """The repository's numbers, with overlays (or another whole params file) laid over them; see config.read_params."""
+    return config.read_params(ROOT / "params.yaml", overlays)
 
 
 def _nulls(value: Any, name: str) -> Iterator[str]:
@@ -280,13 +278,13 @@ def main(args: list[str] | None = None) -> None:
     """Compile from the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.un2clip", description="Compile the pipeline.")
     parser.add_argument(
-        "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on params.yaml; repeatable"
+        "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on the numbers; repeatable"
     )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
     parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
     options = parser.parse_args(args)
     if not options.to and (options.params or options.cluster):
-        parser.error("--params and --cluster need --to: the checked-in files have the numbers of params.yaml")
+        parser.error("--params and --cluster need --to: the checked-in files have the repository's numbers")
     try:
         params = read_params(*options.params)
         for path, overlay in {options.to: options.cluster}.items() if options.to else PACKAGES.items():

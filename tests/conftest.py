@@ -9,7 +9,7 @@ import pytest
 
 os.environ["UN2CLIP_TRACKING"] = "off"  # tests that need MLflow switch it on for themselves
 
-from un2clip.config import build, merge, read_yaml
+from un2clip.config import build, read_params
 from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.ingest import Ingest, ingest
 from un2clip.stages.latents import Latents, latents
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Tiny:
-    """Folders of a tiny run, and its numbers (params.yaml under tests/e2e/tiny.yaml)."""
+    """Folders of a tiny run, and its numbers (the repository's under tests/e2e/tiny.yaml)."""
 
     folder: Path
     params: dict[str, Any]
@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def make_tiny(folder: Path) -> Tiny:
     """Run the first stages with the numbers of tests/e2e/tiny.yaml."""
-    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))
+    params = read_params(ROOT / "params.yaml", [ROOT / "tests/e2e/tiny.yaml"])
     made = Tiny(folder, params)
     shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
     ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)

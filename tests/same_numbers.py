@@ -2,7 +2,7 @@
 
     make same-numbers REV=main~3
 
-Each revision runs its own dvc.yaml by its own code, with its own params.yaml under its own tests/e2e/tiny.yaml. What
+Each revision runs its own dvc.yaml by its own code, with its own numbers under its own tests/e2e/tiny.yaml. What
 counts are scores files, weights and shards; pages, pictures and lineages may tell of a name that has changed, so they
 are listed and do not count.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from un2clip.config import merge, read_yaml
+from un2clip.config import FILES, merge, read_files, read_yaml, split
 
 ROOT = Path(__file__).parents[1]
 TINY = Path("tests/e2e/tiny.yaml")
@@ -36,7 +36,7 @@ def run_pipeline(tree: Path, folder: Path, **environment: str) -> None:
     """
     folder.mkdir()
     (folder / "dvc.yaml").write_bytes((tree / "dvc.yaml").read_bytes())
-    (folder / "params.yaml").write_text(yaml.safe_dump(merge(read_yaml(tree / "params.yaml"), read_yaml(tree / TINY))))
+    write_tiny_params(tree, folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = os.environ | {"PATH": path, "PYTHONPATH": str(tree / "src")} | environment
     for words in (["init", "--no-scm", "--quiet"], ["repro"]):
@@ -44,6 +44,13 @@ def run_pipeline(tree: Path, folder: Path, **environment: str) -> None:
         done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{tree}: dvc {' '.join(words)} failed\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+
+def write_tiny_params(tree: Path, folder: Path) -> None:
+    """The files of numbers that `tree` has, each with its part of the tree's own tests/e2e/tiny.yaml laid over it."""
+    files = read_files(tree / "params.yaml")
+    for name, part in split(read_yaml(tree / TINY), files).items():
+        (folder / name).write_text(yaml.safe_dump(merge(files[name], part), sort_keys=False))
 
 
 def check_out(revision: str, folder: Path) -> Path:
@@ -59,7 +66,7 @@ def check_out(revision: str, folder: Path) -> Path:
 def snapshot(folder: Path) -> Path:
     """What a run reads of the working tree, copied: an edit meanwhile changes nothing."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", "params.yaml", str(TINY)):
+    for name in ("dvc.yaml", *FILES, str(TINY)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder

@@ -18,7 +18,7 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from un2clip.config import build, read_yaml
+from un2clip.config import build, read_params
 from un2clip.evaluation.benchmarks import mmvp_vlm, segmentation
 from un2clip.evaluation.dense.layouts import read_data_set
 from un2clip.evaluation.dense.masks import read_mask, read_photograph
@@ -31,7 +31,7 @@ from un2clip.models.clip import Clip
 from un2clip.stages.shapes import Shapes, shapes
 from un2clip.world.clip import ClipSize, new_clip
 
-PARAMS = read_yaml(Path("params.yaml"))
+PARAMS = read_params(Path("params.yaml"))
 #: encoder: side of a scene in pixels, pairs a type, photographs, protocol, batch size
 RUNS = {
     "toy": (32, 50, 60, "laptop", 128),

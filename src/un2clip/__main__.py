@@ -1,6 +1,6 @@
 """The command line: `un2clip STAGE --name=path ...`, and a few commands for people.
 
-It takes stage names and paths only; numbers come from params.yaml. The flags of a stage are the names of
+It takes stage names and paths only; numbers come from params.yaml and world.yaml. The flags of a stage are the names of
 its function.
 """
 
@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from un2clip.cli import RENAMED, add_commands
-from un2clip.config import merge, read_yaml, stack
+from un2clip.config import read_params
 from un2clip.errors import UserError
 from un2clip.stages import STAGES, get_stage, run_stage
 
@@ -57,7 +57,12 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"un2clip {name}", description=inspect.getdoc(stage), formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the numbers (default: params.yaml)")
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="the numbers (default: params.yaml, and world.yaml beside it)",
+    )
     parser.add_argument(
         "--overlay", type=Path, action="append", help="a file of configs/, laid over them; may be repeated"
     )
@@ -70,9 +75,9 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
 
 def _run_stage(name: str, options: argparse.Namespace) -> None:
     given = vars(options)
-    params = merge(read_yaml(given.pop("params")), stack(read_yaml(path) for path in given.pop("overlay") or []))
+    params = read_params(given.pop("params"), given.pop("overlay") or [])
     if name not in params:
-        raise UserError(f"params.yaml has no section {name}")
+        raise UserError(f"the numbers have no section {name}")
     if "seed" in given:
         given["seed"] = _integer(given["seed"])
     run_stage(name, params[name], **given)

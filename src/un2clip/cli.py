@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 
-from un2clip.config import build, flags, merge, read_yaml, stack
+from un2clip.config import build, flags, merge, read_files, read_params, read_yaml, stack, unite
 from un2clip.errors import UserError
 
 Args = argparse.Namespace
 Commands = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
+#: The numbers; the other files of them lie beside it.
+PARAMS = Path("params.yaml")
 #: Commands that had another name -> their name now.
 RENAMED = {"encoder": "convert"}
 
@@ -25,10 +27,6 @@ def add_commands(commands: Commands) -> None:
     """Add every command to the parser; each sets `run`, a function of its arguments."""
     for add in (_doctor, _convert, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
         add(commands)
-
-
-def _params() -> dict[str, Any]:
-    return read_yaml(Path("params.yaml"))
 
 
 def _doctor(commands: Commands) -> None:
@@ -58,7 +56,7 @@ def _convert(commands: Commands) -> None:
     def run(args: Args) -> None:
         from un2clip.models.converting import Encoder, convert_checkpoint
 
-        params = merge(_params(), stack(read_yaml(path) for path in args.overlay))
+        params = read_params(PARAMS, args.overlay)
         given = {key: value for key, value in vars(args).items() if key in params["backbones"]["encoder"] and value}
         encoder = build(Encoder, params["backbones"]["encoder"] | given, "encoder")
         if encoder.weights == "toy":
@@ -96,9 +94,9 @@ def _flags(commands: Commands) -> None:
     parser.add_argument("overlay", type=Path, nargs="+")
 
     def run(args: Args) -> None:
-        stacked = stack(read_yaml(path) for path in args.overlay)
-        merge(_params(), stacked)  # refuses what params.yaml does not have
-        print(" ".join(flags(stacked)))
+        files, stacked = read_files(PARAMS), stack(map(read_yaml, args.overlay))
+        merge(unite(files), stacked)  # refuses what none of the files has
+        print(" ".join(flags(stacked, files)))
 
     parser.set_defaults(run=run)
 
@@ -145,7 +143,7 @@ def _download(commands: Commands) -> None:
         if not args.lists:
             print(f"download: img2dataset is run by {interpreter(args.environment)}")
             return
-        params = merge(_params(), stack(read_yaml(path) for path in args.overlay))
+        params = read_params(PARAMS, args.overlay)
         download(
             build(Download, params["download"], "download"),
             args.lists,
@@ -169,7 +167,7 @@ def _calibrate(commands: Commands) -> None:
         from un2clip.evaluation.calibrate import calibrate, published
         from un2clip.evaluation.measuring import Evaluate
 
-        params = _params()
+        params = read_params(PARAMS)
         batch_size = build(Evaluate, params["evaluate"], "evaluate").batch_size
         model = published(args.model)
         calibrate(model, data=args.data, clip=args.clip, device=params["device"], batch_size=batch_size)
@@ -185,7 +183,7 @@ def _study(commands: Commands) -> None:
     def run(args: Args) -> None:
         from un2clip.study.run import study
 
-        params = _params()
+        params = read_params(PARAMS)
         if args.seeds:
             params["study"]["seeds"] = args.seeds
         study(params, args.to)
@@ -222,7 +220,7 @@ def _export(commands: Commands) -> None:
         else:
             from un2clip.models.registry import export
 
-            model = args.model or _params()["promote"]["registered_model"]
+            model = args.model or read_params(PARAMS)["promote"]["registered_model"]
             export(args.alias, args.to, model, args.format)
 
     parser.set_defaults(run=run)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from tests.toy_clips import write_folder
 from tests.toy_diffusion import save_text_to_image
-from un2clip.config import build, merge, read_yaml
+from un2clip.config import build, read_params
 from un2clip.decoders import Options, load_generator
 from un2clip.decoders.assemble import add_class_projection, measure_statistics
 from un2clip.decoders.fetching import GeneratorSource, fetch_generator
@@ -208,7 +208,7 @@ def test_a_toy_draws_at_its_own_size() -> None:
 
 def test_a_siglip_is_aligned_with_nothing_trained_here(text_to_image: Path, tmp_path: Path) -> None:
     """Both parts given, the stage needs no images: a SigLIP folder and a text-to-image one become the two backbones."""
-    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))["backbones"]
+    params = read_params(ROOT / "params.yaml", [ROOT / "tests/e2e/tiny.yaml"])["backbones"]
     write_folder(tmp_path / "siglip", "siglip")
     params["encoder"]["weights"], params["generator"]["weights"] = str(tmp_path / "siglip"), str(text_to_image)
     made = tmp_path / "backbones"

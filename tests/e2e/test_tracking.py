@@ -121,14 +121,17 @@ def test_a_failed_stage_is_a_failed_run(client, tmp_path, monkeypatch):
 
 
 def test_without_a_given_key_the_configuration_is_the_key(tmp_path, monkeypatch):
-    """Processes of one configuration share a parent, another configuration has its own."""
+    """Processes of one configuration share a parent, another configuration has its own, whichever file differs."""
     monkeypatch.delenv("UN2CLIP_RUN", raising=False)
     monkeypatch.chdir(tmp_path)
     keys = []
     for text in ("seed: 1", "seed: 1", "seed: 2"):
         (tmp_path / "params.yaml").write_text(text)
         keys.append(run_key())
-    assert keys[0] == keys[1] != keys[2]
+    for name in ("world.yaml", "download.yaml"):
+        (tmp_path / name).write_text("a: 1")
+        keys.append(run_key())
+    assert keys[0] == keys[1] and len(set(keys)) == 4
     monkeypatch.setenv("UN2CLIP_RUN", "given")
     assert run_key() == "given"
 

@@ -19,7 +19,7 @@ from kubernetes.client import Configuration
 from tests.kubernetes_stub import NAMESPACE, PUBLIC, Cluster, Log, granted, running
 from un2clip.cluster import trainjob
 from un2clip.cluster.nodes import WITH_SECRETS, finetune_on_nodes, free
-from un2clip.config import merge, read_yaml
+from un2clip.config import merge, read_params
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ class World:
         for name in ("shards", "backbones", "latents"):
             (folder / "artifacts" / name).mkdir(parents=True)
             (folder / "artifacts" / name / "content").write_text(name)
-        params = merge(read_yaml(ROOT / "params.yaml"), {"finetune": {"running": {"processes": 8}}})
+        params = merge(read_params(ROOT / "params.yaml"), {"finetune": {"running": {"processes": 8}}})
         self.params = params["finetune"]
         claim = {"name": "claim", "persistentVolumeClaim": {"claimName": "un2clip-shared"}}
         secret = {"name": "un2clip-mlflow", "secret": {"secretName": "un2clip-mlflow", "optional": True}}

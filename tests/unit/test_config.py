@@ -1,11 +1,13 @@
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
+from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
-from un2clip.config import build, flags, merge, read_yaml, stack
+from un2clip.config import build, flags, merge, read_params, read_yaml, split, stack, unite
 from un2clip.errors import UserError
 
 
@@ -76,7 +78,9 @@ def test_overlay_changes_and_never_adds() -> None:
 
 def test_flags_say_the_same_as_the_overlay() -> None:
     """Every word pair is `-S full.name=value`, and YAML reads the value back."""
-    words = flags({"method": "un2clip", "finetune": {"training": {"lr": 1e-6, "timesteps": [0, 9]}}})
+    training = {"lr": 1e-6, "timesteps": [0, 9]}
+    overlay = {"method": "un2clip", "finetune": {"training": training}}
+    words = flags(overlay, {"params.yaml": overlay})
     assert words[::2] == ["-S"] * 3 and not any(" " in word for word in words)
     names, values = zip(*(word.split("=") for word in words[1::2]), strict=True)
     assert names == ("method", "finetune.training.lr", "finetune.training.timesteps")
@@ -97,14 +101,67 @@ def test_hashes_are_one_value() -> None:
 def test_dvc_reads_what_flags_writes(tmp_path) -> None:
     """DVC's own parser puts an overlay with hashes, dots, slashes and an empty text where merge puts it."""
     params = {"a": {"weights": "toy", "revision": "1", "sha256": {}, "steps": 1}, "b": {"sha256": {}}, "c": []}
+    world = {"a": {"toy": {"width": 8, "sizes": [1]}}, "shapes": {"scenes": 9, "sha256": {}}}
     overlay = {
-        "a": {"weights": "models:/x@y", "revision": "", "sha256": {"unet/m.safetensors": "0" * 64, "m_1.json": "1e5"}},
+        "a": {
+            "weights": "models:/x@y",
+            "revision": "",
+            "sha256": {"unet/m.safetensors": "0" * 64, "m_1.json": "1e5"},
+            "toy": {"sizes": [2, 3]},
+        },
         "b": {"sha256": {}},
         "c": [{"benchmark": "zeroshot-x", "gain_above": -2.0}, {"benchmark": "y", "gain_above": 0.5}],
+        "shapes": {"scenes": 3, "sha256": {"x": "1"}},
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    apply_overrides(tmp_path / "params.yaml", flags(overlay)[1::2])
-    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == merge(params, overlay)
+    files = {"params.yaml": params, "world.yaml": world}
+    words = flags(overlay, files)[1::2]
+    assert {"world.yaml:a.toy.sizes=[2,3]", "world.yaml:shapes.scenes=3", "a.weights=models:/x@y"} <= set(words)
+    for name, overrides in to_path_overrides(words).items():
+        (tmp_path / name).write_text(yaml.safe_dump(files[name]))
+        apply_overrides(tmp_path / name, overrides)
+        files[name] = yaml.safe_load((tmp_path / name).read_text())
+    assert unite(files) == merge(unite({"params.yaml": params, "world.yaml": world}), overlay)
+
+
+def write(folder, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / "params.yaml"
+
+
+def test_the_files_are_read_as_one(tmp_path) -> None:
+    """What lies beside params.yaml is laid under it, parts of one section too; an overlay changes keys of each."""
+    params = write(tmp_path, params="seed: 1\na: {b: 1}\n", world="a: {c: 2}\nw: 3\n", download="d: {e: 4}\n")
+    assert read_params(params) == {"seed": 1, "a": {"b": 1, "c": 2}, "w": 3, "d": {"e": 4}}
+    write(tmp_path, first="a: {b: 8, c: 9}\n", second="a: {c: 7}\nd: {e: 5}\n")
+    overlays = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    assert read_params(params, overlays) == {"seed": 1, "a": {"b": 8, "c": 7}, "w": 3, "d": {"e": 5}}
+    write(tmp_path, second="a: {x: 1}\n")
+    with pytest.raises(UserError, match=r"unknown parameter a\.x; known here: b, c"):
+        read_params(params, overlays)
+
+
+def test_a_file_that_holds_everything_is_enough(tmp_path) -> None:
+    """A params file of any name in a folder of its own; other YAML files beside it are none of ours."""
+    write(tmp_path, whole="seed: 1\na: {b: 1, c: 2}\n", dvc="stages: {}\n")
+    assert read_params(tmp_path / "whole.yaml") == {"seed": 1, "a": {"b": 1, "c": 2}}
+
+
+@pytest.mark.parametrize("world", ["a: {b: {c: 2}}", "a: {b: {c: {}}}", "a: 1", "a: {sha256: {}}"])
+def test_a_key_stands_in_one_file(tmp_path, world: str) -> None:
+    """A number, hashes, or a number here and a section there: refused with the key and both files."""
+    params = write(tmp_path, params="a: {b: {c: 2}, sha256: {}}\n", world=world)
+    with pytest.raises(UserError, match=r"^a\S* stands in params\.yaml and in world\.yaml; it must stand in one"):
+        read_params(params)
+
+
+def test_split_gives_each_file_its_part() -> None:
+    """Each part changes what its own file holds, and the parts together are the overlay."""
+    files = {"params.yaml": {"a": {"b": 1}, "s": 0}, "world.yaml": {"a": {"c": {"d": 2}}}, "download.yaml": {"e": 1}}
+    overlay = {"a": {"c": {"d": 3}, "b": 4}, "s": 5}
+    parts = split(overlay, files)
+    assert parts == {"params.yaml": {"a": {"b": 4}, "s": 5}, "world.yaml": {"a": {"c": {"d": 3}}}, "download.yaml": {}}
+    assert unite({name: merge(files[name], part) for name, part in parts.items()}) == merge(unite(files), overlay)
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", ""])

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.web import nothing, serving
-from un2clip.config import build, read_yaml
+from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.sources.download import Download
 from un2clip.sources.download.rows import may_pass, outcome, read_lists
@@ -255,7 +255,7 @@ def test_a_list_that_cannot_be_read_is_one_line(tmp_path, name: str) -> None:
 )
 def test_numbers_are_checked(pytestconfig, name: str, value: float, says: str) -> None:
     """A number out of range is named."""
-    section = read_yaml(pytestconfig.rootpath / "params.yaml")["download"]
+    section = read_params(pytestconfig.rootpath / "params.yaml")["download"]
     build(Download, section, "download")
     with pytest.raises(UserError, match=says):
         build(Download, section | {name: value}, "download")

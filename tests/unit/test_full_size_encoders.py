@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from un2clip.config import build, merge, read_yaml
+from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.models.converting import Encoder, architecture_config, convert_checkpoint, new_model
 from un2clip.sources.hub import HUB_ID
@@ -26,7 +26,7 @@ QUICKGELU = {"openai-vit-l-14", "openai-vit-l-14-336", "metaclip-l", "metaclip-h
 
 
 def encoder_of(overlay: str) -> Encoder:
-    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / f"configs/{overlay}.yaml"))
+    params = read_params(ROOT / "params.yaml", [ROOT / f"configs/{overlay}.yaml"])
     return build(Encoder, params["backbones"]["encoder"], "backbones.encoder")
 
 

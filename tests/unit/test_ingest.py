@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from un2clip.config import build, read_yaml
+from un2clip.config import build, read_params
 from un2clip.datasets.captions import CaptionStatistics
 from un2clip.datasets.duplicates import NearIndex, perceptual_hash
 from un2clip.datasets.shards import read_index, samples
@@ -551,4 +551,4 @@ def test_a_parameter_out_of_range_is_named(change: dict[str, Any], message: str)
 
 def test_params_yaml_has_exactly_these_parameters() -> None:
     """The checked-in section builds."""
-    build(Ingest, read_yaml(Path(__file__).parents[2] / "params.yaml")["ingest"], "ingest")
+    build(Ingest, read_params(Path(__file__).parents[2] / "params.yaml")["ingest"], "ingest")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from un2clip.config import build, read_yaml
+from un2clip.config import build, read_params
 from un2clip.datasets.shards import read_index, samples
 from un2clip.stages.ingest import REJECTED, Ingest, ingest
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 def params(**changes: object) -> Ingest:
     """The checked-in parameters, with some changed."""
-    return build(Ingest, read_yaml(ROOT / "params.yaml")["ingest"] | changes, "ingest")
+    return build(Ingest, read_params(ROOT / "params.yaml")["ingest"] | changes, "ingest")
 
 
 def members(tar: str) -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.hub import COMMIT, Hub, point, served
 from un2clip.__main__ import main
-from un2clip.config import merge, read_yaml
+from un2clip.config import merge, read_params
 from un2clip.errors import UserError
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import Source, obtain, pin, read_tensors
@@ -65,7 +65,7 @@ def test_pin_prints_an_overlay(hub, capsys, monkeypatch) -> None:
     overlay = yaml.safe_load(capsys.readouterr().out)
     sha256 = {"unet/model.safetensors": PINNED["unet/model.safetensors"]}
     assert overlay == {"backbones": {"encoder": {"revision": COMMIT, "sha256": sha256}}}
-    merge(read_yaml(Path("params.yaml")), overlay)
+    merge(read_params(Path("params.yaml")), overlay)
 
 
 def test_a_dataset_is_fetched_as_one(hub) -> None:

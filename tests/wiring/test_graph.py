@@ -14,6 +14,7 @@ import yaml
 from dvc.repo import Repo
 
 from pipelines import resources
+from un2clip.config import read_files
 from un2clip.stages import STAGES, get_stage
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,8 @@ def pipeline_edges() -> Edges:
 
 
 def dvc_edges(folder: Path) -> Edges:
-    """DVC's own reading of dvc.yaml and params.yaml, in a folder of its own, with the matrix collapsed."""
-    for name in ("dvc.yaml", "params.yaml"):
+    """DVC's own reading of dvc.yaml and the numbers, in a folder of its own, with the matrix collapsed."""
+    for name in ("dvc.yaml", *read_files(ROOT / "params.yaml")):
         shutil.copy(ROOT / name, folder)
     with Repo.init(str(folder), no_scm=True) as repo:
         pairs = [(after.name, before.name) for after, before in repo.index.graph.edges]
@@ -187,7 +188,14 @@ def test_each_stage_gets_its_own_section() -> None:
         assert parameters["params"] == f"{stage}_params"
         for name in {"seed", "method", "device", "checkpoints"} & set(parameters):
             assert parameters[name] == name
-        assert DVC[stage]["params"] == [stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_notices_a_change_of_a_stages_section(stage: str) -> None:
+    """A stage lists its own section and no other, in each file that holds a part of it."""
+    holding = [name for name, content in read_files(ROOT / "params.yaml").items() if stage in content]
+    listed = [each if isinstance(each, dict) else {"params.yaml": [each]} for each in DVC[stage]["params"]]
+    assert holding and listed == [{name: [stage]} for name in holding]
 
 
 def test_a_folder_on_the_volume_reaches_its_stage() -> None:

@@ -82,9 +82,9 @@ def test_the_two_files_are_one_pipeline() -> None:
     assert set(GPU["root"]["inputDefinitions"]["parameters"]) == set(PARAMETERS)
 
 
-def test_defaults_are_the_numbers_of_params_yaml() -> None:
-    """Each parameter's default is params.yaml's, or the cluster's; none is without."""
-    expected = arguments(yaml.safe_load((ROOT / "params.yaml").read_text())) | resources.CLUSTER
+def test_defaults_are_the_repositorys_numbers() -> None:
+    """Each parameter's default is that of the repository's numbers, or the cluster's; none is without."""
+    expected = arguments(read_params()) | resources.CLUSTER
     assert {name: each["defaultValue"] for name, each in PARAMETERS.items()} == expected
 
 
@@ -253,7 +253,7 @@ def test_nothing_is_installed_at_run_time() -> None:
 def test_missing_section_is_named() -> None:
     """A params file without a stage's section cannot be compiled, and the message names what is missing."""
     params = read_params()
-    with pytest.raises(UserError, match=r"has no method, finetune;"):
+    with pytest.raises(UserError, match=r"have no method, finetune;"):
         arguments({key: value for key, value in params.items() if key not in ("finetune", "method")})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from un2clip.config import read_yaml
+from un2clip.config import read_params
 from un2clip.study.ranking import Ranking, ranking_table
 from un2clip.study.seeds import Spread, _Numbers
 
@@ -47,7 +47,7 @@ def test_per_seed_table_agrees_with_the_summary(benchmark: str) -> None:
 
 def test_ranking_table_is_the_summarys() -> None:
     """docs/study/study.md ends with the ranking table that docs/study/summary.json gives, to the byte."""
-    detail = read_yaml(ROOT / "params.yaml")["study"]["detail"]
+    detail = read_params(ROOT / "params.yaml")["study"]["detail"]
     found = [
         Ranking(**each | {"of_seed": {int(seed): value for seed, value in each["of_seed"].items()}})
         for each in SUMMARY["rankings"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from un2clip.__main__ import main, new_parser, stage_parser
-from un2clip.config import merge, read_yaml
+from un2clip.config import read_params
 from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, get_stage, stage_params
 from un2clip.study.figure import plot_changes
@@ -131,7 +131,7 @@ def test_named_files_exist(page: Path) -> None:
 def test_overlays_are_short_and_fit(overlay: Path) -> None:
     """An overlay is at most 20 lines, changes known parameters only, and every stage reads the result."""
     assert len(overlay.read_text().splitlines()) <= 20
-    params = merge(read_yaml(ROOT / "params.yaml"), read_yaml(overlay))
+    params = read_params(ROOT / "params.yaml", [overlay])
     for name in STAGES:
         stage_params(name, params[name])
     assert params["method"] in METHODS
@@ -161,7 +161,7 @@ def test_numbers_of_the_results_are_the_studys() -> None:
 
 def test_the_figure_is_drawn_from_the_same_numbers() -> None:
     """docs/study/study.svg is what docs/study/summary.json gives, to the byte; README shows it."""
-    section = read_yaml(ROOT / "params.yaml")["study"]
+    section = read_params(ROOT / "params.yaml")["study"]
     drawn = plot_changes(SUMMARY["changes"], section["language"], section["detail"])
     assert (ROOT / "docs/study/study.svg").read_bytes() == drawn
     assert "(docs/study/study.svg)" in (ROOT / "README.md").read_text()

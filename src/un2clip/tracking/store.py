@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from un2clip.config import FILES
 from un2clip.errors import UserError, reason, without_password
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def run_key() -> str:
     """
     if given := os.environ.get("UN2CLIP_RUN"):
         return given
-    params = Path("params.yaml")
-    content = params.read_bytes() if params.is_file() else b""
+    content = b"".join(path.read_bytes() for path in map(Path, FILES) if path.is_file())
     return hashlib.sha256(content + "".join(git_tag().values()).encode()).hexdigest()[:12]
 
 

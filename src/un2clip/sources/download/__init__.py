@@ -45,7 +45,7 @@ _SOURCE, _LOG, _PENDING = "source.yaml", "log.txt", "pending.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """The section `download` of params.yaml, where the meanings and units are."""
+    """The section `download` of download.yaml, where the meanings and units are."""
 
     processes: int
     threads: int

@@ -1,26 +1,27 @@
 """Numbers: read params.yaml into frozen dataclasses, strictly.
 
+`files` knows which key stands in which file, `overlays` lays overlays over them; here they become dataclasses.
 No dataclass here has a default, because a default would be a second place where a number lives. A key
 that is unknown, missing or of the wrong type stops the program with one line that names it in full
 (`finetune.lr`) and says what is allowed.
 """
 
 import dataclasses
-import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-
+from un2clip.config.files import FILES, flags, read_files, read_params, read_yaml, split, unite
+from un2clip.config.overlays import RENAMED, complete, flatten, merge, stack, unknown
 from un2clip.errors import UserError
 
+__all__ = [
+    "FILES", "RENAMED", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",
+    "read_params", "read_yaml", "split", "stack", "unite",
+]  # fmt: skip
 T = TypeVar("T")
-#: Mappings that are one value, because their keys are names of files: an overlay replaces them.
-WHOLE = ("sha256",)
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
@@ -41,78 +42,6 @@ def at_least(section: object, lowest: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {lowest}, got {getattr(section, name)}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; run from the repository's root or pass --params=FILE"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
-    return content
-
-
-def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay an overlay over the parameters. An overlay may change a key and never add one, except in a WHOLE mapping."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        if key not in base:
-            raise UserError(f"unknown parameter {prefix}{key}; known here: {', '.join(sorted(map(str, base)))}")
-        if isinstance(value, Mapping) and isinstance(base[key], Mapping) and key not in WHOLE:
-            merged[key] = merge(base[key], value, f"{prefix}{key}.")
-        else:
-            merged[key] = value
-    return merged
-
-
-def stack(overlays: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several overlays as one; the later wins."""
-    whole: dict[str, Any] = {}
-    for overlay in overlays:
-        for key, value in overlay.items():
-            deeper = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping) and key not in WHOLE
-            whole[key] = stack([whole[key], value]) if deeper else value
-    return whole
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted names and texts: {"a": {"b": 1}} -> {"a.b": "1"}."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return flat
-
-
-def flags(overlay: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write an overlay as `-S key=value` arguments of `dvc exp run`.
-
-    DVC takes new keys of a mapping only with a plus, keys without quotes, and no empty word.
-    """
-    arguments: list[str] = []
-    for key, value in overlay.items():
-        if isinstance(value, Mapping) and key in WHOLE:
-            arguments += ["-S", f"{'+' if value else ''}{prefix}{key}={_in_hydra(value)}"]
-        elif isinstance(value, Mapping):
-            arguments += flags(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) and value else _in_hydra(value)
-            arguments += ["-S", f"{prefix}{key}={text}"]
-    return arguments
-
-
-def _in_hydra(value: Any) -> str:
-    """A value in the grammar that DVC has from Hydra: JSON, but for the keys of mappings."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_in_hydra(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_in_hydra, value)) + "]"
-    return json.dumps(value)
-
-
 def build(cls: type[T], values: Any, name: str) -> T:
     """Build the dataclass `cls` from a mapping; `name` is the section's name, for messages.
 
@@ -125,10 +54,10 @@ def build(cls: type[T], values: Any, name: str) -> T:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise UserError(f"unknown parameter {name}.{key}; known here: {', '.join(names)}")
+            raise UserError(unknown(f"{name}.{key}", names, values[key]))
     for key in names:
         if key not in values:
-            raise UserError(f"missing parameter {name}.{key}: {_describe(hints[key])}")
+            raise UserError(f"missing parameter {name}.{key}: {describe(hints[key])}")
     converted = {key: convert(hints[key], values[key], f"{name}.{key}") for key in names}
     try:
         return cls(**converted)
@@ -157,6 +86,8 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     elif origin is tuple and isinstance(value, list | tuple):
         return tuple(convert(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(args[1]):
+            value = {key: complete(value, key, f"{name}.") for key in value}
         return {str(key): convert(args[1], item, f"{name}.{key}") for key, item in value.items()}
     elif hint is bool and isinstance(value, bool):
         return value
@@ -171,23 +102,23 @@ def convert(hint: Any, value: Any, name: str) -> Any:
             return number
     elif hint is str and isinstance(value, str):
         return value
-    raise UserError(f"{name} must be {_describe(hint)}, got {value!r}")
+    raise UserError(f"{name} must be {describe(hint)}, got {value!r}")
 
 
 def _is_integral(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if arg is type(None) else _describe(arg) for arg in args)
+        return " or ".join("null" if arg is type(None) else describe(arg) for arg in args)
     if origin is tuple:
-        return f"a list, each {_describe(args[0])}"
+        return f"a list, each {describe(args[0])}"
     if origin is dict:
-        return f"a mapping, each {_describe(args[1])}"
+        return f"a mapping, each {describe(args[1])}"
     if dataclasses.is_dataclass(hint):
         return "a mapping of " + ", ".join(field.name for field in dataclasses.fields(hint))
     return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
