@@ -6,19 +6,19 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from un2clip.config import read_yaml
-from un2clip.decoders import Generator
+from un2clip.decoders import Unclip
 
 CONFIG = read_yaml(Path(__file__).parent / "sd21_unclip.yaml")
 
 
-def new_generator(name: str, device: torch.device) -> Generator:
-    """`unclip-l` or `unclip-h`: shapes as published, weights random, frozen."""
+def new_generator(name: str, device: torch.device, image_px: int | None = None) -> Unclip:
+    """`unclip-l` or `unclip-h`: shapes as published, weights random, frozen; None: its own image_px."""
     dim, text = CONFIG["embed_dim"][name], CONFIG["text"]
     with torch.device(device):
         unet = UNet2DConditionModel(**CONFIG["unet"], projection_class_embeddings_input_dim=2 * dim)
         vae = AutoencoderKL(**CONFIG["vae"])
         prompt_embeds = torch.randn(1, text["tokens"], text["width"])
-        return Generator(
+        return Unclip(
             unet=unet,
             vae=vae,
             scheduler=DDPMScheduler(**CONFIG["scheduler"]),
@@ -28,4 +28,5 @@ def new_generator(name: str, device: torch.device) -> Generator:
             prompt_embeds=prompt_embeds,
             empty_prompt_embeds=prompt_embeds,
             normalise=True,
+            image_px=image_px,
         )

@@ -15,7 +15,10 @@ import open_clip
 import torch
 
 from timings.full_width import new_generator
-from un2clip.methods.objective import diffusion_loss, sample_noise
+from un2clip.datasets.loader import to_device
+from un2clip.decoders import Cond, NoiseConfig
+
+NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
 
 
 def main() -> None:
@@ -38,10 +41,8 @@ def main() -> None:
         marks = [_now(device)]
         latents = generator.encode(images)
         marks.append(_now(device))
-        sampled = sample_noise(
-            generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0
-        ).to(device)
-        loss = diffusion_loss(generator, latents, visual(pixel_values), sampled).mean()
+        noise_sample = to_device(generator.draw(args.batch, rng, NOISE), device)
+        loss = generator.loss(latents, Cond(vector=visual(pixel_values)), noise_sample)["diffusion_loss"].mean()
         marks.append(_now(device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0).item()

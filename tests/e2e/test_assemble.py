@@ -16,11 +16,10 @@ from torch.testing import assert_close
 from tests.toy_clips import write_folder
 from tests.toy_diffusion import save_text_to_image
 from un2clip.config import build, read_params
-from un2clip.decoders import Options, load_generator
+from un2clip.decoders import Cond, NoiseConfig, Options, load_generator
 from un2clip.decoders.assemble import add_class_projection, measure_statistics
 from un2clip.decoders.fetching import GeneratorSource, fetch_generator
 from un2clip.errors import UserError
-from un2clip.methods.objective import diffusion_loss, sample_noise
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage
 
@@ -60,7 +59,8 @@ def test_untrained_it_predicts_what_text_to_image_does(text_to_image: Path, fetc
     with torch.no_grad():
         prompt, _ = before.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
         theirs = before.unet(latents, timesteps, prompt.expand(4, -1, -1)).sample
-        assert torch.equal(generator(latents, timesteps, labels), theirs)
+        told = Cond(vector=labels, sequence=generator.prompt_embeds.expand(4, -1, -1))
+        assert torch.equal(generator.at(latents, timesteps, told), theirs)
     assert generator.scheduler.config.prediction_type == "v_prediction"
     assert torch.equal(generator.scheduler.alphas_cumprod, before.scheduler.alphas_cumprod)
 
@@ -70,19 +70,20 @@ def test_it_learns_from_the_first_step(fetched: Path, clip: Clip) -> None:
     generator, rng = load_generator(fetched), torch.Generator().manual_seed(0)
     layer = generator.unet.class_embedding.linear_2
     latents, embeds = torch.randn(4, 4, 16, 16, generator=rng), torch.randn(4, clip.embed_dim, generator=rng)
-    sampled = sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.25)
+    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.25)
+    noise_sample = generator.draw(4, rng, noise)
+
+    def loss(image_embeds: torch.Tensor) -> torch.Tensor:
+        return generator.loss(latents, Cond(vector=image_embeds), noise_sample)["diffusion_loss"]
+
     with torch.no_grad():
-        assert torch.equal(
-            diffusion_loss(generator, latents, embeds, sampled), diffusion_loss(generator, latents, -embeds, sampled)
-        )
+        assert torch.equal(loss(embeds), loss(-embeds))
     layer.requires_grad_(True)
-    diffusion_loss(generator, latents, embeds, sampled).mean().backward()
+    loss(embeds).mean().backward()
     with torch.no_grad():
         layer.weight -= layer.weight.grad
-        kept = diffusion_loss(generator, latents, embeds, sampled) != diffusion_loss(
-            generator, latents, -embeds, sampled
-        )
-    assert torch.equal(kept, sampled.keep) and kept.any()
+        kept = loss(embeds) != loss(-embeds)
+    assert torch.equal(kept, noise_sample["keep"]) and kept.any()
 
 
 def test_diffusers_draws_with_it(fetched: Path) -> None:
@@ -211,6 +212,7 @@ def test_a_siglip_is_aligned_with_nothing_trained_here(text_to_image: Path, tmp_
     params = read_params(ROOT / "params.yaml", [ROOT / "tests/e2e/tiny.yaml"])["backbones"]
     write_folder(tmp_path / "siglip", "siglip")
     params["encoder"]["weights"], params["generator"]["weights"] = str(tmp_path / "siglip"), str(text_to_image)
+    params["text_to_image"]["weights"] = "none"
     made = tmp_path / "backbones"
     run_stage("backbones", params, seed=0, device="cpu", images=tmp_path / "absent", backbones=made)
     generator = load_generator(made / "unclip")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.kubernetes_stub import Cluster, Log, kube_config, running
+from un2clip.config import merge
 from un2clip.stages import run_stage
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +80,7 @@ def free_port() -> int:
 
 
 def section(tiny: Any, steps: int) -> dict[str, Any]:
-    given = tiny.params["finetune"]
-    return given | {"training": given["training"] | {"steps": steps}}
+    return merge(tiny.params["finetune"], {"phases": {"tune": {"steps": steps}}})
 
 
 def start(tiny: Any, cluster: Cluster, folder: Path, params: dict[str, Any]) -> subprocess.Popen[str]:

@@ -16,7 +16,7 @@ PHOTOS = ROOT.parent / "shared" / "realdata"
 def test_photographs_to_a_report(tiny, tmp_path: Path) -> None:
     """All 111 photographs are kept, the encoder trains on them, and the report and the decision are about them."""
     params = merge(tiny.params, read_yaml(ROOT / "configs/photos.yaml"))
-    params = merge(params, {"finetune": {"training": {"steps": 3}}})
+    params = merge(params, {"finetune": {"phases": {"tune": {"steps": 3}}}})
     shards, encoder, scores = tmp_path / "shards", tmp_path / "encoder", tmp_path / "scores"
     run_stage("ingest", params["ingest"], images=PHOTOS, shards=shards)
     index = json.loads((shards / "index.json").read_text())

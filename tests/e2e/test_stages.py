@@ -10,10 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from un2clip.config import merge
 from un2clip.datasets import loader
+from un2clip.decoders.kinds import load_decoder
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import Evaluate
 from un2clip.evidence.scores import load_scores
+from un2clip.hashes import tensors_sha256
+from un2clip.methods.building import new_objective, probe
+from un2clip.methods.conditions import CONDITIONS, load_condition
+from un2clip.methods.objective import Reconstruction
+from un2clip.methods.table import get_method
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones, backbones
@@ -32,12 +39,13 @@ def given(tiny) -> dict[str, Path]:
 
 
 def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: object) -> Path:
-    section = dict(tiny.params["finetune"])
-    section["training"] = section["training"] | {k: v for k, v in changes.items() if k in section["training"]}
-    section |= {key: value for key, value in changes.items() if key in section}
+    """Changes are of the section, or of its phase `tune` and what is like it."""
+    section = tiny.params["finetune"]
+    own = {key: value for key, value in changes.items() if key in section}
+    tune = {key: value for key, value in changes.items() if key not in section}
     run_stage(
         "finetune",
-        section,
+        merge(merge(section, own), {"phases": {"tune": tune}}),
         method=method,
         seed=3,
         device="cpu",
@@ -50,7 +58,7 @@ def tune(tiny, encoder: Path, method: str = "un2clip-anchored", **changes: objec
 
 @pytest.fixture(scope="module")
 def encoder(tiny, tmp_path_factory) -> Path:
-    return tune(tiny, tmp_path_factory.mktemp("encoder") / "encoder", encoder_lr=1e-3)
+    return tune(tiny, tmp_path_factory.mktemp("encoder") / "encoder", lr={"encoder": 1e-3})
 
 
 def test_backbones_are_a_function_of_the_seed(tiny, tmp_path) -> None:
@@ -81,22 +89,68 @@ def test_finetune_writes_a_drop_in_encoder(tiny, encoder: Path) -> None:
 
 def test_finetune_is_a_function_of_its_inputs(tiny, encoder: Path, tmp_path) -> None:
     """The same seed gives the same bytes."""
-    assert files(tune(tiny, tmp_path / "again", encoder_lr=1e-3)) == files(encoder)
+    assert files(tune(tiny, tmp_path / "again", lr={"encoder": 1e-3})) == files(encoder)
 
 
 def test_update_generator_keeps_the_generator_it_trained(tiny, tmp_path) -> None:
     """Its directory loads as a generator and its U-Net is not the one it came from."""
     from un2clip.decoders import load_generator
 
-    made = tune(tiny, tmp_path / "encoder", method="update-generator", decoder_lr=1e-3)
-    ours, theirs = load_generator(made / "generator").unet, load_generator(tiny.backbones / "unclip").unet
+    made = tune(tiny, tmp_path / "encoder", method="update-generator", lr={"decoder": 1e-3})
+    ours, theirs = load_generator(made / "decoder").unet, load_generator(tiny.backbones / "unclip").unet
     assert not torch.equal(ours.conv_out.weight, theirs.conv_out.weight)
 
 
-def test_non_finite_loss_loses_nothing(tiny, tmp_path) -> None:
-    """A rate that explodes is a UserError that names the step, and the last good weights are on the disk."""
+#: What each row moves, over all of its phases.
+MOVED = {
+    "diva": {"encoder", "condition"},
+    "genhancer": {"encoder", "condition", "decoder"},
+    "unilip": {"encoder", "condition", "decoder"},
+}
+
+
+@pytest.mark.parametrize("method", MOVED)
+def test_a_row_moves_its_own_parts_and_keeps_them(tiny, tmp_path, monkeypatch, method: str) -> None:
+    """By hash: the named parts move and nothing else, and what trained is read back from beside the encoder."""
+    made: list[Reconstruction] = []
+    before: dict[str, str] = {}
+
+    def hashes(objective: Reconstruction) -> dict[str, str]:
+        return {name: tensors_sha256(part.state_dict()) for name, part in objective.parts().items()}
+
+    def kept(*arguments: object, **named: object) -> Reconstruction:
+        made.append(new_objective(*arguments, **named))
+        before.update(hashes(made[-1]))
+        return made[-1]
+
+    monkeypatch.setattr("un2clip.stages.finetune.new_objective", kept)
+    encoder = tune(tiny, tmp_path / "encoder", method=method)
+    (objective,) = made
+    after = hashes(objective)
+    assert {name for name in before if before[name] != after[name]} == MOVED[method]
+
+    clip, lineage = load_clip(encoder), json.loads((encoder / "lineage.json").read_text())
+    assert tensors_sha256(clip.model.visual.state_dict()) == after["encoder"]
+    assert text_sha256(clip.model) == text_sha256(load_clip(tiny.backbones / "clip").model)
+    assert {path.name for path in encoder.iterdir() if path.is_dir()} == MOVED[method] - {"encoder"}
+    decoder = load_decoder(encoder / "decoder") if "decoder" in MOVED[method] else objective.decoder
+    assert tensors_sha256(decoder.state_dict()) == tensors_sha256(objective.decoder.state_dict())
+    row = get_method(method)
+    condition = load_condition(encoder / "condition", probe(clip, CONDITIONS[row.condition]), decoder)
+    assert tensors_sha256(condition.state_dict()) == after["condition"]
+    phases = tiny.section(Finetune, "finetune").phases_of(row)
+    assert lineage["complete"] and lineage["steps_done"] == sum(phase.steps for phase in phases)
+
+
+@pytest.mark.parametrize(("method", "phase", "rate"), [("un2clip", "tune", 1e30), ("genhancer", "genhancer-2", 1e15)])
+def test_non_finite_loss_loses_nothing(tiny, tmp_path, method: str, phase: str, rate: float) -> None:
+    """A rate that explodes is a UserError that names the step, and the last good weights are on the disk.
+
+    Low-rank updates are merged into them too; their rate is lower, because the product of two must be finite.
+    """
+    changes = {phase: {"lr": {"encoder": rate}, "warmup_steps": 0, "steps": 30}}
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ \(samples train.*last good one, are in"):
-        tune(tiny, tmp_path / "e", method="un2clip", encoder_lr=1e30, warmup_steps=0, steps=30)
+        tune(tiny, tmp_path / "e", method=method, phases=changes)
     assert all(torch.isfinite(p).all() for p in load_clip(tmp_path / "e").model.parameters())
     assert json.loads((tmp_path / "e" / "lineage.json").read_text())["complete"] is False
 
@@ -107,8 +161,8 @@ def test_non_finite_loss_loses_nothing(tiny, tmp_path) -> None:
         ("un3clip", {}, "unknown method 'un3clip'; known: un2clip, un2clip-anchored, un2clip-captions, "),
         ("un2clip", {"batch_size": 5000}, "holds 192 samples, fewer than one batch of 5000"),
         ("un2clip", {"batch_size": 0}, "finetune.batch_size must be at least 1, got 0"),
-        ("un2clip", {"steps": 0}, r"finetune.training.steps must be at least 1, got 0"),
-        ("un2clip", {"decay": "linear"}, "finetune.training.decay must be one of constant, cosine, got 'linear'"),
+        ("un2clip", {"steps": 0}, r"finetune.phases.tune.steps must be at least 1, got 0"),
+        ("un2clip", {"decay": "linear"}, "finetune.phases.tune.decay must be one of constant, cosine, got 'linear'"),
     ],
 )
 def test_finetune_refuses(tiny, tmp_path, method: str, changes: dict[str, object], message: str) -> None:

@@ -66,10 +66,10 @@ def test_other_numbers_are_refused_by_name(done) -> None:
         UserError, match=r"other numbers \(finetune.new absent there, 1 now\).* add it to .*params.json"
     ):
         study(params | {"finetune": params["finetune"] | {"new": 1}}, to)
-    with pytest.raises(UserError, match=r"other numbers \(finetune.running.precision fp32 there, bf16 now\)"):
-        study(merge(params, {"finetune": {"running": {"precision": "bf16"}}}), to)
+    with pytest.raises(UserError, match=r"other numbers \(finetune.compute.precision fp32 there, bf16 now\)"):
+        study(merge(params, {"finetune": {"compute": {"precision": "bf16"}}}), to)
     log = (to / "seed5/seconds.jsonl").read_text()
-    study(merge(params, {"finetune": {"running": {"checkpoint_every": 7}}, "promote": {"champion": "auto"}}), to)
+    study(merge(params, {"finetune": {"compute": {"checkpoint_every": 7}}, "promote": {"champion": "auto"}}), to)
     assert (to / "seed5/seconds.jsonl").read_text() == log, "how it is computed, or another stage, decides nothing here"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from un2clip import devices, tracking
+from un2clip.config import merge
 from un2clip.errors import Stopped, UserError
 from un2clip.stages import run_stage
 
@@ -21,13 +22,13 @@ SPAWN.set_forkserver_preload(["un2clip.stages.finetune"])
 
 
 def section(tiny, **changes: object) -> dict[str, Any]:
-    """Nine steps, a checkpoint at every second one."""
+    """Nine steps a phase, a checkpoint at every second one; changes are of `compute` or of every phase."""
     given = tiny.params["finetune"]
-    training = given["training"] | {"steps": STEPS, "encoder_lr": 1e-3, "ema_decay": 0.5}
-    running = given["running"] | {"checkpoint_every": 2, "keep_checkpoints": 2}
+    tune = {"steps": STEPS, "lr": {"encoder": 1e-3}, "ema_decay": 0.5}
+    compute = {"checkpoint_every": 2, "keep_checkpoints": 2}
     for name, value in changes.items():
-        (training if name in training else running)[name] = value
-    return given | {"training": training, "running": running}
+        (compute if name in given["compute"] else tune)[name] = value
+    return merge(given, {"phases": {"tune": tune}, "compute": compute})
 
 
 def names(tiny, folder: Path, encoder: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def in_a_process(*arguments: Any) -> int | None:
 
 
 def content(encoder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in encoder.iterdir()}
+    return {str(path.relative_to(encoder)): path.read_bytes() for path in encoder.rglob("*") if path.is_file()}
 
 
 def trained(tiny, folder: Path, method: str = "un2clip-anchored", **changes: object) -> dict[str, bytes]:
@@ -85,6 +86,26 @@ def test_killed_at_three_random_steps_ends_with_the_same_bytes(tiny, tmp_path, r
         assert not (tmp_path / "encoder").exists()
     run_stage("finetune", section(tiny), **arguments)
     assert content(tmp_path / "encoder") == unbroken
+
+
+def test_killed_in_each_of_two_phases_ends_with_the_same_bytes(tiny, tmp_path) -> None:
+    """The row genhancer, whose encoder trains by low-rank updates: kill -9 in the first phase, SIGTERM in its last
+    step, kill -9 in the second's first step, which has no state of its own yet, SIGTERM later in it; then once more
+    without.
+    """
+    steps, arguments = 5, names(tiny, tmp_path, "encoder") | {"method": "genhancer"}
+    unbroken = trained(tiny, tmp_path, "genhancer", steps=steps)
+    for at, done in ((steps - 2, None), (steps - 1, steps), (steps, None), (steps + 1, 3)):
+        number, code = (signal.SIGTERM, 0) if done else (signal.SIGKILL, -signal.SIGKILL)
+        assert in_a_process(section(tiny, steps=steps), arguments, at, number) == code
+        assert not (tmp_path / "encoder").exists()
+        if done:
+            said = (tmp_path / "said").read_text()
+            assert said == f"stopped by a signal after {done} of {steps} steps; the same command goes on"
+    run_stage("finetune", section(tiny, steps=steps), **arguments)
+    assert content(tmp_path / "encoder") == unbroken
+    lineage = json.loads(unbroken["lineage.json"])
+    assert lineage["steps_done"] == 2 * steps and lineage["encoder_sha256"] != lineage["parents"]["clip"]
 
 
 def test_a_signal_keeps_the_last_step(tiny, tmp_path, unbroken, capfd) -> None:
@@ -136,27 +157,30 @@ def test_other_numbers_do_not_go_on_from_this_state(tiny, tmp_path, capfd) -> No
     """A state belongs to what decides its result: another rate begins at the beginning."""
     arguments = names(tiny, tmp_path, "encoder")
     in_a_process(section(tiny), arguments, 5, signal.SIGKILL)
-    run_stage("finetune", section(tiny, encoder_lr=2e-3), **arguments)
+    run_stage("finetune", section(tiny, lr={"encoder": 2e-3}), **arguments)
     assert "goes on" not in capfd.readouterr().out
     assert len(json.loads((tmp_path / "encoder/history.json").read_text())) == STEPS
 
 
-def test_two_processes_train_as_one(tiny, tmp_path, unbroken) -> None:
+@pytest.mark.parametrize(
+    ("method", "phases", "term"), [("un2clip-anchored", 1, "diffusion_loss"), ("unilip", 2, "pixel_loss")]
+)
+def test_two_processes_train_as_one(tiny, tmp_path, request, method: str, phases: int, term: str) -> None:
     """DistributedDataParallel over gloo: the same global batch, the same losses, whatever is accumulated."""
-    run_stage("finetune", section(tiny, processes=2, max_per_device=3), **names(tiny, tmp_path, "encoder"))
+    arguments = names(tiny, tmp_path, "encoder") | {"method": method}
+    unbroken = request.getfixturevalue("unbroken") if method == "un2clip-anchored" else trained(tiny, tmp_path, method)
+    run_stage("finetune", section(tiny, processes=2, max_per_device=3), **arguments)
     history = json.loads((tmp_path / "encoder/history.json").read_text())
     alone = json.loads(unbroken["history.json"])
-    assert len(history) == len(alone) == STEPS
+    assert len(history) == len(alone) == phases * STEPS
     for row, other in zip(history, alone, strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-6)
-    assert [row["diffusion_loss"] for row in history] == pytest.approx(
-        [row["diffusion_loss"] for row in alone], rel=1e-5
-    )
+    assert [row[term] for row in history] == pytest.approx([row[term] for row in alone], rel=1e-5)
 
 
 def test_longer_is_the_same_training_with_more_steps(tiny, tmp_path) -> None:
-    """Three times three steps by the row `un2clip-longer` are nine of `un2clip`."""
-    assert section(tiny)["longer"] == 3
+    """Nine steps by the row `un2clip-longer`, whose own they are, are nine of `un2clip`."""
+    assert section(tiny)["phases"]["longer"] == {"like": "tune", "steps": STEPS}
     longer = trained(tiny, tmp_path, "un2clip-longer", steps=STEPS // 3)
     plain = trained(tiny, tmp_path, "un2clip")
     for name in ("open_clip_model.safetensors", "history.json"):
@@ -166,7 +190,7 @@ def test_longer_is_the_same_training_with_more_steps(tiny, tmp_path) -> None:
 
 def test_a_mistake_in_one_of_several_processes_is_one_line(tiny, tmp_path) -> None:
     """What a process finds wrong is the stage's own UserError, and the last good weights are kept."""
-    params = section(tiny, processes=2, encoder_lr=1e30, warmup_steps=0)
+    params = section(tiny, processes=2, lr={"encoder": 1e30}, warmup_steps=0)
     with pytest.raises(UserError, match=r"^the loss is (nan|inf) at step \d+ .* the last good one, are in"):
         run_stage("finetune", params, **names(tiny, tmp_path, "encoder"))
     assert not json.loads((tmp_path / "encoder/lineage.json").read_text())["complete"]

@@ -38,7 +38,7 @@ class World:
         for name in ("shards", "backbones", "latents"):
             (folder / "artifacts" / name).mkdir(parents=True)
             (folder / "artifacts" / name / "content").write_text(name)
-        params = merge(read_params(ROOT / "params.yaml"), {"finetune": {"running": {"processes": 8}}})
+        params = merge(read_params(ROOT / "params.yaml"), {"finetune": {"compute": {"processes": 8}}})
         self.params = params["finetune"]
         claim = {"name": "claim", "persistentVolumeClaim": {"claimName": "un2clip-shared"}}
         secret = {"name": "un2clip-mlflow", "secret": {"secretName": "un2clip-mlflow", "optional": True}}
@@ -396,7 +396,7 @@ def test_a_job_that_somebody_deleted_is_said(world: World) -> None:
         ({"nodes": 0}, "nodes must be at least 1, got 0"),
         ({"nodes": 3}, "finetune.batch_size must be a multiple of the 24 processes on 3 nodes, got 64"),
         ({"volume": "/elsewhere"}, "no volume is mounted at /elsewhere; compile with a volume"),
-        ({"gpus": "4"}, "running.processes is 8 and each node has 4 accelerators; make it 0 or 4"),
+        ({"gpus": "4"}, "compute.processes is 8 and each node has 4 accelerators; make it 0 or 4"),
     ],
 )
 def test_what_does_not_fit_is_said_before(world: World, changes: dict[str, Any], said: str) -> None:
@@ -439,6 +439,6 @@ def test_mounted_secrets_become_variables(tmp_path: Path) -> None:
 
 def test_processes_follow_the_accelerators(world: World) -> None:
     """`processes: 0` is one an accelerator, as on one machine."""
-    world.params = merge(world.params, {"running": {"processes": 0}})
+    world.params = merge(world.params, {"compute": {"processes": 0}})
     world.train()
     assert world.cluster.posted[0]["spec"]["trainer"]["args"][1] == "--nproc-per-node=8"

@@ -1,4 +1,4 @@
-"""What twenty steps of every method give at toy size, and which machine said so: `make golden` writes golden.json.
+"""What twenty steps of every phase give at toy size, and which machine said so: `make golden` writes golden.json.
 
 Losses are the same on every machine within 1e-6. Bytes are the same only where the processor, torch and the number of
 threads are, so `machine` is recorded beside them.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.conftest import Tiny, make_tiny
+from un2clip.config import merge
 from un2clip.hashes import file_sha256
 from un2clip.methods.table import METHODS
 from un2clip.stages import run_stage
@@ -38,12 +39,12 @@ def machine() -> dict[str, Any]:
 
 
 def train(tiny: Tiny, method: str, encoder: Path) -> list[dict[str, float]]:
-    """Twenty steps of one method by the stage itself; its history."""
-    section = dict(tiny.params["finetune"])
-    section["training"] = section["training"] | {"steps": STEPS}
+    """Twenty steps of each phase of one method by the stage itself; its history."""
+    phases = {phase.numbers: {"steps": STEPS} for phase in METHODS[method].phases}
+    section = merge(tiny.params["finetune"], {"phases": phases})
     names = {"method": method, "seed": 3, "device": "cpu", "checkpoints": ""}
     folders = {"shards": tiny.shards, "backbones": tiny.backbones, "latents": tiny.latents, "encoder": encoder}
-    run_stage("finetune", section | {"longer": 1}, **names, **folders)
+    run_stage("finetune", section, **names, **folders)
     history: list[dict[str, float]] = json.loads((encoder / "history.json").read_text())
     return history
 
@@ -65,12 +66,12 @@ def score(tiny: Tiny, encoder: Path, scores: Path) -> None:
 
 def measure(tiny: Tiny, folder: Path) -> dict[str, Any]:
     """The content of golden.json, made on this machine."""
-    losses, hashes = {}, {}
+    losses = {}
     for method in METHODS:
         losses[method] = [row["loss"] for row in train(tiny, method, folder / method)]
-        hashes |= {f"{method}/{path.name}": file_sha256(path) for path in (folder / method).glob("*.safetensors")}
     score(tiny, folder / SCORED, folder / "scores")
-    hashes |= {path.relative_to(folder).as_posix(): file_sha256(path) for path in (folder / "scores").rglob("*.json")}
+    written = [*folder.glob("*/**/*.safetensors"), *(folder / "scores").rglob("*.json")]
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in written}
     return {"machine": machine(), "losses": losses, "sha256": dict(sorted(hashes.items()))}
 
 
@@ -84,4 +85,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # as `make test` has it
     with tempfile.TemporaryDirectory() as folder:
         FILE.write_text(json.dumps(measure(make_tiny(Path(folder) / "tiny"), Path(folder)), indent=1) + "\n")
-    print(f"{FILE}: losses of {STEPS} steps of {len(METHODS)} methods, and hashes")
+    print(f"{FILE}: losses of {STEPS} steps a phase of {len(METHODS)} methods, and hashes")

@@ -77,9 +77,9 @@ def test_method_table_says_what_each_row_is() -> None:
 
 def test_overlays_are_stacked(capsys, tmp_path) -> None:
     """`un2clip flags A B` is one list of words, and the later overlay wins."""
-    (tmp_path / "own.yaml").write_text("finetune: {training: {steps: 5}}\n")
+    (tmp_path / "own.yaml").write_text("finetune: {phases: {tune: {steps: 5}}}\n")
     assert main(["flags", "configs/paper.yaml", "configs/openai-vit-l-14.yaml", str(tmp_path / "own.yaml")]) == 0
     words = capsys.readouterr().out.split()
-    assert "finetune.training.steps=5" in words and "finetune.training.encoder_lr=3e-07" in words
+    assert "finetune.phases.tune.steps=5" in words and "finetune.phases.tune.lr.encoder=3e-07" in words
     assert "backbones.encoder.architecture=ViT-L-14-quickgelu:openai" in words
-    assert not any(word.startswith("finetune.training.steps=9") for word in words)
+    assert not any(word.startswith("finetune.phases.tune.steps=9") for word in words)

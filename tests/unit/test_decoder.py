@@ -6,8 +6,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableUnCLIPImg2ImgPipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from un2clip.decoders import Generator, load_generator
-from un2clip.decoders.sampling import sample
+from un2clip.decoders import Unclip, load_generator
+from un2clip.decoders.decoder import Cond
 from un2clip.errors import UserError
 from un2clip.models.clip import load_clip
 from un2clip.models.huggingface import to_hugging_face_vision
@@ -21,7 +21,7 @@ def pipeline(tiny) -> StableUnCLIPImg2ImgPipeline:
 
 
 @pytest.fixture(scope="module")
-def generator(tiny) -> Generator:
+def generator(tiny) -> Unclip:
     return load_generator(tiny.backbones / "unclip")
 
 
@@ -43,11 +43,11 @@ def test_noise_level_may_differ_by_sample(generator, pipeline) -> None:
         assert_close(ours[i : i + 1], theirs.detach(), rtol=0, atol=1e-6)
 
 
-def remade(generator: Generator, **changes: object) -> Generator:
+def remade(generator: Unclip, **changes: object) -> Unclip:
     """The same generator with other parts."""
     names = ("unet", "vae", "scheduler", "image_noising_scheduler", "mean", "std", "prompt_embeds")
     parts = {name: getattr(generator, name) for name in (*names, "empty_prompt_embeds", "normalise")}
-    return Generator(**{**parts, **changes})
+    return Unclip(**{**parts, **changes})
 
 
 def test_without_the_normaliser_the_condition_is_the_pipelines_with_none(generator, pipeline) -> None:
@@ -70,7 +70,7 @@ def test_noising_and_target_equal_the_scheduler_and_the_formula(generator, predi
     spread = (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
     assert_close(ours.add_noise(latents, noise, timesteps), signal * latents + spread * noise)
     formula = noise if prediction_type == "epsilon" else signal * noise - spread * latents
-    assert_close(ours.target(latents, noise, timesteps), formula)
+    assert_close(ours.wanted(latents, noise, timesteps), formula)
 
 
 def test_parts_that_do_not_fit_are_named(generator) -> None:
@@ -104,7 +104,8 @@ def test_prediction_equals_the_pipelines_unet(generator, pipeline) -> None:
     with torch.no_grad():
         prompt, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
         theirs = pipeline.unet(latents, timesteps, prompt.expand(2, -1, -1), class_labels=labels).sample
-        assert_close(generator(latents, timesteps, labels), theirs)
+        told = Cond(vector=labels, sequence=generator.prompt_embeds.expand(2, -1, -1))
+        assert_close(generator.at(latents, timesteps, told), theirs)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
@@ -113,13 +114,13 @@ def test_sampling_equals_the_pipelines_call(generator, pipeline, guidance_scale:
     """The same embeddings and the same random generator give the pipeline's own images, three at once."""
     embeds = torch.randn(3, generator.embed_dim)
     how = {"guidance_scale": guidance_scale, "noise_level": noise_level}
-    ours = sample(generator, embeds, torch.Generator().manual_seed(5), sampling_steps=3, **how)
+    ours = generator.sample(Cond(vector=embeds), torch.Generator().manual_seed(5), sampling_steps=3, **how)
     rng = torch.Generator().manual_seed(5)
     theirs = pipeline(
         image_embeds=embeds, prompt=[""] * 3, generator=rng, num_inference_steps=3, output_type="pt", **how
     ).images
     assert_close(ours / 2 + 0.5, theirs, rtol=0, atol=1e-6)
-    other = sample(generator, embeds, torch.Generator().manual_seed(6), sampling_steps=3, **how)
+    other = generator.sample(Cond(vector=embeds), torch.Generator().manual_seed(6), sampling_steps=3, **how)
     assert not torch.allclose(ours, other)
 
 

@@ -12,11 +12,9 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from tests.toy_diffusion import save_text_to_image
-from un2clip.decoders import Generator, Options, load_generator, save_generator
+from un2clip.decoders import Cond, NoiseConfig, Options, Unclip, load_generator, save_generator
 from un2clip.decoders.assemble import from_text_to_image
-from un2clip.decoders.sampling import sample
 from un2clip.errors import UserError
-from un2clip.methods.objective import diffusion_loss, sample_noise
 from un2clip.models.clip import load_clip
 
 
@@ -33,7 +31,7 @@ def unclip(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture()
-def generator(unclip: Path) -> Generator:
+def generator(unclip: Path) -> Unclip:
     return load_generator(unclip)
 
 
@@ -95,7 +93,7 @@ def test_prompt_is_the_pipelines(unclip: Path, tmp_path: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     embeds = torch.randn(2, generator.embed_dim)
     how = {"guidance_scale": 2.0, "noise_level": 0}
-    ours = sample(generator, embeds, torch.Generator().manual_seed(1), sampling_steps=2, **how)
+    ours = generator.sample(Cond(vector=embeds), torch.Generator().manual_seed(1), sampling_steps=2, **how)
     for prompt, same in (("a red circle", True), ("", False)):
         rng = torch.Generator().manual_seed(1)
         theirs = pipeline(
@@ -117,11 +115,11 @@ def test_image_px_changes_the_size(unclip: Path, tmp_path: Path) -> None:
     """0 is the U-Net's own size; another multiple of the VAE's step is read and drawn at that size."""
     folder = copied(unclip, tmp_path / "size", Options(prompt="", normalise=True, image_px=48))
     own, larger = load_generator(unclip), load_generator(folder)
-    assert (own.image_px, own.latents_shape) == (32, (4, 16, 16))
-    assert (larger.image_px, larger.latents_shape) == (48, (4, 24, 24))
+    assert (own.image_px, own.target_shape) == (32, (4, 16, 16))
+    assert (larger.image_px, larger.target_shape) == (48, (4, 24, 24))
     assert larger.encode(torch.rand(1, 3, 48, 48)).shape == (1, 4, 24, 24)
     embeds, rng = torch.randn(1, own.embed_dim), torch.Generator().manual_seed(0)
-    drawn = sample(larger, embeds, rng, sampling_steps=1, guidance_scale=1.0, noise_level=0)
+    drawn = larger.sample(Cond(vector=embeds), rng, sampling_steps=1, guidance_scale=1.0, noise_level=0)
     assert drawn.shape == (1, 3, 48, 48)
 
 
@@ -135,12 +133,12 @@ def test_latents_are_the_posteriors(generator) -> None:
     assert torch.equal(generator.encode(images), mean) and mean.is_contiguous()
 
 
-def loss_and_gradient(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_gradient(generator: Unclip) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
-    latents = torch.randn(3, *generator.latents_shape, generator=rng)
+    latents = torch.randn(3, *generator.target_shape, generator=rng)
     embeds = torch.randn(3, generator.embed_dim, generator=rng, requires_grad=True)
-    sampled = sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=None, condition_dropout=0.0)
-    loss = diffusion_loss(generator, latents, embeds, sampled)
+    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.0)
+    loss = generator.loss(latents, Cond(vector=embeds), generator.draw(3, rng, noise))["diffusion_loss"]
     loss.mean().backward()
     assert embeds.grad is not None
     return loss.detach(), embeds.grad
@@ -180,7 +178,8 @@ def test_channels_last_computes_the_same(unclip: Path) -> None:
 
 def test_bfloat16_holds_the_networks_only(unclip: Path, generator) -> None:
     """U-Net and VAE are in bfloat16; statistics, latents, loss and gradient stay float32, near the exact ones."""
-    half = load_generator(unclip, dtype=torch.bfloat16)
+    half = load_generator(unclip)
+    half.prepare(dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert half.mean.dtype == half.std.dtype == half.encode(torch.rand(1, 3, 32, 32)).dtype == torch.float32
     (loss, gradient), (exact_loss, exact_gradient) = loss_and_gradient(half), loss_and_gradient(generator)
@@ -189,10 +188,10 @@ def test_bfloat16_holds_the_networks_only(unclip: Path, generator) -> None:
     assert torch.nn.functional.cosine_similarity(gradient, exact_gradient).min() > 0.98
 
 
-def test_float16_is_refused(unclip: Path) -> None:
+def test_float16_is_refused(generator) -> None:
     """SD-2.1's attention overflows in it: a UserError with the reason."""
     with pytest.raises(UserError, match="float32 or bfloat16, got float16: SD-2.1's attention overflows"):
-        load_generator(unclip, dtype=torch.float16)
+        generator.prepare(dtype=torch.float16)
 
 
 def test_files_in_half_precision_are_cast_up(unclip: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The latents cache: what is in it, when it is kept, and when it is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from un2clip.config import merge
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.decoders import load_generator
@@ -38,9 +40,9 @@ def test_the_cache_holds_what_the_vae_makes(tiny) -> None:
         reader = loader.open_split(tiny.shards, split, _no_view, loader.generator_view(32))
         batches = list(loader.read(reader, loader.batched(loader.in_order(reader.sizes), 1), 0))
         assert len(batches) == total
-        for batch, (shard, number) in zip(batches, loader.in_order(reader.sizes), strict=True):
+        for batch, (shard, number, _) in zip(batches, loader.in_order(reader.sizes), strict=True):
             latents = cached.read(reader.folder / reader.listed[shard].name, number)
-            torch.testing.assert_close(latents[None], generator.encode(batch.images), rtol=0, atol=1e-5)
+            torch.testing.assert_close(latents[None], generator.encode(batch["images"]), rtol=0, atol=1e-5)
 
 
 def test_training_is_the_same_with_and_without_the_cache(tiny, tmp_path) -> None:
@@ -87,3 +89,20 @@ def test_another_vae_or_other_shards_are_refused(tiny, tmp_path) -> None:
     next((tmp_path / "l/heldout").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="has no latents of heldout/00000.tar; run `un2clip latents` again"):
         open_latents(tmp_path / "l", tiny.shards, generator.vae_sha256())
+
+
+def test_a_phase_of_another_size_encodes_its_own_latents(tiny, tmp_path) -> None:
+    """Half the side is a quarter of the latent, which no cache holds; a side that the VAE cannot take is refused."""
+    generator = load_generator(tiny.backbones / "unclip")
+    generator.resize(16)
+    assert generator.target_shape == (4, 4, 4)
+    assert generator.target({"images": torch.zeros(2, 3, 16, 16)}).shape == (2, 4, 4, 4)
+    losses = {}
+    for image_px in (0, 16):
+        section = merge(tiny.params["finetune"], {"phases": {"tune": {"image_px": image_px}}})
+        history = finetune(dataclasses.replace(tiny, params={"finetune": section}), tiny.latents, tmp_path / "e")
+        losses[image_px] = [row["loss"] for row in history]
+    assert len(losses[0]) == len(losses[16]) and losses[0] != losses[16]
+    section = merge(tiny.params["finetune"], {"phases": {"tune": {"image_px": 30}}})
+    with pytest.raises(UserError, match="image_px must be a multiple of 4, the VAE's step, got 30"):
+        finetune(dataclasses.replace(tiny, params={"finetune": section}), tiny.latents, tmp_path / "e")

@@ -1,5 +1,6 @@
 """The order of samples, its shares, and what cannot be read."""
 
+import dataclasses
 import itertools
 import shutil
 import tarfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from un2clip.datasets import loader
 from un2clip.datasets.random_access import locate, read_image
@@ -26,7 +28,11 @@ def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
     """Three epochs of 16 samples: each holds all of them, no two are alike; another seed gives other orders."""
     stream = list(itertools.islice(loader.shuffled(SIZES, seed=3), 48))
     epochs = [stream[i : i + 16] for i in (0, 16, 32)]
-    assert all(sorted(epoch) == list(loader.in_order(SIZES)) for epoch in epochs)
+    assert all(
+        sorted(index[:2] for index in epoch) == [index[:2] for index in loader.in_order(SIZES)] for epoch in epochs
+    )
+    assert [{index.epoch for index in epoch} for epoch in epochs] == [{0}, {1}, {2}]
+    epochs = [[index[:2] for index in epoch] for epoch in epochs]
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert stream != list(itertools.islice(loader.shuffled(SIZES, seed=4), 48))
 
@@ -51,10 +57,10 @@ def test_any_number_of_processes_and_workers_reads_each_sample_once(tiny, world:
         for i, batch in enumerate(
             loader.read(reader, loader.batched(indices, 48, share), workers if world == 2 else 0)
         ):
-            keys[i] += batch.keys
+            keys[i] += batch["keys"]
     flat = [key for batch in keys for key in batch]
     names = [shard.name for shard in reader.listed]
-    assert flat == [locate(reader.folder / names[shard])[number].key for shard, number in whole]
+    assert flat == [locate(reader.folder / names[shard])[number].key for shard, number, _ in whole]
     assert len(set(flat)) == 192
 
 
@@ -87,9 +93,7 @@ def test_what_cannot_be_read_is_marked_and_the_epoch_goes_on(tiny, damaged) -> N
     """A broken picture and a shard that breaks off: their samples are zeros and do not count; all others are there."""
     reader, whole = open_tiny(tiny, damaged), open_tiny(tiny)
     read = [list(loader.read(each, loader.batched(loader.in_order(whole.sizes), 50), 0)) for each in (reader, whole)]
-    broken, good = (
-        {n: torch.cat([getattr(b, n) for b in r]) for n in ("pixel_values", "images", "valid")} for r in read
-    )
+    broken, good = ({n: torch.cat([b[n] for b in r]) for n in ("pixel_values", "images", "valid")} for r in read)
     corrupt = [4, *range(whole.sizes[0] + 2, whole.sizes[0] + whole.sizes[1])]
     assert (~broken["valid"]).nonzero().flatten().tolist() == corrupt
     for name in ("pixel_values", "images"):
@@ -97,3 +101,25 @@ def test_what_cannot_be_read_is_marked_and_the_epoch_goes_on(tiny, damaged) -> N
         assert torch.equal(broken[name][broken["valid"]], good[name][broken["valid"]])
     with pytest.raises(UserError, match=r"00000.tar: sample .*; run `un2clip ingest` again"):
         list(loader.strict(loader.read(reader, loader.batched(loader.in_order(whole.sizes), 50), 0)))
+
+
+def test_a_crop_is_by_seed_epoch_and_sample(tiny) -> None:
+    """The same part of an image in both views, whatever order it is read in; another one in the next epoch."""
+    plain = dataclasses.replace(open_tiny(tiny), encoder_view=loader.generator_view(32))
+    cropping = dataclasses.replace(plain, crop=(0.3, 0.5), seed=1)
+    index, later = loader.SampleIndex(0, 3, epoch=0), loader.SampleIndex(0, 3, epoch=1)
+    state = torch.get_rng_state()
+    first, _, again = cropping[index], cropping[loader.SampleIndex(1, 0)], cropping[index]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first["images"], again["images"]) and torch.equal(first["images"], first["pixel_values"])
+    others = (plain[index], cropping[later], dataclasses.replace(cropping, seed=2)[index])
+    assert all(not torch.equal(first["images"], other["images"]) for other in others)
+
+
+def test_a_crop_keeps_its_share_and_shape() -> None:
+    """Of 200 crops each has the share of the area that was asked for, nearly square, and lies within the image."""
+    image = Image.new("RGB", (100, 100))
+    sizes = [loader.random_crop(image, (0.5, 0.8), seed).size for seed in range(200)]
+    shares = [width * height / 1e4 for width, height in sizes]
+    assert 0.48 < min(shares) < 0.55 and 0.75 < max(shares) < 0.82
+    assert all(0.9 < width / height < 1.1 and max(width, height) <= 100 for width, height in sizes)

@@ -6,8 +6,9 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from un2clip.decoders import load_generator
-from un2clip.methods.anchors import anchor_distance
-from un2clip.methods.objective import NoiseSample, diffusion_loss, sample_noise
+from un2clip.decoders.decoder import Cond, NoiseConfig, NoiseSample, draw_timesteps
+from un2clip.methods.anchors import EmbeddingAnchor
+from un2clip.methods.features import Features
 
 
 @pytest.fixture()
@@ -19,11 +20,17 @@ def generator(tiny):
 def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, NoiseSample]:
     rng = torch.Generator().manual_seed(0)
     latents, embeds = torch.randn(6, 4, 8, 8, generator=rng), torch.randn(6, generator.embed_dim, generator=rng)
-    return (
-        latents,
-        embeds,
-        sample_noise(generator, latents.shape, rng, timesteps=(0, 999), noise_level=0, condition_dropout=0.0),
-    )
+    return latents, embeds, generator.draw(6, rng, noise(condition_dropout=0.0))
+
+
+def noise(**changes: object) -> NoiseConfig:
+    numbers = {"timesteps": (0, 999), "timesteps_drawn": "independent", "noise_level": (0, 0), "condition_dropout": 0.0}
+    return NoiseConfig(**(numbers | changes))
+
+
+def diffusion_loss(generator, latents: torch.Tensor, embeds: torch.Tensor, sampled: NoiseSample) -> torch.Tensor:
+    (loss,) = generator.loss(latents, Cond(vector=embeds), sampled).values()
+    return loss
 
 
 class Oracle(nn.Module):
@@ -40,7 +47,7 @@ class Oracle(nn.Module):
 def test_loss_is_zero_for_the_target(generator, drawn) -> None:
     """A generator that returns the exact target has loss 0, one that is off by one has loss 1."""
     latents, embeds, sampled = drawn
-    target = generator.target(latents, sampled.noise, sampled.timesteps)
+    target = generator.wanted(latents, sampled["noise"], sampled["timesteps"])
     for answer, loss in ((target, 0.0), (target + 1, 1.0)):
         generator.unet = Oracle(answer, generator.unet.config)
         assert_close(diffusion_loss(generator, latents, embeds, sampled), torch.full((6,), loss))
@@ -49,13 +56,13 @@ def test_loss_is_zero_for_the_target(generator, drawn) -> None:
 def test_loss_equals_the_formula_written_out(generator, drawn) -> None:
     """Per-sample loss against diffusers' scheduler and U-Net called by hand."""
     latents, embeds, sampled = drawn
-    labels = generator.class_labels(embeds, sampled.noise_level, sampled.embedding_noise)
-    noisy = generator.scheduler.add_noise(latents, sampled.noise, sampled.timesteps)
+    labels = generator.class_labels(embeds, sampled["noise_level"], sampled["embedding_noise"])
+    noisy = generator.scheduler.add_noise(latents, sampled["noise"], sampled["timesteps"])
     prompt = generator.prompt_embeds.expand(6, -1, -1)
     with torch.no_grad():
-        prediction = generator.unet(noisy, sampled.timesteps, prompt, class_labels=labels).sample
+        prediction = generator.unet(noisy, sampled["timesteps"], prompt, class_labels=labels).sample
         ours = diffusion_loss(generator, latents, embeds, sampled)
-    target = generator.scheduler.get_velocity(latents, sampled.noise, sampled.timesteps)
+    target = generator.scheduler.get_velocity(latents, sampled["noise"], sampled["timesteps"])
     assert_close(ours, torch.stack([mse_loss(p, t) for p, t in zip(prediction, target, strict=True)]))
 
 
@@ -63,7 +70,7 @@ def test_dropped_condition_is_all_zero(generator, drawn) -> None:
     """With every condition dropped the embedding does not matter; with none dropped it does."""
     latents, embeds, sampled = drawn
     nn.init.normal_(generator.unet.class_embedding.linear_2.weight)
-    dropped = NoiseSample(**{**vars(sampled), "keep": torch.zeros(6, dtype=torch.bool)})
+    dropped = sampled | {"keep": torch.zeros(6, dtype=torch.bool)}
     with torch.no_grad():
         assert torch.equal(
             diffusion_loss(generator, latents, embeds, dropped), diffusion_loss(generator, latents, -embeds, dropped)
@@ -76,31 +83,29 @@ def test_dropped_condition_is_all_zero(generator, drawn) -> None:
 
 def test_draws_cover_their_ranges(generator) -> None:
     """Timesteps stay within their bounds and reach both; levels are uniform or constant; dropout is as asked."""
-    latents = torch.zeros(4000, 1, 1, 1)
     rng = torch.Generator().manual_seed(0)
-    sampled = sample_noise(generator, latents.shape, rng, timesteps=(3, 7), noise_level=None, condition_dropout=0.25)
-    assert set(sampled.timesteps.tolist()) == {3, 4, 5, 6, 7}
-    assert sampled.noise_level.min() < 10 and sampled.noise_level.max() > 990
-    assert sampled.keep.float().mean().item() == pytest.approx(0.75, abs=0.03)
-    assert set(
-        sample_noise(
-            generator, latents.shape, rng, timesteps=(0, 0), noise_level=9, condition_dropout=0
-        ).noise_level.tolist()
-    ) == {9}
+    sampled = generator.draw(4000, rng, noise(timesteps=(3, 7), noise_level=(0, 999), condition_dropout=0.25))
+    assert set(sampled["timesteps"].tolist()) == {3, 4, 5, 6, 7}
+    assert sampled["noise_level"].min() < 10 and sampled["noise_level"].max() > 990
+    assert sampled["keep"].float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert set(generator.draw(4000, rng, noise(noise_level=(9, 9)))["noise_level"].tolist()) == {9}
+    some = generator.draw(4000, rng, noise(noise_level=(20, 22)))["noise_level"]
+    assert set(some.tolist()) == {20, 21, 22}
 
 
 def test_anchor_is_a_distance_in_the_normalisers_units(generator) -> None:
     """Exactly 0 for equal embeddings; moving every number by its own standard deviation gives 1."""
     embeds = torch.randn(4, generator.embed_dim)
-    assert torch.equal(anchor_distance(generator, embeds, embeds), torch.zeros(4))
-    assert_close(anchor_distance(generator, embeds + generator.std, embeds), torch.ones(4))
+    anchor = EmbeddingAnchor(generator.std)
+    assert torch.equal(anchor(Features(pooled=embeds), Features(pooled=embeds)), torch.zeros(4))
+    assert_close(anchor(Features(pooled=embeds + generator.std), Features(pooled=embeds)), torch.ones(4))
 
 
-def test_stratified_timesteps_are_uniform_each_and_even_together(generator) -> None:
+def test_stratified_timesteps_are_uniform_each_and_even_together() -> None:
     """One of each eighth of the range a batch; for every sample each timestep is as likely as any other."""
     rng = torch.Generator().manual_seed(0)
-    numbers = {"timesteps": (2, 21), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": "stratified"}
-    drawn = torch.stack([sample_noise(generator, (8, 1, 1, 1), rng, **numbers).timesteps for _ in range(8000)])
+    numbers = noise(timesteps=(2, 21), timesteps_drawn="stratified")
+    drawn = torch.stack([draw_timesteps(8, rng, numbers) for _ in range(8000)])
     bounds = torch.arange(9) * 20 / 8  # an eighth of 20 timesteps is 2.5 of them: its ends may fall into one
     ordered = drawn.sort(dim=1).values - 2
     assert (ordered >= bounds[:-1].floor()).all() and (ordered < bounds[1:].ceil()).all()
@@ -109,13 +114,13 @@ def test_stratified_timesteps_are_uniform_each_and_even_together(generator) -> N
         assert counts[:2].sum() == 0 and chisquare(counts[2:].numpy()).pvalue > 0.001
 
 
-def test_stratified_timesteps_leave_the_mean_and_take_variance(generator) -> None:
+def test_stratified_timesteps_leave_the_mean_and_take_variance() -> None:
     """Of a loss that grows with t: the same mean as by independent draws, and the variance that the formula gives."""
     rng = torch.Generator().manual_seed(0)
     found = {}
     for how in ("independent", "stratified"):
-        numbers = {"timesteps": (0, 999), "noise_level": 0, "condition_dropout": 0.0, "timesteps_drawn": how}
-        losses = [sample_noise(generator, (16, 1, 1, 1), rng, **numbers).timesteps.double().mean() for _ in range(4000)]
+        numbers = noise(timesteps_drawn=how)
+        losses = [draw_timesteps(16, rng, numbers).double().mean() for _ in range(4000)]
         found[how] = torch.stack(losses)
     for losses in found.values():
         assert losses.mean().item() == pytest.approx(499.5, abs=4 * losses.std().item() / 4000**0.5)
@@ -127,6 +132,5 @@ def test_stratified_timesteps_leave_the_mean_and_take_variance(generator) -> Non
 
 def test_independent_timesteps_are_those_of_before(generator) -> None:
     """The neutral value draws what torch.randint draws, first of all."""
-    sampled = sample_noise(generator, (6, 1, 1, 1), torch.Generator().manual_seed(7), timesteps=(30, 90), noise_level=0,
-                 condition_dropout=0.0)  # fmt: skip
-    assert torch.equal(sampled.timesteps, torch.randint(30, 91, (6,), generator=torch.Generator().manual_seed(7)))
+    sampled = generator.draw(6, torch.Generator().manual_seed(7), noise(timesteps=(30, 90)))
+    assert torch.equal(sampled["timesteps"], torch.randint(30, 91, (6,), generator=torch.Generator().manual_seed(7)))

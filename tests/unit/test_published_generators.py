@@ -9,9 +9,10 @@ from torch import nn
 
 from timings.full_width import CONFIG, new_generator
 from un2clip.config import read_yaml
+from un2clip.datasets.loader import to_device
+from un2clip.decoders import Cond, NoiseConfig
 from un2clip.decoders.assemble import add_class_projection
 from un2clip.decoders.unclip import MADE_FOR
-from un2clip.methods.objective import diffusion_loss, sample_noise
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in CONFIGS if "architecture:" in path.read_text()]
@@ -40,15 +41,15 @@ def test_sizes_are_the_published_ones(name: str, embed_dim: int) -> None:
 @pytest.mark.parametrize(("image_px", "side"), [(768, 96), (512, 64)])
 def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> None:
     """An image of 768 px has latents 4 x 96 x 96, one of 512 px 4 x 64 x 64; loss and gradient come out."""
-    generator = new_generator("unclip-l", META)
-    assert (generator.image_px, generator.latents_shape) == (768, (4, 96, 96))
+    own = new_generator("unclip-l", META)
+    assert (own.image_px, own.target_shape) == (768, (4, 96, 96))
+    generator = new_generator("unclip-l", META, image_px)
     latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
     assert latents.shape == (2, 4, side, side)
     embeds = torch.zeros(2, 768, device=META, requires_grad=True)
-    sampled = sample_noise(
-        generator, latents.shape, torch.Generator(), timesteps=(0, 999), noise_level=0, condition_dropout=0.0
-    )
-    loss = diffusion_loss(generator, latents, embeds, sampled.to(META))
+    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+    noise_sample = to_device(generator.draw(2, torch.Generator(), noise), META)
+    loss = generator.loss(latents, Cond(vector=embeds), noise_sample)["diffusion_loss"]
     loss.mean().backward()
     assert loss.shape == (2,) and embeds.grad is not None and embeds.grad.shape == (2, 768)
 

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.stages import run_stage
 from un2clip.stages.backbones import Backbones
-from un2clip.world import orders
+from un2clip.world.training import orders
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from un2clip.world import orders
     [
         ("clip", "width", 40, "backbones.clip.width must be a multiple of head_width, got 40 and 16"),
         ("clip", "patch_size", 5, "backbones.clip.image_px must be a multiple of patch_size, got 32 and 5"),
-        ("clip", "steps", 0, "backbones.clip.steps must be at least 1, got 0"),
+        ("phases.clip", "steps", 0, "backbones.phases.clip.steps must be at least 1, got 0"),
         (
             "vae",
             "block_out_channels",
@@ -30,7 +31,7 @@ from un2clip.world import orders
 def test_bad_sizes_are_refused(tiny, part: str, name: str, value: object, message: str) -> None:
     """A size that the real classes would stumble over is one line that names it."""
     section = copy.deepcopy(tiny.params["backbones"])
-    section[part][name] = value
+    functools.reduce(dict.__getitem__, part.split("."), section)[name] = value
     with pytest.raises(UserError, match=message):
         build(Backbones, section, "backbones")
 

@@ -17,7 +17,19 @@ def test_no_room_imports_a_higher_one() -> None:
     """Every import goes to the same room or to one that stands below it, in a function too."""
     pairs = [(above, below) for above, below in file_edges() if room_of(above) and room_of(below)]
     assert [(a, b) for a, b in pairs if ROOMS.index(room_of(b)) > ROOMS.index(room_of(a))] == []
-    assert ("un2clip.training.loop", "un2clip.methods.objective") in pairs, "an import that everybody knows of"
+    assert ("un2clip.stages.finetune", "un2clip.training.loop") in pairs, "an import that everybody knows of"
+
+
+def test_the_loop_knows_no_method_and_no_decoder() -> None:
+    """What trains comes as an objective: the loop and what it calls import neither room above it."""
+    pairs = file_edges()
+    reached, ahead = set(), {"un2clip.training.loop", "un2clip.training.replicas"}
+    while ahead:
+        reached |= ahead
+        ahead = {below for above, below in pairs if above in ahead} - reached
+    assert "un2clip.datasets.loader" in reached, "what it does import is seen"
+    known = sorted(name for name in reached if room_of(name) in ("methods", "decoders"))
+    assert known == ["un2clip.decoders.decoder"], "NoiseConfig alone"
 
 
 def test_no_circle_of_files() -> None:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from tests.wiring.keys import HINTS, is_section, read_keys
+from tests.wiring.keys import HINTS, Key, is_section, read_keys
 from tests.wiring.schema import ROOT, file_schema, schema, schema_path, written
 from un2clip.config import convert, read_files, read_params, read_yaml, split
+from un2clip.config.overlays import LIKE
 from un2clip.errors import UserError
 
 FILES = read_files(ROOT / "params.yaml")
@@ -107,7 +108,18 @@ def test_a_mistake_at_any_key_is_seen(file: str, key: Any) -> None:
     """A key that is missing, unknown or of another type is refused, sections and numbers alike."""
     described = read_yaml(schema_path(file))
     for kind, changed in changes(FILES[file], key.name.split(".")):
-        assert refused(described, changed), f"{key.name}: {kind}"
+        assert refused(described, changed) or allowed(kind, key), f"{key.name}: {kind}"
+
+
+def allowed(kind: str, key: Key) -> bool:
+    """Whether it is no mistake: a mapping has any number of entries, and an entry may take a key from a like one."""
+    place = key.place.split(".")
+    entry: Any = FILES[next(file for file, other in KEYS if other is key)]
+    for name in key.name.split(".")[: place.index("*") + 1] if "*" in place else ():
+        entry = entry[name]
+    if place[-1] == "*":
+        return kind in ("missing", "unknown")
+    return kind == "missing" and "*" in place and LIKE in entry
 
 
 VALUES = [None, True, 0, 1.0, 1.5, "word", "", [], [1], ["word"], [None], {}, {"a": "b"}, {"a": 1}, {"a": {"b": 1}}]

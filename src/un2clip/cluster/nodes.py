@@ -48,7 +48,7 @@ def finetune_on_nodes(
     A task that is tried again replaces the former try's TrainJob, and goes on from the newest checkpoint.
 
     Args:
-        params: section `finetune`; `running.processes` is the number on each node; 0 for one an accelerator.
+        params: section `finetune`; `compute.processes` is the number on each node; 0 for one an accelerator.
         client: of the cluster.
         nodes: how many.
         image: of every node.
@@ -132,12 +132,12 @@ def _check(params: Mapping[str, Any], nodes: int, resources: Mapping[str, str], 
     section = stage_params("finetune", params)
     used = resources if arguments["device"] != "cpu" else {}
     accelerators = sum(int(amount) for name, amount in used.items() if "/" in name)
-    processes = int(section.running.processes) or max(1, accelerators)
+    processes = int(section.compute.processes) or max(1, accelerators)
     if nodes < 1:
         raise UserError(f"nodes must be at least 1, got {nodes}")
     if accelerators and accelerators != processes:
         raise UserError(
-            f"finetune.running.processes is {processes} and each node has {accelerators} accelerators; make it 0 or "
+            f"finetune.compute.processes is {processes} and each node has {accelerators} accelerators; make it 0 or "
             f"{accelerators}, or change finetune_accelerator_limit"
         )
     if section.batch_size % (nodes * processes):

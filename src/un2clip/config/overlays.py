@@ -5,12 +5,43 @@ from typing import Any
 
 from un2clip.errors import UserError
 
-#: Mappings that are one value, because their keys are names of files: an overlay replaces them.
-WHOLE = ("sha256",)
+#: Mappings that are one value, because their keys are names of files or parts: an overlay replaces them.
+WHOLE = ("sha256", "lora")
 #: In an entry of a mapping of dataclasses: the name of another entry, from which it takes all that it does not hold.
 LIKE = "like"
+_TUNE, _NOISE = "finetune.phases.tune", "finetune.phases.tune.noise"
 #: Parameters that had another name -> their name now, both in full. The old one is refused with the new one.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    **{
+        f"finetune.training.{name}": f"{_TUNE}.{name}"
+        for name in ("steps", "weight_decay", "warmup_steps", "decay", "clip_grad_norm", "ema_decay")
+    },
+    **{
+        f"finetune.training.{name}": f"{_NOISE}.{name}"
+        for name in ("timesteps", "timesteps_drawn", "noise_level", "condition_dropout")
+    },
+    "finetune.training.encoder_lr": f"{_TUNE}.lr.encoder",
+    "finetune.training.decoder_lr": f"{_TUNE}.lr.decoder",
+    "finetune.training.anchor_weight": "finetune.anchors.embedding",
+    "finetune.training.caption_weight": "finetune.anchors.captions",
+    "finetune.longer": "finetune.phases.longer.steps",
+    **{
+        f"finetune.running.{name}": f"finetune.compute.{name}"
+        for name in (
+            "processes", "workers", "max_per_device", "precision", "frozen", "gradient_checkpointing", "channels_last",
+            "compile", "checkpoint_every", "keep_checkpoints",
+        )
+    },
+    **{f"backbones.clip.{name}": f"backbones.phases.clip.{name}" for name in ("steps", "weight_decay", "warmup_steps")},
+    "backbones.clip.lr": "backbones.phases.clip.lr.clip",
+    "backbones.vae.steps": "backbones.phases.vae.steps",
+    "backbones.vae.lr": "backbones.phases.clip.lr.vae",
+    **{
+        f"backbones.unet.training.{name}": f"backbones.phases.unet.{name}"
+        for name in ("steps", "weight_decay", "warmup_steps", "decay", "clip_grad_norm", "ema_decay")
+    },
+    "backbones.unet.training.decoder_lr": "backbones.phases.clip.lr.decoder",
+}  # fmt: skip
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

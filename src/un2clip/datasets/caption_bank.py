@@ -21,7 +21,7 @@ def caption_bank(shards: Path, *, seed: int, size: int) -> list[str]:
     index = read_index(shards)
     listed = index.splits["train"]
     bank: dict[str, None] = {}
-    for shard, number in islice(shuffled([each.samples for each in listed], seed), index.count("train")):
+    for shard, number, _ in islice(shuffled([each.samples for each in listed], seed), index.count("train")):
         tar = shards / "train" / listed[shard].name
         captions = locate(tar, ("txt",))
         try:

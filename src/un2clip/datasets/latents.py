@@ -7,6 +7,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -42,6 +43,11 @@ def _open(path: Path) -> safe_open:
     return safe_open(path, framework="pt")
 
 
+def vae_of(folder: Path) -> str:
+    """Hash of the VAE that made the cache."""
+    return str(_index(folder)["vae_sha256"])
+
+
 def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents | None:
     """The cache, or None where `latents.cache` is false and latents are encoded as they are needed.
 
@@ -51,12 +57,9 @@ def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents |
     Raises:
         UserError: the cache is of other shards or of another VAE, or a file of it is missing.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        cached, made_by, files = index["cached"], index["vae_sha256"], index["shards"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {folder / INDEX} ({error}); run `un2clip latents` to make it") from None
-    if not cached:
+    index = _index(folder)
+    made_by, files = index["vae_sha256"], index["shards"]
+    if not index["cached"]:
         return None
     if made_by != vae_sha256:
         raise UserError(f"{folder} was made by VAE {made_by[:12]}, not {vae_sha256[:12]}; run `un2clip latents` again")
@@ -66,3 +69,13 @@ def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents |
             if files.get(f"{split}/{shard.name}") != shard.sha256 or not file_of(folder, tar).is_file():
                 raise UserError(f"{folder} has no latents of {split}/{shard.name}; run `un2clip latents` again")
     return CachedLatents(folder=folder)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+        if missing := {"cached", "vae_sha256", "shards"} - index.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"cannot read {folder / INDEX} ({error}); run `un2clip latents` to make it") from None
+    return index

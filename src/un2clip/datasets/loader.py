@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import CorruptSample, read_image
@@ -24,33 +24,19 @@ from un2clip.datasets.shards import Shard, read_index
 from un2clip.errors import UserError
 
 View = Callable[[Image.Image], Tensor]
-SampleIndex = tuple[int, int]  # number of the shard, number of the sample in it
+#: One batch, by name: keys (B texts, for messages; a reason where a sample is corrupt), pixel_values (B, 3, H, W)
+#: float32 as the encoder wants them, valid (B,) bool (a sample that could not be read is zeros and must not count), and
+#: of the decoder's view either images (B, 3, S, S) float32 in [-1, 1] or, from the cache, latents (B, C, h, w), scaled.
+Batch = dict[str, Any]
+WHOLE = (1.0, 1.0)  # lowest and highest share of an image that a random crop keeps: no crop
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One batch of images in two views.
+class SampleIndex(NamedTuple):
+    """Which sample: number of the shard, number in it; and the epoch, by which a crop is drawn."""
 
-    Attributes:
-        keys: the samples' names, for messages; a reason where one is corrupt.
-        pixel_values: (B, 3, H, W) float32, as the encoder wants it.
-        images: (B, 3, S, S) float32 in [-1, 1], as the generator's VAE wants it; None where latents are cached.
-        latents: (B, C, h, w), scaled, from the cache; or None.
-        valid: (B,) bool; a sample that could not be read is zeros and must not count.
-    """
-
-    keys: list[str]
-    pixel_values: Tensor
-    images: Tensor | None
-    latents: Tensor | None
-    valid: Tensor
-
-    def pin_memory(self) -> "Batch":
-        """In page-locked memory, from which a GPU reads beside its work; DataLoader calls this where there is one."""
-        pinned: dict[str, Any] = {
-            name: x.pin_memory() if isinstance(x, Tensor) else x for name, x in vars(self).items()
-        }
-        return Batch(**pinned)
+    shard: int
+    number: int
+    epoch: int = 0
 
 
 def generator_view(image_px: int) -> View:
@@ -85,8 +71,11 @@ class Reader(Dataset[Batch]):
         folder: the split's tars.
         listed: its shards, as the index lists them.
         encoder_view: of CLIP.
-        image_view: of the VAE; not made where latents are cached.
+        image_view: of the decoder; not made where latents are cached.
         cached: the VAE's latents, or None.
+        crop: lowest and highest share of the image's area that a random crop keeps, the same crop in both views.
+            Latents of what is cropped cannot be cached.
+        seed: of the crop, with the epoch and the sample.
     """
 
     folder: Path
@@ -94,6 +83,8 @@ class Reader(Dataset[Batch]):
     encoder_view: View
     image_view: View
     cached: CachedLatents | None
+    crop: tuple[float, ...] = WHOLE
+    seed: int = 0
 
     @property
     def sizes(self) -> list[int]:
@@ -101,21 +92,30 @@ class Reader(Dataset[Batch]):
         return [shard.samples for shard in self.listed]
 
     def __getitem__(self, index: SampleIndex) -> Batch:
-        shard, number = index
-        tar = self.folder / self.listed[shard].name
+        tar = self.folder / self.listed[index.shard].name
         try:
-            key, image = read_image(tar, number)
+            key, image = read_image(tar, index.number)
             valid = True
         except CorruptSample as error:
             key, image, valid = str(error), Image.new("RGB", (1, 1)), False
-        latents = None if self.cached is None else self.cached.read(tar, number)[None]
-        return Batch(
-            keys=[key],
-            pixel_values=self.encoder_view(image)[None] * valid,
-            images=self.image_view(image)[None] * valid if latents is None else None,
-            latents=latents,
-            valid=torch.tensor([valid]),
-        )
+        if self.crop != WHOLE:
+            image = random_crop(image, self.crop, hash((self.seed, *index)))
+        batch: Batch = {
+            "keys": [key],
+            "pixel_values": torch.where(torch.tensor(valid), self.encoder_view(image)[None], 0.0),
+            "valid": torch.tensor([valid]),
+        }
+        if self.cached is not None:
+            return batch | {"latents": self.cached.read(tar, index.number)[None]}
+        return batch | {"images": torch.where(torch.tensor(valid), self.image_view(image)[None], 0.0)}
+
+
+def random_crop(image: Image.Image, share: Sequence[float], seed: int) -> Image.Image:
+    """A part of the image, of a share of its area and nearly of its shape; torch's own state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        top, left, height, width = RandomResizedCrop.get_params(image, list(share), [0.95, 1 / 0.95])
+    return image.crop((left, top, left + width, top + height))
 
 
 def open_split(
@@ -128,7 +128,7 @@ def open_split(
 
 def in_order(sizes: Sequence[int]) -> Iterator[SampleIndex]:
     """Every sample once, in the order of the shards."""
-    return ((shard, number) for shard, size in enumerate(sizes) for number in range(size))
+    return (SampleIndex(shard, number) for shard, size in enumerate(sizes) for number in range(size))
 
 
 def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[SampleIndex]:
@@ -138,7 +138,7 @@ def shuffled(sizes: Sequence[int], seed: int, start: int = 0) -> Iterator[Sample
         rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         for shard in torch.randperm(len(sizes), generator=rng).tolist():
             numbers = torch.randperm(sizes[shard], generator=rng).tolist()
-            yield from ((shard, number) for number in numbers[skip:])
+            yield from (SampleIndex(shard, number, epoch) for number in numbers[skip:])
             skip = max(0, skip - len(numbers))
         epoch += 1
 
@@ -154,7 +154,7 @@ def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> 
     loader: DataLoader[Batch] = DataLoader(
         reader,
         batch_sampler=batches,  # any iterable of lists will do
-        collate_fn=_join,
+        collate_fn=join,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
@@ -164,15 +164,30 @@ def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> 
 def strict(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches; a sample that cannot be read is a UserError here: what is measured must be whole."""
     for batch in batches:
-        if not batch.valid.all():
-            raise UserError(f"{batch.keys[int(batch.valid.int().argmin())]}; run `un2clip ingest` again")
+        if not batch["valid"].all():
+            raise UserError(f"{batch['keys'][int(batch['valid'].int().argmin())]}; run `un2clip ingest` again")
         yield batch
 
 
-def _join(samples: list[Batch]) -> Batch:
-    def join(name: str) -> Tensor | None:
-        values = [getattr(sample, name) for sample in samples]
-        return None if values[0] is None else torch.cat(values)
+def join(samples: Sequence[Batch]) -> Batch:
+    """Batches of the same names as one."""
+    return {name: _joined([sample[name] for sample in samples]) for name in samples[0]}
 
-    tensors = {name: join(name) for name in ("pixel_values", "images", "latents", "valid")}
-    return Batch(keys=[key for sample in samples for key in sample.keys], **tensors)  # type: ignore[arg-type]
+
+def narrow(batch: Batch, part: slice) -> Batch:
+    """A part of a batch, or of anything that is lists and tensors by name."""
+    return {name: value[part] for name, value in batch.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return [each for value in values for each in value]

@@ -1,6 +1,7 @@
-"""What draws an image from a condition: an unCLIP, read, written, assembled and sampled from."""
+"""What draws an image from a condition: unCLIP, text-to-image, flow, pixels; read, written and assembled."""
 
+from un2clip.decoders.decoder import Cond, Decoder, NoiseConfig, NoiseSample
 from un2clip.decoders.folder import Options, load_generator, save_generator
-from un2clip.decoders.unclip import Generator
+from un2clip.decoders.unclip import Unclip
 
-__all__ = ["Generator", "Options", "load_generator", "save_generator"]
+__all__ = ["Cond", "Decoder", "NoiseConfig", "NoiseSample", "Options", "Unclip", "load_generator", "save_generator"]

@@ -4,12 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip.decoders.assemble import from_text_to_image
-from un2clip.decoders.folder import TEXT_TO_IMAGE, Options, copy_generator, load_generator, read_layout
+from un2clip.decoders.folder import (
+    TEXT_TO_IMAGE,
+    Options,
+    copy_generator,
+    load_generator,
+    load_text_to_image,
+    read_layout,
+)
 from un2clip.models.clip import Clip
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import Source
 
-TOY = "toy"
+TOY, NONE = "toy", "none"
 #: What it cannot do without, in the layout of an unCLIP or of text-to-image.
 FILES = (
     "model_index.json", "scheduler/*.json", "tokenizer/*.json", "text_encoder/*.safetensors", "unet/*.safetensors",
@@ -19,11 +26,12 @@ FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSource:
-    """`backbones.generator` of params.yaml: where it comes from, and how every stage uses it.
+    """`backbones.generator` or `backbones.text_to_image` of params.yaml: where it comes from, and how it is used.
 
     Attributes:
         weights: toy, or a Source's location: a directory in StableUnCLIPImg2ImgPipeline's layout, or in
-            StableDiffusionPipeline's, from which an untrained unCLIP is assembled.
+            StableDiffusionPipeline's, from which an untrained unCLIP is assembled. Of a text-to-image generator also
+            none: no method that is run trains through one.
         revision, sha256: of a hub id; see Source.
         prompt, normalise, image_px: see Options.
     """
@@ -47,6 +55,19 @@ class GeneratorSource:
     @property
     def options(self) -> Options:
         return Options(prompt=self.prompt, normalise=self.normalise, image_px=self.image_px)
+
+
+def fetch_text_to_image(params: GeneratorSource, folder: Path) -> None:
+    """Write the text-to-image generator that `params` names: a copy.
+
+    Raises:
+        UserError: it is absent, not what its hash says, incomplete, or no text-to-image generator.
+    """
+    found = obtain_model(params.source, files=FILES, name="backbones.text_to_image")
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_generator(found, folder)
+    params.options.save(folder)
+    load_text_to_image(folder)
 
 
 def fetch_generator(params: GeneratorSource, clip: Clip, folder: Path) -> None:

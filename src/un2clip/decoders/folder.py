@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from un2clip.config import build
-from un2clip.decoders.unclip import Generator
+from un2clip.decoders.text_to_image import TextToImage
+from un2clip.decoders.unclip import Unclip
 from un2clip.errors import UserError
 
 disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
@@ -79,11 +82,8 @@ def read_layout(folder: Path) -> str:
     return str(found)
 
 
-def load_generator(folder: Path, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Generator:
-    """Load a generator, frozen, from safetensors only.
-
-    Args:
-        dtype: U-Net and VAE are held in it, whatever the files have: float32 or bfloat16.
+def load_generator(folder: Path, device: torch.device = CPU) -> Unclip:
+    """Load an unCLIP, frozen, in float32, from safetensors only.
 
     Raises:
         UserError: a part is missing or damaged, or the parts do not fit each other.
@@ -94,12 +94,12 @@ def load_generator(folder: Path, device: torch.device = CPU, dtype: torch.dtype 
             "where an unCLIP is assembled from it, and train that by `finetune --method=align`"
         )
     options = Options.of(folder)
-    try:
+    with _named(folder):
         normalizer = StableUnCLIPImageNormalizer.from_pretrained(
             folder, subfolder="image_normalizer", use_safetensors=True, torch_dtype=torch.float32
         )
         prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
-        generator = Generator(
+        generator = Unclip(
             unet=load_unet(folder),
             vae=load_vae(folder),
             scheduler=load_noise_schedule(folder, "scheduler"),
@@ -111,12 +111,40 @@ def load_generator(folder: Path, device: torch.device = CPU, dtype: torch.dtype 
             normalise=options.normalise,
             image_px=options.image_px or None,
         )
+    return generator.to(device)
+
+
+def load_text_to_image(folder: Path, device: torch.device = CPU) -> TextToImage:
+    """Load a directory in StableDiffusionPipeline's layout, frozen, in float32, from safetensors only.
+
+    Raises:
+        UserError: a part is missing or damaged, or the parts do not fit each other.
+    """
+    if read_layout(folder) != TEXT_TO_IMAGE:
+        raise UserError(f"{folder} is an unCLIP, which reads an embedding; a {TEXT_TO_IMAGE} is needed here")
+    options = Options.of(folder)
+    with _named(folder):
+        prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
+        generator = TextToImage(
+            unet=load_unet(folder),
+            vae=load_vae(folder),
+            scheduler=load_noise_schedule(folder, "scheduler"),
+            prompt_embeds=prompt_embeds,
+            empty_prompt_embeds=empty_prompt_embeds,
+            image_px=options.image_px or None,
+        )
+    return generator.to(device)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong while a directory is read is a UserError that names it."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {' '.join(str(error).split())[:300]}") from None
-    generator.prepare(dtype=dtype)
-    return generator.to(device)
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
@@ -174,7 +202,7 @@ def copy_generator(source: Path, folder: Path) -> None:
     shutil.copyfile(source / INDEX, folder / INDEX)
 
 
-def save_generator(generator: Generator, like: Path, folder: Path) -> None:
+def save_generator(generator: Unclip | TextToImage, like: Path, folder: Path) -> None:
     """Write a trained generator: the directory `like` (which may be `folder` itself), with this U-Net and statistics.
 
     Both are written in the dtype that they are held in. A compiled or channels_last U-Net is written like any other.
@@ -183,7 +211,8 @@ def save_generator(generator: Generator, like: Path, folder: Path) -> None:
         shutil.copytree(like, folder, dirs_exist_ok=True)
     generator.unet.register_to_config(_name_or_path="")  # diffusers would write where it was loaded from
     generator.unet.save_pretrained(folder / "unet", safe_serialization=True)
-    save_statistics(generator.mean, generator.std, folder)
+    if isinstance(generator, Unclip):
+        save_statistics(generator.mean, generator.std, folder)
 
 
 def save_statistics(mean: Tensor, std: Tensor, folder: Path) -> None:

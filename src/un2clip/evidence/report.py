@@ -178,15 +178,15 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    names = [name for name in history[0] if name != "step"]
+    names = [name for name in dict.fromkeys(name for point in history for name in point) if name != "step"]
     columns = 2 if len(names) > 1 else 1
     rows = math.ceil(len(names) / columns)
-    steps = [point["step"] for point in history]
     with rc_context({"svg.hashsalt": "un2clip", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8.0, 2.1 * rows), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
         for axis, name in zip(axes, names, strict=False):
-            axis.plot(steps, [point[name] for point in history], color="#2563a8", linewidth=1.2)
+            points = [(point["step"], point[name]) for point in history if name in point]  # some are not of every step
+            axis.plot(*zip(*points, strict=True), color="#2563a8", linewidth=1.2, marker="." if len(points) < 9 else "")
             axis.set_title(name.replace("_", " "), loc="left", fontsize=9)
             axis.grid(alpha=0.25, linewidth=0.5)
         for axis in axes[len(names) :]:

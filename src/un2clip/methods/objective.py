@@ -1,149 +1,155 @@
-"""The equation, once: diffusion loss of the generator given the encoder's embedding, and the anchors.
+"""The equation, once:
 
-Everything random is drawn beforehand into `NoiseSample`, so that two encoders can be measured on the same noise.
+    L = rec_phi(x | cond_psi(enc_theta(x))) + sum of lambda_i anchor_i(enc_theta(x), enc_theta0(x))
+
+`Reconstruction.forward` is where it is computed, terms and weights. Everything random is drawn beforehand, for the
+whole batch and on the CPU, so that two encoders can be measured on the same noise.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from un2clip.decoders import Generator
-from un2clip.methods.anchors import anchor_distance, caption_kl
+from un2clip.datasets.loader import Batch
+from un2clip.decoders.decoder import Decoder, NoiseConfig, NoiseSample
+from un2clip.methods.anchors import Anchor
+from un2clip.methods.conditions import Condition
+from un2clip.methods.features import Encoder, Features, Tokens
 
-Timesteps = Literal["independent", "stratified"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseSample:
-    """The random numbers of one evaluation of the loss.
+class Objective(nn.Module):
+    """What the training loop trains: it gives parts by name, random numbers, and terms of which `loss` falls.
 
     Attributes:
-        timesteps: (B,) int64 in 0..T-1.
-        noise: (B, C, h, w) standard normal, added to the latents.
-        noise_level: (B,) int64, level of the embedding's noise augmentation.
-        embedding_noise: (B, D) standard normal, added to the embedding.
-        keep: (B,) bool; False drops the whole condition, as in classifier-free guidance (arXiv 2207.12598).
+        group: samples that are contrasted with each other; accumulation and processes cut a batch between groups only.
     """
 
-    timesteps: Tensor
-    noise: Tensor
-    noise_level: Tensor
-    embedding_noise: Tensor
-    keep: Tensor
+    group: int = 1
 
-    def narrow(self, part: slice) -> "NoiseSample":
-        """Those of a part of the batch."""
-        return NoiseSample(**{name: value[part] for name, value in vars(self).items()})
+    def parts(self) -> dict[str, nn.Module]:
+        """What may train, by name."""
+        raise NotImplementedError
 
-    def to(self, device: torch.device) -> "NoiseSample":
-        """The same numbers on another device: they are drawn on the CPU, so that a GPU meets the same ones."""
-        return NoiseSample(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+    def draw(self, batch: Batch, n: int, rng: torch.Generator, noise: NoiseConfig) -> NoiseSample:
+        """The random numbers of the n samples of the whole batch, of which this process has `batch`."""
+        return {}
+
+    def weights(self, batch: Batch) -> Tensor:
+        """(b,): how much each sample counts, 0 for a corrupt one; losses are divided by the sum over all processes."""
+        valid: Tensor = batch["valid"]
+        return valid.float()
+
+    def forward(self, batch: Batch, noise_sample: NoiseSample, log: bool = False) -> dict[str, Tensor]:
+        """Named terms, (b,) float32 each, each a mean over what the sample's weight counts; `loss` is among them.
+
+        Args:
+            log: whether terms that only the log wants are made too.
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """What is done to the parameters after each step of the optimiser."""
+
+    def prepare(
+        self, trains: tuple[str, ...], *, frozen: torch.dtype, checkpointing: bool, channels_last: bool, compiled: bool
+    ) -> None:
+        """Make what does not train lighter, and all of it faster, as Decoder.prepare says."""
 
 
-def sample_noise(
-    generator: Generator,
-    shape: Sequence[int],
-    rng: torch.Generator,
-    *,
-    timesteps: tuple[int, int],
-    timesteps_drawn: Timesteps = "independent",
-    noise_level: int | None,
-    condition_dropout: float,
-) -> NoiseSample:
-    """Draw for a batch of latents of this shape, (B, C, h, w).
+class Reconstruction(Objective):
+    """Reconstruction through a decoder, and anchors to the reference: every method of the table.
+
+    The reference is a copy of the encoder as it is now, made only where an anchor or the log needs it, and only where
+    the encoder is ever trained; it stays what it is through all phases.
 
     Args:
-        timesteps: lowest and highest timestep, both included, drawn uniformly.
-        timesteps_drawn: independent: each sample for itself. stratified: one of each B-th of the range, dealt out at
-            random. Each sample's timestep is uniform in both, so the mean loss has the same expectation; the second
-            spares it the variance of which timesteps a batch happens to meet (arXiv 2107.00630, 2605.21489).
-        noise_level: one level for all, or None: uniform over all levels, one for each sample.
-        condition_dropout: probability that a sample's condition is dropped.
-    """
-    n = shape[0]
-    low, high = timesteps
-    level = (
-        torch.randint(generator.num_noise_levels, (n,), generator=rng)
-        if noise_level is None
-        else torch.full((n,), noise_level, dtype=torch.int64)
-    )
-    width = high + 1 - low
-    drawn = torch.randint(width, (n,), generator=rng)
-    if timesteps_drawn == "stratified":
-        drawn = (torch.randperm(n, generator=rng) * width + drawn) // n
-    return NoiseSample(
-        timesteps=low + drawn,
-        noise=torch.randn(tuple(shape), generator=rng),
-        noise_level=level,
-        embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
-        keep=torch.rand(n, generator=rng) >= condition_dropout,
-    )
-
-
-def diffusion_loss(generator: Generator, latents: Tensor, image_embeds: Tensor, noise_sample: NoiseSample) -> Tensor:
-    """Mean squared error of the generator's prediction against its own target, one number a sample (B,).
-
-    E_t,noise ||G(z_t, t, e) - target||^2 with e the embedding: arXiv 2505.24517, eq. 3; the target is the
-    noise or v, whichever the generator was trained for.
-
-    Args:
-        latents: (B, C, h, w), scaled.
-        image_embeds: (B, D), not L2-normalised; gradients flow into it through the frozen generator.
-    """
-    noisy_latents = generator.add_noise(latents, noise_sample.noise, noise_sample.timesteps)
-    labels = generator.class_labels(image_embeds, noise_sample.noise_level, noise_sample.embedding_noise)
-    prediction = generator(noisy_latents, noise_sample.timesteps, labels * noise_sample.keep[:, None])
-    target = generator.target(latents, noise_sample.noise, noise_sample.timesteps)
-    return (prediction - target).square().mean(dim=(1, 2, 3))
-
-
-class Losses(nn.Module):
-    """The diffusion loss and the anchors.
-
-    The reference is a copy of the encoder as it is now; where the encoder does not train, it is the encoder itself.
-
-    Args:
-        visual: the encoder.
-        projector: between it and the generator.
-        captions: (K, D), of anchors.embed_bank; None without the caption-KL anchor.
+        visual: the encoder, an image tower of open_clip's.
+        condition: made for this encoder and decoder.
+        anchors: name -> anchor and its weight lambda, of those that the method has.
+        trains_encoder: whether any phase trains the encoder.
+        refers: whether the log gets the cosine to the reference's embedding.
     """
 
-    visual: nn.Module
-    reference: nn.Module
+    reference: Encoder | None
 
     def __init__(
         self,
         visual: nn.Module,
-        projector: nn.Module,
-        generator: Generator,
-        captions: Tensor | None,
+        condition: Condition,
+        decoder: Decoder,
+        anchors: Mapping[str, tuple[Anchor, float]],
         *,
         trains_encoder: bool,
+        refers: bool,
     ) -> None:
         super().__init__()
-        self.visual, self.projector, self.generator = visual, projector, generator
-        self.captions, self.trains_encoder = captions, trains_encoder
-        self.reference = copy.deepcopy(visual).requires_grad_(False).eval() if trains_encoder else visual
+        tokens = tokens_of(condition, *(anchor for anchor, _ in anchors.values()))
+        self.encoder, self.condition, self.decoder = Encoder(visual, tokens), condition, decoder
+        self.anchors = nn.ModuleDict({name: anchor for name, (anchor, _) in anchors.items()})
+        self.lambdas = {name: weight for name, (_, weight) in anchors.items()}
+        self.trains_encoder, self.refers = trains_encoder, refers
+        needed = trains_encoder and (bool(anchors) or refers)
+        self.reference = copy.deepcopy(self.encoder).requires_grad_(False).eval() if needed else None
 
-    def forward(
-        self, pixel_values: Tensor, latents: Tensor, noise_sample: NoiseSample
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Diffusion loss, distance to the reference's embedding, divergence over captions, cosine: (b,) float32 each.
+    def parts(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder.visual, "condition": self.condition, "decoder": self.decoder.network}
 
-        Without captions their divergence is 0.
+    def draw(self, batch: Batch, n: int, rng: torch.Generator, noise: NoiseConfig) -> NoiseSample:
+        return self.decoder.draw(n, rng, noise) | self.condition.draw(n, rng)
+
+    def forward(self, batch: Batch, noise_sample: NoiseSample, log: bool = False) -> dict[str, Tensor]:
+        """loss, the decoder's own terms, each anchor's distance; cosine (to the reference's embedding) for the log.
+
+        Args:
+            batch: pixel_values, and `target`: what decoder.target made of it.
         """
-        with torch.set_grad_enabled(self.trains_encoder):
-            image_embeds = self.visual(pixel_values).float()
+        with torch.set_grad_enabled(self.training_encoder):
+            features = self.encoder(batch["pixel_values"])
+        terms = self.decoder.loss(batch["target"], self.condition(features, noise_sample), noise_sample)
+        loss = torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else next(iter(terms.values()))
+        if self.anchors or (log and self.refers):
+            reference = self._refer(batch["pixel_values"], features)
+        for name, anchor in self.anchors.items():
+            terms[name] = anchor(features, reference)
+            loss = loss + self.lambdas[name] * terms[name]
+        if log and self.refers and features.pooled is not None and reference.pooled is not None:
+            terms["cosine"] = cosine_similarity(features.pooled.detach(), reference.pooled)
+        return {"loss": loss} | terms
+
+    @property
+    def training_encoder(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def _refer(self, pixel_values: Tensor, features: Features) -> Features:
+        if self.reference is None:
+            return features
         with torch.no_grad():
-            reference_embeds = self.reference(pixel_values).float() if self.trains_encoder else image_embeds
-        rec = diffusion_loss(self.generator, latents, self.projector(image_embeds).float(), noise_sample)
-        anchor = anchor_distance(self.generator, image_embeds, reference_embeds)
-        cosine = cosine_similarity(image_embeds.detach(), reference_embeds)
-        if self.captions is None:
-            return rec, anchor, torch.zeros_like(anchor), cosine
-        return rec, anchor, caption_kl(image_embeds, reference_embeds, self.captions), cosine
+            found: Features = self.reference(pixel_values)
+        return found
+
+    def prepare(
+        self, trains: tuple[str, ...], *, frozen: torch.dtype, checkpointing: bool, channels_last: bool, compiled: bool
+    ) -> None:
+        self.decoder.prepare(
+            dtype=torch.float32 if "decoder" in trains else frozen,
+            checkpointing=checkpointing,
+            channels_last=channels_last,
+            compiled=compiled,
+        )
+        visual: Any = self.encoder.visual
+        visual.set_grad_checkpointing(checkpointing)
+        if self.reference is not None:
+            self.reference.to(frozen)
+        if compiled:
+            visual.compile()
+
+
+def tokens_of(*asking: Condition | Anchor | type[Condition]) -> Tokens:
+    """Which patch tokens the encoder must give; what does not read them does not count."""
+    wanted = {each.tokens for each in asking} - {"none"}
+    assert len(wanted) <= 1, f"one kind of tokens in a method, got {wanted}"
+    return wanted.pop() if wanted else "none"

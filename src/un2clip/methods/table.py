@@ -1,19 +1,33 @@
-"""The method table: a method says what trains and what holds the encoder; a number never stands here.
+"""The method table: a method is a row of names; a number never stands here.
 
-    L = rec_phi(x | proj_psi(enc_theta(x))) + sum of lambda_i anchor_i(enc_theta(x), enc_theta0(x))
+    L = rec_phi(x | cond_psi(enc_theta(x))) + sum of lambda_i anchor_i(enc_theta(x), enc_theta0(x))
 
-un2clip (arXiv 2505.24517, eq. 3) trains theta through a frozen phi, without psi and without an anchor. DIVA and UniLIP
-are rows with another condition and decoder.
+un2clip (arXiv 2505.24517, eq. 3) trains theta through a frozen phi, without psi and without an anchor.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from un2clip.config import lookup
-from un2clip.methods.conditions import Init
+from un2clip.decoders.kinds import KINDS
+from un2clip.methods.anchors import ANCHORS
+from un2clip.methods.conditions import CONDITIONS
 
-Part = Literal["encoder", "projector", "decoder"]
-Anchor = Literal["embedding", "captions"]
+PARTS = ("encoder", "condition", "decoder")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a method: what moves in it, and by which numbers.
+
+    Attributes:
+        numbers: name in `finetune.phases` of params.yaml.
+        trains: parts that move, of PARTS; every other part stays bitwise as it was.
+        starts: before: the encoder as the phase before left it. reference: as it entered the first phase.
+    """
+
+    numbers: str
+    trains: tuple[str, ...]
+    starts: str = "before"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,81 +35,94 @@ class Method:
     """One row.
 
     Attributes:
-        trains: which parts move; every other part stays bitwise as it was.
-        anchors: what holds the encoder near the reference: embedding: the distance of their embeddings, by
-            training.anchor_weight. captions: the divergence over a bank of captions, by training.caption_weight.
-        noise_level: level of the embedding's noise augmentation: the configured one, or drawn uniformly
-            for each sample as in the generator's own training (arXiv 2204.06125).
-        projector: initial weights of the map between encoder and generator, where there is one; it trains.
-        longer: whether it trains finetune.longer times the steps.
-        measures_statistics: whether the generator's normaliser gets the statistics of this encoder's embeddings first.
+        condition: what the decoder is told of the encoder's features, of CONDITIONS.
+        decoder: through what it trains, of decoders.kinds.KINDS.
+        anchors: what holds the encoder near the reference, of ANCHORS; their weights are `finetune.anchors`.
+        phases: one after the other.
+        measures_statistics: whether the unCLIP's normaliser gets the statistics of this encoder's embeddings first.
         description: one line for people.
     """
 
-    trains: tuple[Part, ...]
-    anchors: tuple[Anchor, ...]
-    noise_level: Literal["configured", "uniform"]
-    projector: Init = "none"
-    longer: bool = False
+    condition: str = "identity"
+    decoder: str = "unclip"
+    anchors: tuple[str, ...] = ()
+    phases: tuple[Phase, ...]
     measures_statistics: bool = False
     description: str
 
     def __post_init__(self) -> None:
-        assert ("projector" in self.trains) == (self.projector != "none"), self.description
+        assert self.condition in CONDITIONS and self.decoder in KINDS and set(self.anchors) <= set(ANCHORS), self
+        assert self.phases and all(set(phase.trains) <= set(PARTS) for phase in self.phases), self
 
+    def trains(self, part: str) -> bool:
+        """Whether any phase moves a part."""
+        return any(part in phase.trains for phase in self.phases)
+
+
+_ENCODER = (Phase("tune", ("encoder",)),)
 
 METHODS: dict[str, Method] = {
     "un2clip": Method(
-        trains=("encoder",),
-        anchors=(),
-        noise_level="configured",
+        phases=_ENCODER,
         description="the paper's method: the encoder trains through the frozen generator",
     ),
     "un2clip-anchored": Method(
-        trains=("encoder",),
         anchors=("embedding",),
-        noise_level="configured",
+        phases=_ENCODER,
         description="ours: the same, and the embedding is held near the reference's",
     ),
     "un2clip-captions": Method(
-        trains=("encoder",),
         anchors=("embedding", "captions"),
-        noise_level="configured",
+        phases=_ENCODER,
         description="ours: un2clip-anchored with a caption-KL anchor besides",
     ),
     "un2clip-longer": Method(
-        trains=("encoder",),
-        anchors=(),
-        noise_level="configured",
-        longer=True,
+        phases=(Phase("longer", ("encoder",)),),
         description="the paper's ablation: un2clip for more steps",
     ),
     "projector-random": Method(
-        trains=("encoder", "projector"),
-        anchors=(),
-        noise_level="configured",
-        projector="random",
+        condition="linear",
+        phases=(Phase("tune", ("encoder", "condition")),),
         description="the paper's ablation: a linear projector before the generator, random at the start",
     ),
     "projector-identity": Method(
-        trains=("encoder", "projector"),
-        anchors=(),
-        noise_level="configured",
-        projector="identity",
+        condition="linear-identity",
+        phases=(Phase("tune", ("encoder", "condition")),),
         description="the paper's ablation: the same projector, which changes nothing at the start",
     ),
     "update-generator": Method(
-        trains=("encoder", "decoder"),
-        anchors=(),
-        noise_level="configured",
+        phases=(Phase("tune", ("encoder", "decoder")),),
         description="the paper's ablation: the generator trains too",
     ),
     "align": Method(
-        trains=("decoder",),
-        anchors=(),
-        noise_level="uniform",
+        phases=(Phase("align", ("decoder",)),),
         measures_statistics=True,
         description="trains an unCLIP for a frozen encoder; `backbones` uses it",
+    ),
+    "diva": Method(
+        condition="dense",
+        decoder="text_to_image",
+        phases=(Phase("diva", ("encoder", "condition")),),
+        description="DIVA (arXiv 2407.20171): through a frozen text-to-image generator, told by embedding and patches",
+    ),
+    "genhancer": Method(
+        condition="pooled-mlp",
+        decoder="flow",
+        phases=(
+            Phase("genhancer-1", ("condition", "decoder")),
+            Phase("genhancer-2", ("encoder",)),
+        ),
+        description="GenHancer (arXiv 2503.19480): through a small flow from scratch, then the encoder alone by LoRA",
+    ),
+    "unilip": Method(
+        condition="spatial",
+        decoder="pixels",
+        anchors=("tokens",),
+        phases=(
+            Phase("unilip-1", ("condition", "decoder")),
+            Phase("unilip-2", ("encoder", "condition", "decoder")),
+        ),
+        description="UniLIP's reconstruction (arXiv 2507.23278): pixels from patches, then all with self-distillation",
     ),
 }
 

@@ -58,6 +58,12 @@ class Clip:
         return int(self.config["model_cfg"]["embed_dim"])
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the encoder reads, in pixels."""
+        size = self.model.visual.image_size
+        return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

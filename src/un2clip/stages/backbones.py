@@ -1,4 +1,4 @@
-"""Stage `backbones`: the CLIP to be tuned, and the unCLIP that inverts it.
+"""Stage `backbones`: the CLIP to be tuned, and the generators that a method trains through.
 
 Of each, what you have or download, verified; or, for a laptop, a tiny one trained here.
 """
@@ -7,77 +7,118 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
+from un2clip.config import lookup
 from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoders import load_generator, save_generator
 from un2clip.decoders.assemble import measure_statistics
-from un2clip.decoders.fetching import TOY, GeneratorSource, fetch_generator
+from un2clip.decoders.fetching import NONE, TOY, GeneratorSource, fetch_generator, fetch_text_to_image
+from un2clip.decoders.folder import load_text_to_image
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.models.clip import Clip, save_clip
 from un2clip.models.converting import Encoder, convert_checkpoint
+from un2clip.training.config import PhaseConfig
 from un2clip.world.clip import ClipSize, new_clip, train_clip
-from un2clip.world.unclip import UnetSize, VaeSize, new_unclip, new_vae, train_unclip, train_vae
+from un2clip.world.text_to_image import embed_captions, new_text_to_image, train_text_to_image
+from un2clip.world.unclip import UnetSize, new_unclip, train_unclip
+from un2clip.world.vae import VaeSize, new_vae, train_vae
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbones:
-    """The section `backbones` of params.yaml, which says what each number means."""
+    """The section `backbones`: params.yaml and, of what is trained here, world.yaml say what each number means."""
 
     encoder: Encoder
     generator: GeneratorSource
+    text_to_image: GeneratorSource
     clip: ClipSize
     vae: VaeSize
     unet: UnetSize
+    phases: dict[str, PhaseConfig]
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "vae", "unet"):
+            lookup(self.phases, name, "phase of backbones.phases")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The whole laptop world in memory: pixel_values for the CLIP, images for the VAE, captions."""
+
+    pixel_values: Tensor
+    images: Tensor
+    captions: list[str]
 
 
 def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbones: Path) -> None:
-    """Write the CLIP and its unCLIP: a toy CLIP learns from image-text pairs, a toy unCLIP from their images.
+    """Write the CLIP and the generators: toys learn from the laptop world, others are fetched.
 
     Args:
         seed: initialisation, order and noise.
         device: auto, cpu or cuda.
         images: train/*.tar of the laptop world; read for toys only.
-        backbones: folder that gets clip/ (open_clip) and unclip/ (StableUnCLIPImg2ImgPipeline).
+        backbones: folder that gets clip/ (open_clip), unclip/ (StableUnCLIPImg2ImgPipeline) and, where there is one,
+            text_to_image/ (StableDiffusionPipeline).
     """
-    toy_clip, toy_unclip = params.encoder.weights == TOY, params.generator.weights == TOY
+    toys = [each.weights == TOY for each in (params.encoder, params.generator, params.text_to_image)]
     folder, where = backbones / "clip", pick_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = new_clip(params.clip, folder) if toy_clip else convert_checkpoint(params.encoder, folder)
+        clip = new_clip(params.clip, folder) if toys[0] else convert_checkpoint(params.encoder, folder)
         clip.model.to(where)
-        if toy_clip or toy_unclip:
-            pixel_values, pictures, texts = (each.to(where) for each in _read(clip, images / "train", params))
-        if toy_clip:
-            train_clip(clip, pixel_values, texts, params.clip)
+        world = _read(clip, images / "train", params, where) if any(toys) else None
+        if toys[0] and world:
+            texts = clip.tokenize(world.captions).to(where)
+            train_clip(clip, world.pixel_values, texts, params.clip, params.phases["clip"], seed)
             save_clip(clip, folder)
-        if toy_unclip:
-            _train_unclip(params, clip, pixel_values, pictures, seed, backbones / "unclip")
+        vae = _train_vae(params, world, seed) if world and (toys[1] or toys[2]) else None
+        if vae and world and toys[1]:
+            _train_unclip(params, clip, vae, world, seed, backbones / "unclip")
         else:
             fetch_generator(params.generator, clip, backbones / "unclip")
+        if vae and world and toys[2]:
+            _train_text_to_image(params, clip, vae, world, seed, backbones / "text_to_image")
+        elif params.text_to_image.weights != NONE:
+            fetch_text_to_image(params.text_to_image, backbones / "text_to_image")
 
 
-def _train_unclip(
-    params: Backbones, clip: Clip, pixel_values: Tensor, pictures: Tensor, seed: int, folder: Path
-) -> None:
-    """A VAE on the images, and a U-Net on its latents and the CLIP's embeddings."""
-    where = pixel_values.device
-    vae = new_vae(params.vae, params.clip.image_px).to(where)
-    train_vae(vae, pictures, params.vae)
-    mean, std = measure_statistics(clip, pixel_values.split(256), at_most=len(pixel_values))
+def _train_vae(params: Backbones, world: World, seed: int) -> AutoencoderKL:
+    vae = new_vae(params.vae, params.clip.image_px).to(world.images.device)
+    train_vae(vae, world.images, params.vae, params.phases["vae"], seed)
+    return vae
+
+
+def _train_unclip(params: Backbones, clip: Clip, vae: AutoencoderKL, world: World, seed: int, folder: Path) -> None:
+    """A U-Net on the VAE's latents and the CLIP's embeddings."""
+    mean, std = measure_statistics(clip, world.pixel_values.split(256), at_most=len(world.pixel_values))
     new_unclip(clip, vae, params.unet, mean, std).save_pretrained(folder, safe_serialization=True)
     params.generator.options.save(folder)
-    generator = load_generator(folder, where)
-    latents = torch.cat([generator.encode(part) for part in pictures.split(256)])
-    train_unclip(clip, generator, pixel_values, latents, params.unet, seed)
+    generator = load_generator(folder, world.images.device)
+    latents = torch.cat([generator.encode(part) for part in world.images.split(256)])
+    train_unclip(clip, generator, world.pixel_values, latents, params.unet, params.phases["unet"], seed)
     save_generator(generator, like=folder, folder=folder)
 
 
-def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole laptop world in memory: pixel_values, images for the VAE, token ids."""
+def _train_text_to_image(
+    params: Backbones, clip: Clip, vae: AutoencoderKL, world: World, seed: int, folder: Path
+) -> None:
+    """A U-Net on the VAE's latents and the hidden states of the captions."""
+    pipeline = new_text_to_image(clip, vae, params.unet)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    params.text_to_image.options.save(folder)
+    decoder = load_text_to_image(folder, world.images.device)
+    latents = torch.cat([decoder.encode(part) for part in world.images.split(256)])
+    prompt_embeds = embed_captions(pipeline, world.captions).to(decoder.device)
+    train_text_to_image(decoder, latents, prompt_embeds, params.unet, params.phases["unet"], seed)
+    save_generator(decoder, like=folder, folder=folder)
+
+
+def _read(clip: Clip, folder: Path, params: Backbones, device: torch.device) -> World:
     view = generator_view(params.clip.image_px)
     read = list(tqdm(samples(folder), unit="image", desc="read", mininterval=1))
     largest = max(params.clip.batch_size, params.vae.batch_size, params.unet.batch_size)
@@ -85,5 +126,8 @@ def _read(clip: Clip, folder: Path, params: Backbones) -> tuple[Tensor, Tensor, 
         raise UserError(
             f"{folder} holds {len(read)} samples, fewer than one batch of {largest}; lower backbones' batch sizes"
         )
-    pixel_values = torch.stack([clip.preprocess(sample.image) for sample in read])
-    return pixel_values, torch.stack([view(sample.image) for sample in read]), clip.tokenize([s.caption for s in read])
+    return World(
+        pixel_values=torch.stack([clip.preprocess(sample.image) for sample in read]).to(device),
+        images=torch.stack([view(sample.image) for sample in read]).to(device),
+        captions=[sample.caption for sample in read],
+    )

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
-from un2clip.decoders import Generator, load_generator
+from un2clip.decoders import Cond, NoiseConfig, load_generator
 from un2clip.devices import pick_device
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Item, Role, Scores
-from un2clip.methods.objective import NoiseSample
-from un2clip.methods.objective import diffusion_loss as loss_of
 from un2clip.models.clip import encoder_sha256, load_clip
 
 matplotlib.use("Agg")
@@ -74,23 +71,25 @@ def diffusion_loss(
     rng = torch.Generator().manual_seed(seed)
     items: dict[Role, list[Item]] = {role: [] for role in clips}
     view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator.vae_sha256())
+    bins = _bins(generator.num_timesteps, params)
+    for noise in bins.values():
+        generator.check(noise)
     reader = loader.open_split(shards, "heldout", clips["reference"].preprocess, view, cached)
     indices = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
         for batch in loader.strict(loader.read(reader, indices, params.workers)):
-            encoded = generator.latents_of(batch)
-            embeds = {role: clip.embed(batch.pixel_values) for role, clip in clips.items()}
-            for i in range(params.bins):
-                name, noise_sample = _sample_noise(generator, encoded, rng, i, params)
-                noise_sample = noise_sample.to(where)
-                for role, image_embeds in embeds.items():
+            target = generator.target(batch)
+            conds = {role: Cond(vector=clip.embed(batch["pixel_values"])) for role, clip in clips.items()}
+            for name, noise in bins.items():
+                noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
+                for role, cond in conds.items():
                     with torch.no_grad():
-                        values = loss_of(generator, encoded, image_embeds, noise_sample).tolist()
+                        (values,) = generator.loss(target, cond, noise_sample).values()
                     items[role] += [
                         Item(id=f"{key}@{name}", type=name, value=value)
-                        for key, value in zip(batch.keys, values, strict=True)
+                        for key, value in zip(batch["keys"], values.tolist(), strict=True)
                     ]
-            progress.update(len(batch.keys))
+            progress.update(len(batch["keys"]))
     both = {
         role: Scores(
             benchmark="diffusion_loss",
@@ -110,20 +109,18 @@ def diffusion_loss(
     print(f"diffusion_loss: reference {both['reference'].score:.5f}, tuned {both['tuned'].score:.5f} of {total} images")
 
 
-def _sample_noise(
-    generator: Generator, latents: Tensor, rng: torch.Generator, i: int, params: DiffusionLoss
-) -> tuple[str, NoiseSample]:
-    """One timestep from bin i for each image, and its noises. The bin's name says its range."""
-    n = len(latents)
-    low = i * generator.num_timesteps // params.bins
-    high = (i + 1) * generator.num_timesteps // params.bins
-    return f"t {low}-{high - 1}", NoiseSample(
-        timesteps=torch.randint(low, high, (n,), generator=rng),
-        noise=torch.randn(latents.shape, generator=rng),
-        noise_level=torch.full((n,), params.noise_level, dtype=torch.int64),
-        embedding_noise=torch.randn((n, generator.embed_dim), generator=rng),
-        keep=torch.ones(n, dtype=torch.bool),
-    )
+def _bins(num_timesteps: int, params: DiffusionLoss) -> dict[str, NoiseConfig]:
+    """What is drawn for each image in each bin of timesteps; a bin's name says its range."""
+    edges = [i * num_timesteps // params.bins for i in range(params.bins + 1)]
+    return {
+        f"t {low}-{high - 1}": NoiseConfig(
+            timesteps=(low, high - 1),
+            timesteps_drawn="independent",
+            noise_level=(params.noise_level, params.noise_level),
+            condition_dropout=None,
+        )
+        for low, high in zip(edges, edges[1:], strict=False)
+    }
 
 
 def _plot(both: dict[Role, Scores], path: Path) -> None:

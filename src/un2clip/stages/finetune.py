@@ -1,70 +1,37 @@
-"""Stage `finetune`: the method. The encoder trains until the generator, given its embedding, draws the image better."""
+"""Stage `finetune`: the method. The encoder trains until a decoder, told of its embedding, draws the image better."""
 
+import copy
 import dataclasses
-import hashlib
 import json
-import sys
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from un2clip import devices, tracking
-from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.caption_bank import caption_bank
-from un2clip.datasets.latents import open_latents
+from un2clip.datasets.latents import CachedLatents, open_latents, vae_of
 from un2clip.datasets.shards import digest
-from un2clip.decoders import Generator, load_generator, save_generator
+from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
+from un2clip.decoders.diffusion import LatentDecoder
+from un2clip.decoders.kinds import open_decoder, save_decoder
 from un2clip.errors import Stopped, UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import embed_bank
-from un2clip.methods.table import Method, get_method
-from un2clip.models.clip import encoder_sha256, load_clip, save_clip, text_sha256
+from un2clip.methods.building import new_objective
+from un2clip.methods.conditions import save_condition
+from un2clip.methods.objective import Reconstruction
+from un2clip.models.clip import Clip, encoder_sha256, load_clip, save_clip, text_sha256
+from un2clip.stages.finetune_job import Finetune, Job
 from un2clip.training import distributed
+from un2clip.training.batches import local_batches
 from un2clip.training.checkpoints import Checkpoints
-from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
-from un2clip.training.loop import Batch, fit
+from un2clip.training.config import PhaseConfig
+from un2clip.training.loop import fit
 from un2clip.training.progress import Record
-
-CORRUPT_LISTED = 10  # lines on stderr; the count is in lineage.json
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """The section `finetune` of params.yaml.
-
-    Attributes:
-        batch_size: images of one optimiser step, of all processes together.
-        statistics_images: how many images `align` measures the normaliser on.
-        captions: different captions in the bank of the caption-KL anchor, at most.
-        longer: methods that train longer take this many times the steps.
-        training: what is learned.
-        running: how it is computed.
-    """
-
-    batch_size: int
-    statistics_images: int
-    captions: int
-    longer: int
-    training: PhaseConfig
-    running: ComputeConfig
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "statistics_images", "longer")
-        at_least(self, 2, "captions")
-        if self.batch_size % max(1, self.running.processes):
-            raise ValueError(
-                f"batch_size must be a multiple of running.processes ({self.running.processes}), got {self.batch_size}"
-            )
-
-    def training_of(self, row: Method) -> PhaseConfig:
-        """What this row of the table makes of `training`."""
-        return dataclasses.replace(self.training, steps=self.training.steps * (self.longer if row.longer else 1))
 
 
 def finetune(
@@ -83,163 +50,190 @@ def finetune(
 
     Args:
         method: a row of methods/table.py.
-        seed: order of the images, timesteps and noise.
+        seed: order of the images, and noise.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
-        shards: checked images; their captions are read only by methods that are anchored to them.
-        backbones: clip/ and unclip/.
+        shards: checked images; their captions are read only by methods with the caption-KL anchor.
+        backbones: clip/ and a folder a decoder, such as unclip/.
         latents: the cache of the VAE's latents, which may be empty.
-        encoder: folder that gets the checkpoint, lineage.json and history.json; and generator/, if it trained.
+        encoder: folder that gets the checkpoint, lineage.json and history.json; and condition/ or decoder/, if it
+            trained.
 
     Raises:
         UserError: the parts do not fit, there are fewer images than a batch, memory is short, or the loss is not
             finite. In the last case the last good weights are in `encoder` all the same, and its lineage says so.
         Stopped: a signal asked for it; the same call goes on.
     """
-    get_method(method)  # a wrong name is said before anything is started
-    arguments = {"method": method, "seed": seed, "device": device, "checkpoints": checkpoints}
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
-    processes = params.running.processes_here(device) if devices.world_size() == 1 else 1
+    job = Job(params=params, method=method, seed=seed, device=device, checkpoints=checkpoints, **paths)
+    params.phases_of(job.row)  # a wrong name is said before anything is started
+    processes = params.compute.processes_here(device) if devices.world_size() == 1 else 1
     if processes > 1:
-        distributed.launch(processes, _train, params, arguments | paths, tracking.active_run())
+        distributed.launch(processes, _train, job, tracking.active_run())
     else:
-        _train(params, arguments | paths, None)
+        _train(job, None)
 
 
-def _train(params: Finetune, names: dict[str, Any], run_id: str | None) -> None:
+def _train(job: Job, run_id: str | None) -> None:
     """One process of the training. `run_id` is the stage's run in MLflow where another process has begun it."""
-    device = devices.pick_device(names["device"])
-    main = devices.rank() == 0
-    with distributed.group(device), tracking.attached(run_id if main else None):
+    device = devices.pick_device(job.device)
+    with distributed.group(device), tracking.attached(run_id if devices.rank() == 0 else None):
         try:
-            _finetune(params, device=device, main=main, **{k: v for k, v in names.items() if k != "device"})
+            _finetune(job, device)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory on {device} ({str(error).split('. ')[0]}); lower finetune.running.max_per_device, set "
-                "finetune.running.gradient_checkpointing to true, or precision and frozen there to bf16"
+                f"out of memory on {device} ({str(error).split('. ')[0]}); lower finetune.compute.max_per_device, set "
+                "finetune.compute.gradient_checkpointing to true, or precision and frozen there to bf16"
             ) from None
 
 
-def _finetune(
-    params: Finetune,
-    *,
-    method: str,
-    seed: int,
-    device: torch.device,
-    main: bool,
-    checkpoints: str,
-    shards: Path,
-    backbones: Path,
-    latents: Path,
-    encoder: Path,
-) -> None:
-    row = get_method(method)
-    training = params.training_of(row)
-    clip, generator = load_clip(backbones / "clip", device), load_generator(backbones / "unclip", device)
-    generator.check_fits(clip.embed_dim)
-    loader.count(shards, "train", at_least=params.batch_size)
+def _finetune(job: Job, device: torch.device) -> None:
+    params, row = job.params, job.row
+    clip = load_clip(job.backbones / "clip", device)
+    clip.model.requires_grad_(False)
+    decoder = open_decoder(
+        row.decoder,
+        job.backbones,
+        scratch=params.scratch,
+        image_px=clip.image_size[0],
+        seed=job.seed,
+        device=device,
+    )
+    if isinstance(decoder, Unclip):
+        decoder.check_fits(clip.embed_dim)
+    for phase in params.phases_of(row):
+        decoder.check(phase.noise)
+        copy.copy(decoder).resize(phase.image_px or decoder.image_px)
+    loader.count(job.shards, "train", at_least=params.batch_size)
     if params.batch_size % devices.world_size():
         raise UserError(
             f"batch_size must be a multiple of the {devices.world_size()} processes, got {params.batch_size}"
         )
-    cached = open_latents(latents, shards, generator.vae_sha256())
-    reader = loader.open_split(shards, "train", clip.preprocess, loader.generator_view(generator.image_px), cached)
     parents = {
-        "shards": digest(shards),
+        "shards": digest(job.shards),
         "clip": tensors_sha256(clip.model.state_dict()),
-        "generator": tensors_sha256(generator.state_dict()),
+        "generator": tensors_sha256(decoder.state_dict()),
     }
     if row.measures_statistics:
-        indices = loader.batched(loader.shuffled(reader.sizes, seed), params.running.max_per_device)
-        pixel_values = (batch.pixel_values for batch in loader.read(reader, indices, params.running.workers))
-        generator.set_statistics(*measure_statistics(clip, pixel_values, at_most=params.statistics_images))
+        _measure(job, clip, decoder)
     captions = None
     if "captions" in row.anchors:
-        captions = embed_bank(clip, caption_bank(shards, seed=seed, size=params.captions))
+        captions = embed_bank(clip, caption_bank(job.shards, seed=job.seed, size=params.captions))
     text_before = text_sha256(clip.model)
-    kept = _checkpoints(params, training, checkpoints, {"method": method, "seed": seed, "parents": parents})
-    saved = kept.newest() if kept else None
-    if kept and saved and main:
-        print(f"finetune: goes on after step {saved.step} of {training.steps}, from {kept.folder}")
-        tracking.tag("resumed_from", saved.tags["mlflow_run"])
+    refers = params.compute.refer_every > 0
+    objective = new_objective(row, clip, decoder, params.anchors, captions=captions, seed=job.seed, refers=refers)
     history: list[Record] = []
     failure: UserError | None = None
     try:
-        fit(
-            clip.model,
-            generator,
-            row,
-            training,
-            params.running,
-            lambda step: _local_batches(reader, generator, params, seed, step),
-            torch.Generator().manual_seed(seed),
-            history,
-            captions=captions,
-            on_step=tracking.log_metrics,
-            checkpoints=kept,
-            saved=saved,
-        )
+        _train_phases(job, clip, objective, parents, history)
     except Stopped as stopped:
         raise Stopped(f"{stopped}; the same command goes on") from None
     except UserError as error:
         if not history:
             raise
-        failure = UserError(f"{error}; the weights of step {len(history)}, the last good one, are in {encoder}")
+        failure = UserError(f"{error}; the weights of step {len(history)}, the last good one, are in {job.encoder}")
     assert text_sha256(clip.model) == text_before, "a method must not touch the text tower"
-    if main:
-        save_clip(clip, encoder)
-        if "decoder" in row.trains:
-            save_generator(generator, like=backbones / "unclip", folder=encoder / "generator")
+    if devices.rank() == 0:
+        _save(job, clip, objective)
         lineage = {
-            "method": method,
-            "seed": seed,
+            "method": job.method,
+            "seed": job.seed,
             "params": dataclasses.asdict(params),
             "steps_done": len(history),
             "corrupt": int(history[-1]["corrupt"]) if history else 0,
             "complete": failure is None,
             "parents": parents,
-            "encoder_sha256": encoder_sha256(encoder),
+            "encoder_sha256": encoder_sha256(job.encoder),
             "text_sha256": text_before,
         }
-        (encoder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
-        (encoder / "history.json").write_text(json.dumps(history) + "\n")
-        if kept is not None:
-            kept.clear()
+        (job.encoder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+        (job.encoder / "history.json").write_text(json.dumps(history) + "\n")
+        if folder := job.state_folder(parents):
+            shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
 
 
-def _local_batches(
-    reader: loader.Reader, generator: Generator, params: Finetune, seed: int, step: int
-) -> Iterator[Batch]:
-    """The local batch of every step from `step` on, read ahead by the workers."""
-    rank, world = devices.rank(), devices.world_size()
-    mine = slice(rank * params.batch_size // world, (rank + 1) * params.batch_size // world)
-    indices = loader.shuffled(reader.sizes, seed, start=step * params.batch_size)
-    device, told = generator.mean.device, 0
-    for batch in loader.read(reader, loader.batched(indices, params.batch_size, mine), params.running.workers):
-        for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True):
-            if not valid and (told := told + 1) <= CORRUPT_LISTED:
-                tqdm.write(f"un2clip: left out: {key}", file=sys.stderr)
-        yield Batch(
-            keys=batch.keys,
-            pixel_values=batch.pixel_values.to(device, non_blocking=True),
-            latents=generator.latents_of(batch, at_once=params.running.max_per_device),
-            valid=batch.valid.to(device),
+def _train_phases(
+    job: Job, clip: Clip, objective: Reconstruction, parents: dict[str, str], history: list[Record]
+) -> None:
+    """The phases of the row, one after the other; each goes on from its own state."""
+    params, row, folder = job.params, job.row, job.state_folder(parents)
+    entered = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
+    done, own = 0, objective.decoder.image_px
+    for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
+        kept = None
+        if folder is not None:
+            kept = Checkpoints(
+                folder=folder / f"phase-{number + 1}" if number else folder,
+                every=params.compute.checkpoint_every,
+                keep=params.compute.keep_checkpoints,
+                final=number < len(row.phases) - 1,
+                tags={"mlflow_run": tracking.active_run()},
+            )
+        saved = kept.newest() if kept else None
+        if kept and saved and devices.rank() == 0:
+            print(f"finetune: goes on after step {saved.step} of {phase.steps}, from {kept.folder}")
+            tracking.tag("resumed_from", saved.tags["mlflow_run"])
+        objective.decoder.resize(phase.image_px or own)
+        if named.starts == "reference":
+            clip.model.visual.load_state_dict(entered)
+        fit(
+            objective,
+            named.trains,
+            phase,
+            params.compute,
+            lambda step, done=done, phase=phase: _local_batches(job, clip, objective.decoder, phase, done + step),  # type: ignore[misc]
+            torch.Generator().manual_seed(job.seed + number),
+            history,
+            done=done,
+            on_step=tracking.log_metrics,
+            checkpoints=kept,
+            saved=saved,
         )
+        done += phase.steps
+    objective.decoder.resize(own)
 
 
-def _checkpoints(params: Finetune, training: PhaseConfig, folder: str, names: dict[str, Any]) -> Checkpoints | None:
-    """Where the state of this very training is kept: in a folder named by all that decides its result."""
-    if not folder:
-        return None
-    running = {name: getattr(params.running, name) for name in DECIDING}
-    numbers = {name: getattr(params, name) for name in ("batch_size", "captions", "statistics_images")}
-    decides = names | {"training": dataclasses.asdict(training)} | numbers | running
-    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return Checkpoints(
-        folder=Path(folder) / name,
-        every=params.running.checkpoint_every,
-        keep=params.running.keep_checkpoints,
-        tags={"mlflow_run": tracking.active_run()},
+def _local_batches(job: Job, clip: Clip, decoder: Decoder, phase: PhaseConfig, step: int) -> Iterator[loader.Batch]:
+    view = loader.generator_view(decoder.image_px)
+    reader = loader.open_split(job.shards, "train", clip.preprocess, view, _cache(job, decoder, phase))
+    return local_batches(
+        dataclasses.replace(reader, crop=phase.crop, seed=job.seed),
+        lambda batch: decoder.target(batch, at_once=job.params.compute.max_per_device),
+        batch_size=job.params.batch_size,
+        seed=job.seed,
+        step=step,
+        workers=job.params.compute.workers,
+        device=clip.device,
     )
+
+
+def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | None:
+    """The cached latents, where they are what this decoder makes of an image."""
+    if not isinstance(decoder, LatentDecoder) or phase.crop != loader.WHOLE or phase.image_px:
+        return None
+    made_by = decoder.vae_sha256()
+    if job.row.decoder == "text_to_image" and vae_of(job.latents) != made_by:
+        return None  # the cache is the unCLIP's, which may have another VAE
+    return open_latents(job.latents, job.shards, made_by)
+
+
+def _measure(job: Job, clip: Clip, decoder: Decoder) -> None:
+    """Give the unCLIP's normaliser the statistics of this encoder's embeddings."""
+    assert isinstance(decoder, Unclip)
+    cached = open_latents(job.latents, job.shards, decoder.vae_sha256())
+    view = loader.generator_view(decoder.image_px)
+    reader = loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+    indices = loader.batched(loader.shuffled(reader.sizes, job.seed), job.params.compute.max_per_device)
+    pixel_values = (batch["pixel_values"] for batch in loader.read(reader, indices, job.params.compute.workers))
+    decoder.set_statistics(*measure_statistics(clip, pixel_values, at_most=job.params.statistics_images))
+
+
+def _save(job: Job, clip: Clip, objective: Reconstruction) -> None:
+    """The encoder, and beside it whatever else trained."""
+    save_clip(clip, job.encoder)
+    if job.row.trains("condition") and list(objective.condition.parameters()):
+        save_condition(objective.condition, job.row.condition, job.encoder / "condition")
+    if job.row.trains("decoder"):
+        save_decoder(job.row.decoder, objective.decoder, job.encoder / "decoder", job.backbones)

@@ -64,9 +64,10 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
             path = file_of(latents, reader.folder / shard.name)
             what = f"{key} {shard.sha256} {params.dtype}"  # one text: safetensors writes several in any order
             if _described(path) != what:
-                indices = loader.batched(((number, i) for i in range(shard.samples)), params.batch_size)
+                samples = (loader.SampleIndex(number, i) for i in range(shard.samples))
+                indices = loader.batched(samples, params.batch_size)
                 batches = loader.strict(loader.read(reader, indices, params.workers))
-                encoded = torch.cat([generator.latents_of(batch).cpu() for batch in batches])
+                encoded = torch.cat([generator.target(batch).cpu() for batch in batches])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
                 save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata={MADE_OF: what})

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.decoders import load_generator
-from un2clip.decoders.sampling import sample
+from un2clip.decoders import Cond, load_generator
 from un2clip.devices import pick_device
 from un2clip.models.clip import load_clip
 
@@ -50,12 +49,10 @@ def reconstruct(
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
     reader = loader.open_split(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px))
     batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
-    assert batch.images is not None, "nothing is cached here"
-    rows = {"original": batch.images, "the VAE alone": generator.decode(generator.latents_of(batch))}
+    rows = {"original": batch["images"], "the VAE alone": generator.decode(generator.target(batch))}
     for name, clip in (("reference", reference), ("tuned", tuned)):
-        rows[name] = sample(
-            generator,
-            clip.embed(batch.pixel_values),
+        rows[name] = generator.sample(
+            Cond(vector=clip.embed(batch["pixel_values"])),
             torch.Generator().manual_seed(seed),
             sampling_steps=params.sampling_steps,
             guidance_scale=params.guidance_scale,

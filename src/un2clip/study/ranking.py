@@ -45,7 +45,8 @@ class Ranking:
 def default_design(method: str) -> bool:
     """Whether a row (or `row@steps`) trains the encoder alone, through the frozen generator, held by nothing."""
     row = METHODS[method.partition("@")[0]]
-    return row.trains == ("encoder",) and not row.anchors
+    alone = all(phase.trains == ("encoder",) for phase in row.phases)
+    return alone and not row.anchors and row.decoder == "unclip"
 
 
 def rankings(

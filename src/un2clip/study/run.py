@@ -105,7 +105,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
 
 
 def _with_steps(params: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    return merge(params, {"finetune": {"training": {"steps": steps}}})
+    return merge(params, {"finetune": {"phases": {"tune": {"steps": steps}}}})
 
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
@@ -130,8 +130,8 @@ def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
 def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
     """The numbers that decide the results, by their full names: not how it is computed, and no other stage's."""
     flat = flatten({name: params[name] for name in SECTIONS})
-    running = {f"finetune.running.{name}" for name in DECIDING}
-    return {name: value for name, value in flat.items() if not name.startswith("finetune.running.") or name in running}
+    running = {f"finetune.compute.{name}" for name in DECIDING}
+    return {name: value for name, value in flat.items() if not name.startswith("finetune.compute.") or name in running}
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:

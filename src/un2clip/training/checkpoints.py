@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,8 +25,6 @@ from un2clip.hashes import file_sha256
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
-#: Names in the history of a state that an older version left -> their names now.
-RENAMED = {"unreadable": "corrupt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +45,19 @@ class Checkpoints:
         folder: of this very training: its name should hold all that decides the result.
         every: steps between two checkpoints.
         keep: newest checkpoints that are kept.
+        final: whether the last step is kept too, for the phases that follow.
         tags: what else to remember, such as the run in MLflow.
     """
 
     folder: Path
     every: int
     keep: int
+    final: bool
     tags: dict[str, Any]
+
+    def due(self, step: int, steps: int, stop: bool) -> bool:
+        """Whether the state after so many of the phase's steps is kept."""
+        return stop or step % self.every == 0 or (self.final and step == steps)
 
     def save(self, step: int, tensors: dict[str, Tensor], history: Sequence[Record]) -> None:
         """Write a checkpoint, then drop the oldest ones."""
@@ -80,53 +83,15 @@ class Checkpoints:
                 content = json.loads((folder / CONTENT).read_text())
                 if file_sha256(folder / TENSORS) != content["sha256"]:
                     raise ValueError(f"{TENSORS} is not what was written")
-                history = [
-                    {RENAMED.get(name, name): value for name, value in row.items()} for row in content["history"]
-                ]
                 tensors = load_file(folder / TENSORS)
-                return Saved(step=content["step"], tensors=tensors, history=history, tags=content["tags"])
+                return Saved(step=content["step"], tensors=tensors, history=content["history"], tags=content["tags"])
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 print(f"un2clip: {folder} is damaged ({error}); trying the one before", file=sys.stderr)
         return None
 
-    def clear(self) -> None:
-        """Remove them all: the training is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _found(self) -> list[Path]:
         """The checkpoints' folders, the newest first."""
         return sorted(self.folder.glob("step_????????"), reverse=True)
-
-
-def pack(
-    parameters: Sequence[Tensor], averages: Sequence[Tensor], optimizer: torch.optim.Optimizer, rng: torch.Generator
-) -> dict[str, Tensor]:
-    """All that a training needs to go on, as named tensors."""
-    tensors = {"rng": rng.get_state()}
-    for name, values in (("parameter", parameters), ("average", averages)):
-        tensors |= {f"{name}.{i}": value for i, value in enumerate(values)}
-    for i, parameter in enumerate(parameters):
-        tensors |= {f"adamw.{i}.{name}": value for name, value in optimizer.state[parameter].items()}
-    return tensors
-
-
-@torch.no_grad()
-def unpack(
-    tensors: dict[str, Tensor],
-    parameters: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    rng: torch.Generator,
-) -> None:
-    """Put back what `pack` took, in place."""
-    rng.set_state(tensors["rng"])
-    for name, values in (("parameter", parameters), ("average", averages)):
-        for i, value in enumerate(values):
-            value.copy_(tensors[f"{name}.{i}"])
-    for i, parameter in enumerate(parameters):
-        start = f"adamw.{i}."
-        state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-        optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in state.items()}
 
 
 class Interruption:

@@ -6,14 +6,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from un2clip.config import at_least
-from un2clip.methods.objective import Timesteps
+from un2clip.decoders.decoder import NoiseConfig
+from un2clip.errors import UserError
 
 Decay = Literal["constant", "cosine"]
 #: The fields of `ComputeConfig` that change the result by more than rounding.
 DECIDING = ("precision", "frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates in the place of a part's matrices (arXiv 2106.09685): W + alpha / rank * B A.
+
+    Attributes:
+        rank: of the updates.
+        alpha: their scale is alpha / rank.
+    """
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,59 +38,61 @@ class PhaseConfig:
 
     Attributes:
         steps: optimiser steps.
-        encoder_lr, decoder_lr: learning rates (AdamW) of the parts that the method trains.
-        weight_decay: AdamW's, on matrices only.
+        optimizer: adamw, or sgd with `momentum`.
+        betas: AdamW's.
+        momentum: SGD's.
+        lr: part -> learning rate.
+        weight_decay: on the parameters that `decays` names.
+        decays: matrices (not biases and norms) or all.
         warmup_steps: steps over which the rate rises linearly; it stays constant afterwards or decays.
         decay: what the rate does after the warm-up: constant, or a cosine down to zero.
         clip_grad_norm: the gradient's norm is clipped to this.
         ema_decay: of the moving average of the weights, which is the result then; 0 for none.
-        anchor_weight: lambda of the distance to the reference's embedding, for methods with that anchor.
-        caption_weight: the same of the divergence over captions.
-        timesteps: lowest and highest timestep drawn, both included.
-        timesteps_drawn: how they are drawn for a batch; methods/objective.py: sample_noise.
-        noise_level: of the embedding's noise augmentation, where the method does not draw it.
-        condition_dropout: probability of dropping a sample's condition.
+        image_px: side of the images that the decoder is held against; 0 for its own. Others cannot be cached.
+        noise_samples: noise samples of each image in a step; the loss is their mean.
+        crop: lowest and highest share of an image's area that a random crop keeps; 1 and 1 for none.
+        lora: part -> its low-rank updates; a part that is not named trains its own weights.
+        noise: what the decoder draws.
     """
 
     steps: int
-    encoder_lr: float
-    decoder_lr: float
+    optimizer: Literal["adamw", "sgd"]
+    betas: tuple[float, ...]
+    momentum: float
+    lr: dict[str, float]
     weight_decay: float
+    decays: Literal["matrices", "all"]
     warmup_steps: int
     decay: Decay
     clip_grad_norm: float
     ema_decay: float
-    anchor_weight: float
-    caption_weight: float
-    timesteps: tuple[int, ...]
-    timesteps_drawn: Timesteps
-    noise_level: int
-    condition_dropout: float
+    image_px: int
+    noise_samples: int
+    crop: tuple[float, ...]
+    lora: dict[str, LoraConfig]
+    noise: NoiseConfig
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps")
-        at_least(self, 0, "encoder_lr", "decoder_lr", "weight_decay", "warmup_steps")
-        at_least(self, 0, "clip_grad_norm", "anchor_weight", "caption_weight")
-        if len(self.timesteps) != 2:
-            raise ValueError(f"timesteps must be the lowest and the highest, got {list(self.timesteps)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
+        at_least(self, 1, "steps", "noise_samples")
+        at_least(self, 0, "image_px", "weight_decay", "warmup_steps", "clip_grad_norm", "momentum")
+        for part, lr in self.lr.items():
+            if lr < 0:
+                raise ValueError(f"lr.{part} must be at least 0, got {lr}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {list(self.betas)}")
+        if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop must be a lowest and a highest share above 0 and up to 1, got {list(self.crop)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
 
-def rate(step: int, steps: int, warmup_steps: int, decay: Decay) -> float:
+def rate(step: int, phase: PhaseConfig) -> float:
     """Factor of the learning rate: a linear rise over the warm-up, then constant, or half a cosine down to zero."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if decay == "constant":
+    if step < phase.warmup_steps:
+        return (step + 1) / phase.warmup_steps
+    if phase.decay == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def rate_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, decay: Decay) -> LambdaLR:
-    """`rate` as a scheduler, for the loops of the toy backbones."""
-    return LambdaLR(optimizer, lambda step: rate(step, steps, warmup_steps, decay))
+    return 0.5 * (1 + math.cos(math.pi * (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +110,7 @@ class ComputeConfig:
         compile: torch.compile for encoder and U-Net.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: how many are kept.
+        refer_every: steps between two looks at the reference's embedding, for the log alone; 0 for none.
     """
 
     processes: int
@@ -104,10 +123,11 @@ class ComputeConfig:
     compile: bool
     checkpoint_every: int
     keep_checkpoints: int
+    refer_every: int
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_per_device", "checkpoint_every", "keep_checkpoints")
-        at_least(self, 0, "processes", "workers")
+        at_least(self, 0, "processes", "workers", "refer_every")
         if self.frozen == "bf16" and self.precision != "bf16":
             raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
 
@@ -118,9 +138,14 @@ class ComputeConfig:
         """How many processes train on this machine, with `device` of params.yaml; it does not touch a GPU."""
         return self.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
 
-    def microbatches(self, size: int) -> Iterator[slice]:
-        """The microbatches of a local batch: parts of at most `max_per_device`."""
-        step = self.max_per_device
+    def microbatches(self, size: int, group: int = 1) -> Iterator[slice]:
+        """The microbatches of a local batch: parts of at most `max_per_device`, cut between contrast groups only."""
+        step = self.max_per_device - self.max_per_device % group
+        if not step or size % group:
+            raise UserError(
+                f"a contrast group of {group} samples must fit into max_per_device ({self.max_per_device}), and a "
+                f"local batch ({size}) must hold whole groups"
+            )
         return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
@@ -137,4 +162,5 @@ def single_process(batch_size: int) -> ComputeConfig:
         compile=False,
         checkpoint_every=1,
         keep_checkpoints=1,
+        refer_every=0,
     )

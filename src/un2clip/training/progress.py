@@ -31,7 +31,9 @@ class Progress:
         now = time.monotonic()
         measured = {"images_per_s": samples / max(1e-9, now - self.last), "memory_gib": peak_gib(self.device)}
         self.last = now
-        shown = {name: f"{record[name]:.4f}" for name in ("loss", "grad_norm", "cosine")}
+        shown: dict[str, str] = {
+            name: f"{record[name]:.4f}" for name in ("loss", "grad_norm", "cosine") if name in record
+        }
         shown |= {"images/s": f"{measured['images_per_s']:.1f}", "GiB": f"{measured['memory_gib']:.1f}"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()

@@ -7,20 +7,21 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.model import CLIP
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
-from un2clip import tracking
 from un2clip.config import at_least
+from un2clip.datasets.loader import Batch
+from un2clip.decoders import NoiseSample
+from un2clip.methods.objective import Objective
 from un2clip.models.clip import Clip, load_clip, save_clip
-from un2clip.training.config import rate_schedule
-from un2clip.world import orders
+from un2clip.training.config import PhaseConfig
+from un2clip.world.training import train_toy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSize:
-    """Shape and training of the tiny CLIP; names as in open_clip's configurations."""
+    """Shape of the tiny CLIP, and its batch; names as in open_clip's configurations."""
 
     embed_dim: int
     image_px: int
@@ -31,14 +32,10 @@ class ClipSize:
     text_width: int
     text_layers: int
     context_length: int
-    steps: int
     batch_size: int
-    lr: float
-    weight_decay: float
-    warmup_steps: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "embed_dim", "layers", "text_layers", "context_length", "steps", "batch_size")
+        at_least(self, 1, "embed_dim", "layers", "text_layers", "context_length", "batch_size")
         for name, of in (("width", "head_width"), ("text_width", "head_width"), ("image_px", "patch_size")):
             whole, part = getattr(self, name), getattr(self, of)
             if part < 1 or whole < 1 or whole % part:
@@ -76,28 +73,35 @@ def new_clip(size: ClipSize, folder: Path) -> Clip:
     return load_clip(folder)
 
 
-def train_clip(clip: Clip, pixel_values: Tensor, texts: Tensor, size: ClipSize) -> None:
-    """Contrastive training (arXiv 2103.00020, figure 3), cosine rate with warm-up; in place."""
-    model = clip.model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=size.lr, weight_decay=size.weight_decay, betas=(0.9, 0.98), fused=True
-    )
-    schedule = rate_schedule(optimizer, size.steps, size.warmup_steps, "cosine")
-    targets = torch.arange(size.batch_size, device=texts.device)
-    progress = tqdm(
-        orders(len(texts), size.batch_size, size.steps), total=size.steps, unit="step", desc="clip", mininterval=1
-    )
-    for step, index in enumerate(progress):
-        image_features, text_features, logit_scale = model(pixel_values[index], texts[index])[:3]
-        logits = logit_scale * image_features @ text_features.T
-        loss = (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))  # as in the paper
-        tracking.log_metrics(step, {"clip_loss": loss.item()})
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
+class Contrastive(Objective):
+    """CLIP's own loss (arXiv 2103.00020, figure 3): each image against the texts of its group, and the other way round.
+
+    Args:
+        group: samples that are contrasted with each other.
+    """
+
+    def __init__(self, model: CLIP, group: int) -> None:
+        super().__init__()
+        self.model, self.group = model, group
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"clip": self.model}
+
+    def forward(self, batch: Batch, noise_sample: NoiseSample, log: bool = False) -> dict[str, Tensor]:
+        image_features, text_features, logit_scale = self.model(batch["pixel_values"], batch["texts"])[:3]
+        images, texts = (each.unflatten(0, (-1, self.group)) for each in (image_features, text_features))
+        logits = logit_scale * images @ texts.mT
+        own = torch.arange(self.group, device=logits.device).repeat(len(logits))
+        rows, columns = (cross_entropy(each.flatten(0, 1), own, reduction="none") for each in (logits, logits.mT))
+        return {"loss": (rows + columns) / 2}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The temperature stays above 1/100, as in the paper."""
+        self.model.logit_scale.clamp_(0, math.log(100))
+
+
+def train_clip(clip: Clip, pixel_values: Tensor, texts: Tensor, size: ClipSize, phase: PhaseConfig, seed: int) -> None:
+    """Contrastive training on the whole world, in place; a batch is one group."""
+    data = {"pixel_values": pixel_values, "texts": texts}
+    train_toy("clip", Contrastive(clip.model, size.batch_size), "clip", phase, data, size.batch_size, seed)

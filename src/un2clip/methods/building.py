@@ -1,0 +1,53 @@
+"""A row of the method table as an objective: its encoder, condition, decoder and anchors put together."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from un2clip.config import lookup
+from un2clip.decoders import Decoder, Unclip
+from un2clip.methods.anchors import ANCHORS, Anchor
+from un2clip.methods.conditions import CONDITIONS, Condition, new_condition
+from un2clip.methods.features import Encoder, Features
+from un2clip.methods.objective import Reconstruction, tokens_of
+from un2clip.methods.table import Method
+from un2clip.models.clip import Clip
+
+
+def new_objective(
+    row: Method,
+    clip: Clip,
+    decoder: Decoder,
+    weights: Mapping[str, float],
+    *,
+    captions: Tensor | None = None,
+    seed: int,
+    refers: bool = False,
+) -> Reconstruction:
+    """The objective of a row, for this CLIP and this decoder; both are trained in place.
+
+    Args:
+        weights: anchor -> lambda, `finetune.anchors` of params.yaml.
+        captions: (K, D), of anchors.embed_bank, for a row with the caption-KL anchor.
+        seed: of a condition that begins at random.
+        refers: whether the log gets the cosine to the reference.
+
+    Raises:
+        UserError: encoder and decoder do not fit, or an anchor has no weight.
+    """
+    if isinstance(decoder, Unclip):
+        decoder.check_fits(clip.embed_dim)
+    condition = new_condition(row.condition, probe(clip, CONDITIONS[row.condition]), decoder, seed)
+    std = decoder.std if isinstance(decoder, Unclip) else torch.ones(1, clip.embed_dim, device=clip.device)
+    anchors = {name: (ANCHORS[name](std, captions), lookup(weights, name, "weight of anchor")) for name in row.anchors}
+    return Reconstruction(
+        clip.model.visual, condition, decoder, anchors, trains_encoder=row.trains("encoder"), refers=refers
+    )
+
+
+@torch.no_grad()
+def probe(clip: Clip, *asking: type[Condition] | Anchor) -> Features:
+    """The features of one black image, for their shapes."""
+    tower = Encoder(clip.model.visual, tokens_of(*asking))
+    return tower(torch.zeros(1, 3, *clip.image_size, device=clip.device))

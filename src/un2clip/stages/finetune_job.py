@@ -1,0 +1,82 @@
+"""A fine-tuning in numbers and names: the section of params.yaml, and one call of the stage."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from un2clip.config import at_least, lookup
+from un2clip.decoders.kinds import Scratch
+from un2clip.methods.table import Method, get_method
+from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """The section `finetune` of params.yaml.
+
+    Attributes:
+        batch_size: images of one optimiser step, of all processes together.
+        statistics_images: how many images `align` measures the normaliser on.
+        captions: different captions in the bank of the caption-KL anchor, at most.
+        anchors: lambda of each anchor, for the methods that have it.
+        scratch: shapes of the decoders that begin from scratch.
+        phases: what is learned in each phase; a method names its own.
+        compute: how it is computed.
+    """
+
+    batch_size: int
+    statistics_images: int
+    captions: int
+    anchors: dict[str, float]
+    scratch: Scratch
+    phases: dict[str, PhaseConfig]
+    compute: ComputeConfig
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "statistics_images")
+        at_least(self, 2, "captions")
+        for name, weight in self.anchors.items():
+            if weight < 0:
+                raise ValueError(f"anchors.{name} must be at least 0, got {weight}")
+        if self.batch_size % max(1, self.compute.processes):
+            raise ValueError(
+                f"batch_size must be a multiple of compute.processes ({self.compute.processes}), got {self.batch_size}"
+            )
+
+    def phases_of(self, row: Method) -> list[PhaseConfig]:
+        """The numbers of a method's phases, in their order."""
+        return [lookup(self.phases, phase.numbers, "phase of finetune.phases") for phase in row.phases]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One call of the stage, as it is handed to each process."""
+
+    params: Finetune
+    method: str
+    seed: int
+    device: str
+    checkpoints: str
+    shards: Path
+    backbones: Path
+    latents: Path
+    encoder: Path
+
+    @property
+    def row(self) -> Method:
+        return get_method(self.method)
+
+    def state_folder(self, parents: dict[str, str]) -> Path | None:
+        """Where the state of this very training is kept: a folder named by all that decides its result."""
+        if not self.checkpoints:
+            return None
+        params = dataclasses.asdict(self.params)
+        compute = {name: params["compute"][name] for name in DECIDING}
+        phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
+        numbers = {name: params[name] for name in ("batch_size", "captions", "statistics_images", "anchors", "scratch")}
+        decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
+        name = hashlib.sha256(json.dumps(decides | numbers | compute, sort_keys=True).encode()).hexdigest()[:16]
+        return Path(self.checkpoints) / name
