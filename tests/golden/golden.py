@@ -70,7 +70,8 @@ def measure(tiny: Tiny, folder: Path) -> dict[str, Any]:
     for method in METHODS:
         losses[method] = [row["loss"] for row in train(tiny, method, folder / method)]
     score(tiny, folder / SCORED, folder / "scores")
-    written = [*folder.glob("*/**/*.safetensors"), *(folder / "scores").rglob("*.json")]
+    made = [path for method in METHODS for path in (folder / method).rglob("*.safetensors")]
+    written = [*made, *(folder / "scores").rglob("*.json")]
     hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in written}
     return {"machine": machine(), "losses": losses, "sha256": dict(sorted(hashes.items()))}
 
