@@ -2,12 +2,13 @@
 
     python -m timings.evaluate            # all three encoders, random weights; a few minutes
     python -m timings.evaluate toy
+    python -m timings.evaluate --smallest # one pair a type, one photograph, one block a tower: only that it runs
 
 Both sides run on the same data, in the same process and with the same number of threads, three times in turn; the
 fastest run of each counts. The loop makes class embeddings once too, as every published script does.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,14 +42,23 @@ RUNS = {
 REPEATS = 3
 
 
-def main(names: list[str]) -> None:
-    """Print a markdown table for the encoders called `names`, or for all."""
+def main() -> None:
+    """Print a markdown table for the encoders that are named, or for all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="ENCODER", help=", ".join(RUNS))
+    parser.add_argument("--smallest", action="store_true", help="for the tests: that it runs, not how fast")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(RUNS):
+        parser.error(f"unknown encoder {min(unknown)}; known: {', '.join(RUNS)}")
+    repeats = 1 if args.smallest else REPEATS
     print(f"threads: {torch.get_num_threads()}, torch {torch.__version__}\n")
     print("| encoder | benchmark | n | one at a time, s | batched, s | ratio |\n|---|---|---|---|---|---|")
-    for name in names or RUNS:
+    for name in args.names or RUNS:
         image_px, pairs, photographs, protocol, batch_size = RUNS[name]
+        if args.smallest:
+            pairs = photographs = 1
         with tempfile.TemporaryDirectory() as folder:
-            clip, data = new_encoder(name, Path(folder) / "clip"), Path(folder) / "benchmarks"
+            clip, data = new_encoder(name, Path(folder) / "clip", args.smallest), Path(folder) / "benchmarks"
             render(data, image_px, pairs, photographs)
             chosen = PARAMS["evaluate"]["segmentation"] | {"protocol": protocol}
             params = build(Evaluate, {"batch_size": batch_size, "segmentation": chosen}, "evaluate")
@@ -57,14 +67,14 @@ def main(names: list[str]) -> None:
                 ("segmentation", f"{photographs} images", loop_photographs),
             ):
                 run = get_benchmark(benchmark, "clip").run
-                slow, fast = race(*(partial(each, clip, data / benchmark, params) for each in (loop, run)))
+                slow, fast = race(repeats, *(partial(each, clip, data / benchmark, params) for each in (loop, run)))
                 print(f"| {name} | {benchmark} | {n} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} |", flush=True)
 
 
-def race(*runs: Callable[[], object]) -> list[float]:
-    """Seconds of the fastest of several runs of each, run in turn."""
+def race(repeats: int, *runs: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest of `repeats` runs of each, run in turn."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for run, taken in zip(runs, seconds, strict=True):
             start = time.perf_counter()
             run()
@@ -72,13 +82,17 @@ def race(*runs: Callable[[], object]) -> list[float]:
     return [min(taken) for taken in seconds]
 
 
-def new_encoder(name: str, folder: Path) -> Clip:
-    """An encoder with random weights: the laptop's, or one of open_clip's."""
+def new_encoder(name: str, folder: Path, smallest: bool) -> Clip:
+    """An encoder with random weights: the laptop's, or one of open_clip's; the smallest has one block a tower."""
     torch.manual_seed(0)
     if name == "toy":
         return new_clip(build(ClipSize, PARAMS["backbones"]["clip"], "backbones.clip"), folder)
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=None)
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": model.visual.preprocess_cfg}
+    model_cfg = open_clip.get_model_config(name)
+    if smallest:
+        model_cfg = model_cfg | {key: model_cfg[key] | {"layers": 1} for key in ("vision_cfg", "text_cfg")}
+    towers = {key: model_cfg[key] for key in ("vision_cfg", "text_cfg")}
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=None, **towers)
+    config = {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
     return Clip(model=model.eval(), preprocess=preprocess, tokenize=open_clip.get_tokenizer(name), config=config)
 
 
@@ -120,4 +134,4 @@ def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

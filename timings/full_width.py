@@ -11,12 +11,16 @@ from un2clip.decoders import Unclip
 CONFIG = read_yaml(Path(__file__).parent / "sd21_unclip.yaml")
 
 
-def new_generator(name: str, device: torch.device, image_px: int | None = None) -> Unclip:
-    """`unclip-l` or `unclip-h`: shapes as published, weights random, frozen; None: its own image_px."""
-    dim, text = CONFIG["embed_dim"][name], CONFIG["text"]
+def new_generator(name: str, device: torch.device, image_px: int | None = None, *, smallest: bool = False) -> Unclip:
+    """`unclip-l` or `unclip-h`: shapes as published, weights random, frozen; None: its own image_px.
+
+    The smallest has the published one's parts and embedding, and widths that a test can run.
+    """
+    small = CONFIG["smallest"] if smallest else {"text": {}, "unet": {}, "vae": {}}
+    dim, text = CONFIG["embed_dim"][name], CONFIG["text"] | small["text"]
     with torch.device(device):
-        unet = UNet2DConditionModel(**CONFIG["unet"], projection_class_embeddings_input_dim=2 * dim)
-        vae = AutoencoderKL(**CONFIG["vae"])
+        unet = UNet2DConditionModel(**CONFIG["unet"] | small["unet"], projection_class_embeddings_input_dim=2 * dim)
+        vae = AutoencoderKL(**CONFIG["vae"] | small["vae"])
         prompt_embeds = torch.randn(1, text["tokens"], text["width"])
         return Unclip(
             unet=unet,

@@ -2,6 +2,7 @@
 
     python -m timings.full_width_step                         float32
     python -m timings.full_width_step --dtype bfloat16 --checkpointing
+    python -m timings.full_width_step --smallest      narrow widths, one block: only that it runs
 
 Encode the image by the VAE at 768 px, embed it by the encoder, noise, predict, loss, backward through the frozen
 U-Net, AdamW. Prints a row for a table: what, losses, seconds of each part, peak memory of the process.
@@ -19,6 +20,7 @@ from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond, NoiseConfig
 
 NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+ENCODER = "ViT-L-14-quickgelu"
 
 
 def main() -> None:
@@ -28,12 +30,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--smallest", action="store_true", help="for the tests: that it runs, not how fast")
     args = parser.parse_args()
     torch.manual_seed(0)
     device, rng = torch.device(args.device), torch.Generator().manual_seed(0)
-    generator = new_generator("unclip-l", device)
+    generator = new_generator("unclip-l", device, smallest=args.smallest)
     generator.prepare(dtype=getattr(torch, args.dtype), checkpointing=args.checkpointing)
-    visual = open_clip.create_model("ViT-L-14-quickgelu", load_weights=False).visual.to(device)
+    vision_cfg = open_clip.get_model_config(ENCODER)["vision_cfg"] | ({"layers": 1} if args.smallest else {})
+    visual = open_clip.create_model(ENCODER, load_weights=False, vision_cfg=vision_cfg).visual.to(device)
     optimizer = torch.optim.AdamW(visual.parameters(), lr=3e-7)
     pixel_values = torch.randn(args.batch, 3, 224, 224, generator=rng).to(device)
     images = torch.rand(args.batch, 3, generator.image_px, generator.image_px, generator=rng) * 2 - 1

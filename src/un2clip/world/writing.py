@@ -105,7 +105,7 @@ def write_pairs(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
         rows.writerow(["Question ID", "Type", "Statement"])
         for pattern, attributes in PATTERNS.items():
             (folder / "MLLM_VLM Images" / pattern).mkdir(parents=True, exist_ok=True)
-            for i, attribute in enumerate(attributes):
+            for i, attribute in enumerate(attributes[: params.pairs_per_type]):
                 share = len(range(i, params.pairs_per_type, len(attributes)))
                 pairs = np.stack(draw_pairs(rng, attribute, share, params.plain), axis=1).reshape(2 * share, -1)
                 named = {COLUMN["object"], COLUMN["colour"], COLUMN[attribute]}
