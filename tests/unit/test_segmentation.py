@@ -205,7 +205,8 @@ def test_a_whole_data_set_by_a_naive_loop(tiny, clip) -> None:
     assert outcome == segmentation.run(clip, folder, batch_size=1, options=options()) and outcome.unit == "mIoU"
     assert score_of(outcome.items, "mIoU") == pytest.approx(100 * oracle.compute().item(), abs=0.01)
     assert outcome.protocol.startswith(
-        "clearclip features, laptop settings of own (64/32/16 px, scale 50, thresholds 0, 0), 6 classes, names "
+        "clearclip features, laptop settings of own (64/32/16 px, scale 50, thresholds 0, 0), "
+        "resized as OpenCV does 8 bits, 6 classes, names "
     )
     assert segmentation.run(clip, folder, batch_size=16, options=options("naclip")).protocol != outcome.protocol
 

@@ -23,11 +23,14 @@ from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_
 from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
 from un2clip.evaluation.dense.names import Names, names_sha256, text_features
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
+from un2clip.evaluation.dense.resizing import resize
 from un2clip.evaluation.dense.windows import similarity_maps
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
 MODEL: Model = "clip"
+#: What the protocol line says of dense/resizing.py: scores from before it were resized in floats.
+RESIZE = "resized as OpenCV does 8 bits"
 Prediction = tuple[Photograph, Classes, Classes]
 
 
@@ -131,13 +134,12 @@ def classify(similarity: Tensor, size: tuple[int, int], names: Names, settings: 
 def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -> Tensor:
     """Pixels (H, W, 3) uint8 -> pixel_values (3, h, w) at the protocol's size, normalised as the model wants it.
 
-    Bilinear without anti-aliasing, rounded to whole grey levels, as mmcv's resize is, which the reference codes use.
+    Resized as mmcv does it, which the reference codes use (dense/resizing.py).
     """
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
     height, width = pixels.shape[:2]
     scale = min(long_side_px / max(height, width), settings.short_side_px / min(height, width))
     size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
-    image = interpolate(image[None], size=size, mode="bilinear")[0].round_() / 255
+    image = torch.from_numpy(resize(pixels, *size).copy()).permute(2, 0, 1).float() / 255
     cfg = clip.model.visual.preprocess_cfg
     return (image - torch.tensor(cfg["mean"])[:, None, None]) / torch.tensor(cfg["std"])[:, None, None]
 
@@ -171,4 +173,4 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
 def _protocol(data: DataSet, options: Options) -> str:
     settings = get_settings(options.protocol, data.name)
     names = f"{len(data.names)} classes, names {names_sha256(data.names)[:12]}"
-    return f"{options.method} features, {options.protocol} settings of {data.name} ({settings}), {names}"
+    return f"{options.method} features, {options.protocol} settings of {data.name} ({settings}), {RESIZE}, {names}"
