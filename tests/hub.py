@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import constants
@@ -34,7 +35,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, body: bool) -> None:
             wanted = self.headers.get("Range")
-            path = self.path.lstrip("/").partition("?")[0]
+            path = unquote(self.path.lstrip("/").partition("?")[0])
             hub.requests.append((self.command, path, wanted))
             if path.startswith("api/"):
                 return self.send(self.listing(path).encode(), body)
@@ -57,7 +58,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 if name.startswith(root):
                     large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
                     entry = {"rfilename": name.removeprefix(root), "size": len(content), "blobId": "b"}
-                    siblings.append(entry | ({"lfs": large} if name.endswith((".safetensors", ".tar")) else {}))
+                    siblings.append(entry | ({"lfs": large} if name.endswith((".safetensors", ".tar", ".jpg")) else {}))
             return json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0})
 
         def send(

@@ -107,7 +107,7 @@ def _fetch(commands: Commands) -> None:
     parser.add_argument("--to", type=Path, help="the data set's folder (default: data/NAME)")
     parser.add_argument("--from", dest="given", type=Path, help="a folder that has it, instead of the hub")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check a folder's layout and counts")
-    parser.add_argument("--revision", default="", help="commit of a hub id, where we know none")
+    parser.add_argument("--revision", default="", help="commit or branch of a hub id, other than ours")
 
     def run(args: Args) -> None:
         from un2clip.sources import catalogue

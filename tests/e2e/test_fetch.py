@@ -168,6 +168,29 @@ def test_a_revision_of_the_users_is_taken_and_locked(hub, tmp_path):
     assert yaml.safe_load((tmp_path / "d.lock.yaml").read_text())["revision"] == COMMIT
 
 
+@pytest.mark.parametrize(
+    ("commit", "says"),
+    [
+        (catalogue()["mmvp_vlm"].revision, "commit 69218ac4ba2e is the catalogue's\n"),
+        (
+            "211372d" + "0" * 33,
+            "commit 211372d00000 is not the catalogue's 69218ac4ba2e: it uploads Questions.csv anew",
+        ),
+        (COMMIT, "commit 0123456789ab is not known to us; 69218ac4ba2e is\n"),
+    ],
+)
+def test_both_revisions_of_mmvp_are_known(hub, tmp_path, monkeypatch, capsys, commit, says):
+    """Whatever commit the hub's main is: it is said what is known of it, and its lock has it and every hash."""
+    monkeypatch.setattr("tests.hub.COMMIT", commit)
+    root, names = "datasets/MMVP/MMVP_VLM/", [f"MLLM_VLM Images/Color/{i}.jpg" for i in range(1, 271)]
+    hub.files |= {root + name: b"x" for name in names} | {root + "Questions.csv": commit.encode()}
+    get(tmp_path / "mmvp_vlm-main", "mmvp_vlm", revision="main")
+    said = capsys.readouterr().out
+    assert says in said and "its benchmark is mmvp_vlm-main" in said
+    lock = yaml.safe_load((tmp_path / "mmvp_vlm-main.lock.yaml").read_text())
+    assert lock["revision"] == commit and lock["sha256"].keys() == {"Questions.csv", *names}
+
+
 @pytest.fixture
 def voc(tmp_path) -> Path:
     """VOC2012's layout with all its names, and nothing in the files."""

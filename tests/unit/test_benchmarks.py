@@ -7,17 +7,19 @@ from pkgutil import iter_modules
 
 import pytest
 import torch
+import yaml
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
 from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks, measuring
-from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, pair_correct, read_questions
+from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, PROTOCOL, pair_correct, read_questions
 from un2clip.evaluation.benchmarks.segmentation import Options
 from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.readers import data_sha256
-from un2clip.evidence.scores import ROLES, Item, load_scores
+from un2clip.evidence.scores import ROLES, Item, load_scores, mismatch
+from un2clip.hashes import file_sha256
 from un2clip.models.clip import Clip, load_clip
 from un2clip.stages import stage_params
 from un2clip.stages.evaluate import evaluate
@@ -96,6 +98,32 @@ def test_bad_questions_are_named(tiny, tmp_path, change, message: str) -> None:
     edit(tmp_path / "m", change)
     with pytest.raises(UserError, match=message):
         read_questions(tmp_path / "m")
+
+
+def test_two_revisions_of_the_questions_are_never_compared(tiny, tmp_path) -> None:
+    """One word of a statement differs: the protocol says which file of which revision, and compare refuses both."""
+    subject = Subject(model=load_clip(tiny.backbones / "clip"), method="reference", encoder_sha256="e" * 64)
+    params = Evaluate(batch_size=16, segmentation=Options(method="clip", protocol="laptop", pictures=1))
+    benchmark, found = get_benchmark("mmvp_vlm", "clip"), {}
+    for commit, word in (("69218ac4ba2ec1fa", "a"), ("211372d000000000", "one")):
+        folder = shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / commit / "mmvp_vlm")
+        edit(folder, lambda rows, word=word: rows[1].__setitem__(2, word + rows[1][2]))
+        before = measure(benchmark, {"reference": subject}, folder, params)["reference"]
+        assert before.protocol == f"pairs in MMVP-VLM's layout, not calibrated; {PROTOCOL}", "nothing says which it is"
+        sha256 = file_sha256(folder / "Questions.csv")
+        lock = {"location": "MMVP/MMVP_VLM", "revision": commit, "sha256": {"Questions.csv": sha256}}
+        (tmp_path / commit / "mmvp_vlm.lock.yaml").write_text(yaml.safe_dump(lock))
+        after = measure(benchmark, {"reference": subject}, folder, params)["reference"]
+        assert after.protocol == f"{before.protocol}; Questions.csv {sha256[:12]} of revision {commit[:12]}"
+        found[commit] = before, after
+    (unsaid, first), (also_unsaid, second) = found.values()
+    assert "measured in different ways" in mismatch(first, second) and mismatch(first, first) is None
+    assert mismatch(unsaid, also_unsaid).startswith("data_sha256 differs")
+    edit(folder, lambda rows: rows[1].__setitem__(2, "edited since"))
+    assert measure(benchmark, {"reference": subject}, folder, params)["reference"].protocol == unsaid.protocol
+    (tmp_path / commit / "mmvp_vlm.lock.yaml").write_text("a: b")
+    with pytest.raises(UserError, match="mmvp_vlm.lock.yaml is no lock; delete it"):
+        measure(benchmark, {"reference": subject}, folder, params)
 
 
 def test_unreadable_image_is_named(tiny, tmp_path) -> None:

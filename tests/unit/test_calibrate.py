@@ -14,6 +14,7 @@ from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import mmvp_vlm
 from un2clip.evaluation.calibrate import Published, calibrate, count_of, published
 from un2clip.evaluation.calibration import is_calibrated
+from un2clip.hashes import file_sha256
 from un2clip.models.clip import load_clip
 from un2clip.models.converting import architecture_config
 
@@ -84,7 +85,9 @@ def test_passes_on_the_recorded_counts_and_only_then_the_name(tiny, data, record
     record = run(tiny, recorded, data)
     assert record.passed and record.right == recorded.right
     assert json.loads((data.parent / "mmvp_vlm.calibration.tiny.json").read_text()) == dataclasses.asdict(record)
-    assert score(tiny, data).protocol.startswith("MMVP-VLM; ")
+    protocol = score(tiny, data).protocol
+    assert protocol.startswith("MMVP-VLM; ")
+    assert protocol.endswith(f"; Questions.csv {file_sha256(data / 'Questions.csv')[:12]}")
     (data / "LICENSE").write_text("MIT")
     assert score(tiny, data).protocol.startswith("pairs in MMVP-VLM's layout, not calibrated; ")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
 from un2clip.errors import UserError
@@ -23,6 +24,22 @@ def data_sha256(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def locked_revision(folder: Path, file: str) -> str:
+    """The commit that `un2clip fetch` locked beside the folder, if `file` in it is still what was locked; else "".
+
+    Raises:
+        UserError: FOLDER.lock.yaml is no lock.
+    """
+    path = folder.with_name(f"{folder.name}.lock.yaml")
+    if not path.is_file():
+        return ""
+    lock = read_yaml(path)
+    if not isinstance(lock.get("sha256"), dict) or not isinstance(lock.get("revision"), str):
+        raise UserError(f"{path} is no lock; delete it, and `un2clip fetch` writes it anew")
+    revision: str = lock["revision"]
+    return revision if lock["sha256"].get(file) == file_sha256(folder / file) else ""
 
 
 def read_image(source: Path | bytes, name: str) -> Image.Image:

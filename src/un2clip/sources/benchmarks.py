@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from un2clip.config import build, read_yaml
 from un2clip.errors import UserError
-from un2clip.sources.catalogue import Entry, check, describe, get_entry
+from un2clip.sources.catalogue import Entry, about_revision, check, describe, get_entry
 from un2clip.sources.hub import Source, obtain, pin, verify
 
 
@@ -44,6 +44,7 @@ def fetch(name: str, *, to: Path, given: Path | None, revision: str) -> None:
     folder = to if to.exists() else given
     if folder is None:
         source = _source(entry, source, revision, lock)
+        print(about_revision(entry, source.revision), flush=True)
         folder = obtain(source, kind="dataset", files=entry.layout.fetched, name=name)
     elif source is not None:
         verify(folder, source.sha256, name)

@@ -34,13 +34,14 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One data set; the meanings of its fields are in catalogue.yaml."""
+    """One data set; the meanings of its fields are in catalogue.yaml, where `also` is left out of most entries."""
 
     name: str
     kind: Literal["hub", "folder", "login"]
     layout: Layout
     location: str
     revision: str
+    also: dict[str, str]
     url: str
     licence: str
     terms: str
@@ -59,7 +60,9 @@ def catalogue() -> dict[str, Entry]:
     content = yaml.safe_load((files("un2clip.sources") / "catalogue.yaml").read_text())
 
     def entry(name: str, fields: dict[str, Any]) -> Entry:
-        return build(Entry, fields | {"name": name, "layout": content["layouts"][fields["layout"]]}, name)
+        return build(
+            Entry, {"also": {}} | fields | {"name": name, "layout": content["layouts"][fields["layout"]]}, name
+        )
 
     return {name: entry(name, fields) for name, fields in content["benchmarks"].items()}
 
@@ -91,6 +94,16 @@ def describe(entry: Entry) -> str:
         f"  layout   {', '.join(layout.files)}{each}",
     ]
     return "\n".join([*lines, f"  counts   {', '.join(counts)}"] if counts else lines)
+
+
+def about_revision(entry: Entry, commit: str) -> str:
+    """What is known of a commit of the hub: the catalogue's own, another one that is known, or none of them."""
+    if commit == entry.revision:
+        return f"commit {commit[:12]} is the catalogue's"
+    for known, note in entry.also.items():
+        if commit.startswith(known):
+            return f"commit {commit[:12]} is not the catalogue's {entry.revision[:12]}: {note}"
+    return f"commit {commit[:12]} is not known to us" + (f"; {entry.revision[:12]} is" if entry.revision else "")
 
 
 def check(entry: Entry, folder: Path) -> str:

@@ -17,14 +17,17 @@ from tqdm import tqdm
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import is_calibrated
-from un2clip.evaluation.readers import read_image
+from un2clip.evaluation.readers import locked_revision, read_image
 from un2clip.evidence.items import Item
+from un2clip.hashes import file_sha256
 from un2clip.models.clip import Clip
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 COLUMNS = ["Question ID", "Type", "Statement"]
 MODEL: Model = "clip"
+QUESTIONS = "Questions.csv"
+NOT_CALIBRATED = "pairs in MMVP-VLM's layout, not calibrated"
 PROTOCOL = "fp32; 'a photo of ' + statement; ties are image 2; patterns by the Type column"
 
 
@@ -55,8 +58,16 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
     )
-    name = "MMVP-VLM" if is_calibrated(folder) else "pairs in MMVP-VLM's layout, not calibrated"
-    return BenchmarkResult(unit="%", protocol=f"{name}; {PROTOCOL}", items=items)
+    return BenchmarkResult(unit="%", protocol=_protocol(folder), items=items)
+
+
+def _protocol(folder: Path) -> str:
+    """What was measured and how; of calibrated or fetched data also which Questions.csv, for the hub has had two."""
+    calibrated, revision = is_calibrated(folder), locked_revision(folder, QUESTIONS)
+    line = f"{'MMVP-VLM' if calibrated else NOT_CALIBRATED}; {PROTOCOL}"
+    if calibrated or revision:
+        line += f"; {QUESTIONS} {file_sha256(folder / QUESTIONS)[:12]}"
+    return f"{line} of revision {revision[:12]}" if revision else line
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:
@@ -75,11 +86,11 @@ def read_questions(folder: Path) -> list[Question]:
         UserError: a column, a pair, or an image is missing, or there is no question.
     """
     trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-    if not (folder / "Questions.csv").is_file() or not trees:
+    if not (folder / QUESTIONS).is_file() or not trees:
         raise UserError(
             f"{folder} is not MMVP_VLM: it needs Questions.csv and a folder named {' or '.join(IMAGE_FOLDERS)}"
         )
-    with (folder / "Questions.csv").open(newline="", encoding="utf-8-sig") as file:
+    with (folder / QUESTIONS).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:
             raise UserError(
