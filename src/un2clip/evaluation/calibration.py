@@ -1,13 +1,17 @@
-"""The records of calibrations: whether a released model reached its published counts on some data."""
+"""The records of calibrations: how near a released model came to its published counts on some data."""
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from un2clip.errors import UserError
 from un2clip.evaluation.readers import data_sha256
+
+#: From best to worst: the same count in every type; a few pairs apart in all; neither.
+Grade = Literal["exact", "close", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +20,10 @@ class Calibration:
 
     Attributes:
         model: name of the released model.
-        right, published: type -> pairs it had right, here and in print.
-        passed: whether they agree in every type, and each type has the published number of pairs.
+        right: type -> pairs it had right here.
+        published: the same in print, of the nearest run that scored what is scored here; `run` says whose that is.
+        apart: source of each published run -> in how many pairs its counts and these differ, over all types.
+        passed: whether the grade is exact or close.
     """
 
     model: str
@@ -25,6 +31,9 @@ class Calibration:
     encoder_sha256: str
     right: dict[str, int]
     published: dict[str, int]
+    run: str
+    apart: dict[str, int]
+    grade: Grade
     passed: bool
 
     def save(self, data: Path) -> Path:
@@ -34,16 +43,30 @@ class Calibration:
         return path
 
 
-def is_calibrated(data: Path) -> bool:
-    """Whether a released model has reached its published counts on this very data."""
-    records = [_read(path) for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json"))]
-    passed = [record for record in records if record.get("passed") is True]
-    return bool(passed) and data_sha256(data) in [record.get("data_sha256") for record in passed]
+def grades(data: Path) -> dict[str, Grade]:
+    """Model -> grade, of all calibrations on this very data. Records without a grade passed exactly or not at all."""
+    records = [record for record in _records(data) if "model" in record]
+    if not records:
+        return {}
+    sha256 = data_sha256(data)
+    return {
+        str(record["model"]): record.get("grade", "exact" if record.get("passed") is True else "none")
+        for record in records
+        if record.get("data_sha256") == sha256
+    }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
-    return content if isinstance(content, dict) else {}
+def best_grade(data: Path) -> Grade:
+    """The best grade that any released model has reached on this very data."""
+    found = grades(data).values()
+    return "exact" if "exact" in found else "close" if "close" in found else "none"
+
+
+def _records(data: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
+        if isinstance(content, dict):
+            yield content

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.calibration import is_calibrated
+from un2clip.evaluation.calibration import Grade, best_grade
 from un2clip.evaluation.readers import locked_revision, read_image
 from un2clip.evidence.items import Item
 from un2clip.hashes import file_sha256
@@ -27,7 +27,12 @@ IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 COLUMNS = ["Question ID", "Type", "Statement"]
 MODEL: Model = "clip"
 QUESTIONS = "Questions.csv"
-NOT_CALIBRATED = "pairs in MMVP-VLM's layout, not calibrated"
+#: What data are called by the best grade of their calibrations.
+NAMES: dict[Grade, str] = {
+    "exact": "MMVP-VLM",
+    "close": "MMVP-VLM within a few pairs of a published run",
+    "none": "pairs in MMVP-VLM's layout, not calibrated",
+}
 PROTOCOL = "fp32; 'a photo of ' + statement; ties are image 2; patterns by the Type column"
 
 
@@ -46,7 +51,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
     over the two images; image 1 is picked when its share exceeds one half, so a tie counts as image 2.
-    All in fp32. Only data that `un2clip calibrate` has passed are called MMVP-VLM in the protocol.
+    All in fp32. Only data that `un2clip calibrate` has passed are called MMVP-VLM in the protocol, with the grade.
 
     Args:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
@@ -63,9 +68,9 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
 
 def _protocol(folder: Path) -> str:
     """What was measured and how; of calibrated or fetched data also which Questions.csv, for the hub has had two."""
-    calibrated, revision = is_calibrated(folder), locked_revision(folder, QUESTIONS)
-    line = f"{'MMVP-VLM' if calibrated else NOT_CALIBRATED}; {PROTOCOL}"
-    if calibrated or revision:
+    grade, revision = best_grade(folder), locked_revision(folder, QUESTIONS)
+    line = f"{NAMES[grade]}; {PROTOCOL}"
+    if grade != "none" or revision:
         line += f"; {QUESTIONS} {file_sha256(folder / QUESTIONS)[:12]}"
     return f"{line} of revision {revision[:12]}" if revision else line
 
