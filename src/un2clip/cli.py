@@ -158,19 +158,24 @@ def _download(commands: Commands) -> None:
 
 
 def _calibrate(commands: Commands) -> None:
-    parser = commands.add_parser("calibrate", help="does a released model reach its published MMVP-VLM counts?")
-    parser.add_argument("model", help="name in mmvp_vlm.yaml of the package; another word lists them")
-    parser.add_argument("--data", required=True, type=Path, help="the pairs; the record is written beside them")
+    parser = commands.add_parser("calibrate", help="does a released model reach its published numbers?")
+    parser.add_argument("model", help="such as openai-vit-l-14-224; another word lists them")
+    data = "MMVP-VLM's pairs, or a folder zeroshot-NAME or retrieval-NAME; the record is written beside it"
+    parser.add_argument("--data", required=True, type=Path, help=data)
     parser.add_argument("--clip", required=True, type=Path, help="the model as released, made by `un2clip convert`")
 
     def run(args: Args) -> None:
         from un2clip.evaluation.calibrate import calibrate, published
         from un2clip.evaluation.measuring import Evaluate
+        from un2clip.evaluation.second_ruler import get_ruler, hold
 
         params = read_params(PARAMS)
-        batch_size = build(Evaluate, params["evaluate"], "evaluate").batch_size
-        model = published(args.model)
-        calibrate(model, data=args.data, clip=args.clip, device=params["device"], batch_size=batch_size)
+        evaluate, common = build(Evaluate, params["evaluate"], "evaluate"), {"data": args.data, "clip": args.clip}
+        if args.data.name.startswith(("zeroshot", "retrieval")):
+            hold(get_ruler(args.model, args.data.name), device=params["device"], params=evaluate, **common)
+        else:
+            size = evaluate.batch_size
+            calibrate(published(args.model), device=params["device"], batch_size=size, **common)
 
     parser.set_defaults(run=run)
 
