@@ -122,13 +122,14 @@ def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
     """Segmentation, one window at a time."""
     data, chosen = read_data_set(folder), params.segmentation
     settings = get_settings(chosen.protocol, data.name)
+    protocol = get_protocol(chosen.protocol)
     how = {"method": chosen.method, "crop": settings.crop_px, "stride": settings.stride_px, "batch_size": 1}
     text = text_features(clip, data.names)
     for photograph in data.photographs:
         pixels = read_photograph(photograph)
         truth = read_mask(data, photograph, *pixels.shape[:2])
-        picture = segmentation.prepare(pixels, settings, get_protocol(chosen.protocol).long_side_px, clip)
-        (similarity,) = similarity_maps(clip.model.visual, [picture], text, **how)
+        picture = segmentation.prepare(pixels, settings, protocol.long_side_px, clip)
+        (similarity,) = similarity_maps(clip.model.visual, [picture], text, edge=protocol.edge, **how)
         predicted = segmentation.classify(similarity, truth.shape, data.names, settings, data.background)
         list(segmentation.overlaps(truth, predicted, data.names))
 

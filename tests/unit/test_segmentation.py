@@ -20,6 +20,7 @@ from un2clip.evaluation.dense.features import dense_features
 from un2clip.evaluation.dense.layouts import LAYOUTS, read_data_set
 from un2clip.evaluation.dense.masks import class_colours, palette, read_mask, read_photograph
 from un2clip.evaluation.dense.names import check_names, packaged_names, text_features
+from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_settings, load_protocols
 from un2clip.evaluation.dense.windows import similarity_maps, windows
 from un2clip.evaluation.measuring import Evaluate
@@ -59,8 +60,8 @@ def test_windows_by_hand(side: int, crop: int, stride: int, starts: list[int]) -
 
 
 @torch.no_grad()
-def naive_maps(visual, picture, text, method, crop, stride):
-    """SCLIP's and ClearCLIP's loop, one window at a time."""
+def naive_maps(visual, picture, text, method, crop, stride, edge="pad"):
+    """SCLIP's and ClearCLIP's loop, one window at a time; the one leaves out what the patch does not divide."""
     _, height, width = picture.shape
     total, count = torch.zeros(text.shape[1], height, width), torch.zeros(height, width)
     for i in range(max(height - crop + stride - 1, 0) // stride + 1):
@@ -69,6 +70,12 @@ def naive_maps(visual, picture, text, method, crop, stride):
             top, left = max(bottom - crop, 0), max(right - crop, 0)
             part = picture[None, :, top:bottom, left:right]
             h, w = part.shape[2:]
+            if edge == "floor":
+                features = normalize(dense_features(visual, part[:, :, : h - h % 8, : w - w % 8], method)[0], dim=0)
+                cosines = torch.einsum("dhw,dq->qhw", features, text)
+                total[:, top:bottom, left:right] += interpolate(cosines[None], size=(h, w), mode="bilinear")[0]
+                count[top:bottom, left:right] += 1
+                continue
             down, across = (8 - h % 8) % 8, (8 - w % 8) % 8
             part = pad(part, (across // 2, across - across // 2, down // 2, down - down // 2))
             cosines = torch.einsum("dhw,dq->qhw", normalize(dense_features(visual, part, method)[0], dim=0), text)
@@ -79,17 +86,34 @@ def naive_maps(visual, picture, text, method, crop, stride):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("edge", ["pad", "floor"])
 @pytest.mark.parametrize(("crop", "stride"), [(32, 16), (30, 21), (64, 64)])
-def test_batched_windows_equal_a_loop_of_single_ones(clip, batch_size: int, crop: int, stride: int) -> None:
+def test_batched_windows_equal_a_loop_of_single_ones(clip, batch_size: int, edge: str, crop: int, stride: int) -> None:
     """Pictures of several sizes in one stream, some smaller than a window, sizes that the patch does not divide."""
     torch.manual_seed(0)
     pictures = [torch.randn(3, *size) for size in ((64, 64), (37, 81), (20, 45), (64, 64))]
     text = normalize(torch.randn(clip.embed_dim, 5), dim=0)
-    visual, how = clip.model.visual, {"method": "sclip", "crop": crop, "stride": stride}
+    visual, how = clip.model.visual, {"method": "sclip", "crop": crop, "stride": stride, "edge": edge}
     found = list(similarity_maps(visual, iter(pictures), text, **how, batch_size=batch_size))
     assert len(found) == 4
     for picture, each in zip(pictures, found, strict=True):
         torch.testing.assert_close(each, naive_maps(visual, picture, text, **how), atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_whole_picture_is_padded_or_floored(clip) -> None:
+    """crop 0: padded it equals one window as large as the picture; floored it keeps the patches that fit, 4 x 10."""
+    torch.manual_seed(0)
+    picture, text = torch.randn(3, 37, 81), normalize(torch.randn(clip.embed_dim, 5), dim=0)
+    visual, how = clip.model.visual, {"method": "naclip", "crop": 0, "stride": 0, "batch_size": 2}
+    (padded,) = similarity_maps(visual, [picture], text, **how, edge="pad")
+    torch.testing.assert_close(padded, naive_maps(visual, picture, text, "naclip", 81, 81), atol=2e-6, rtol=1e-5)
+    (floored,) = similarity_maps(visual, [picture], text, **how, edge="floor")
+    features = normalize(dense_features(visual, picture[None, :, :32, :80], "naclip")[0], dim=0)
+    torch.testing.assert_close(floored, torch.einsum("dhw,dq->qhw", features, text), atol=2e-6, rtol=1e-5)
+    assert floored.shape == (5, 4, 10)
+    with pytest.raises(UserError, match="a picture of 7 x 81 px is smaller than a patch of 8 x 8"):
+        list(similarity_maps(visual, [picture[:, :7]], text, **how, edge="floor"))
 
 
 def test_no_more_pictures_are_held_than_fill_a_batch(clip) -> None:
@@ -102,7 +126,9 @@ def test_no_more_pictures_are_held_than_fill_a_batch(clip) -> None:
             yield torch.zeros(3, 64, 64)
 
     text = normalize(torch.randn(clip.embed_dim, 2), dim=0)
-    maps = similarity_maps(clip.model.visual, endless(), text, method="clip", crop=32, stride=16, batch_size=20)
+    maps = similarity_maps(
+        clip.model.visual, endless(), text, method="clip", crop=32, stride=16, edge="pad", batch_size=20
+    )
     next(maps), next(maps)
     assert len(taken) == 3
 
@@ -173,6 +199,29 @@ def test_several_names_a_class_and_the_background() -> None:
     assert classes(True, area_threshold=0.5) == [0, 0, 0, 0] and classes(True, area_threshold=0.4) == [1, 0, 0, 2]
 
 
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        # Of ten object pixels cat has 7, dog 2, tree 1; ten more are background, and count for no share.
+        (0.0, [0] * 10 + [1] * 7 + [2, 2, 3]),
+        (0.05, [0] * 10 + [1] * 7 + [2, 2, 3]),
+        (0.1, [0] * 10 + [1] * 7 + [2, 2, 1]),  # no more than a tenth: the tree goes to its next best, the cat
+        (0.15, [0] * 10 + [1] * 7 + [2, 2, 1]),  # dog's 2 of 10 are kept; of all 20 pixels they would be too few
+        (0.2, [0] * 10 + [1] * 7 + [0, 1, 1]),  # the dogs go, too: one to the background, one to the cat
+        (0.7, [0] * 20),  # nothing is left but the background
+    ],
+)
+def test_area_threshold_by_a_hand_made_table(share: float, expected: list[int]) -> None:
+    """SCLIP's: a class with no more than this share of the object pixels is left out, each of its pixels goes on."""
+    order = [(0, 1)] * 10 + [(1, 0)] * 7 + [(2, 0), (2, 1), (3, 1)]  # best and second best class of each pixel
+    cosines = torch.zeros(4, 1, 20)
+    for i, (best, second) in enumerate(order):
+        cosines[best, 0, i], cosines[second, 0, i] = 0.3, 0.2
+    settings = dataclasses.replace(SETTINGS, area_threshold=share, threshold=0.001)
+    names = (("background",), *NAMES)
+    assert segmentation.classify(cosines, (1, 20), names, settings, True)[0].tolist() == expected
+
+
 @torch.no_grad()
 def test_text_features_by_a_loop_and_made_once(tiny, clip) -> None:
     """Mean of 80 normalised templates, normalised; kept for every model of the same text tower, and for no other."""
@@ -205,7 +254,7 @@ def test_a_whole_data_set_by_a_naive_loop(tiny, clip) -> None:
     assert outcome == segmentation.run(clip, folder, batch_size=1, options=options()) and outcome.unit == "mIoU"
     assert score_of(outcome.items, "mIoU") == pytest.approx(100 * oracle.compute().item(), abs=0.01)
     assert outcome.protocol.startswith(
-        "clearclip features, laptop settings of own (64/32/16 px, scale 50, thresholds 0, 0), "
+        "clearclip features, laptop settings of own (64/32/16 px, scale 50, thresholds 0, 0; edges padded), "
         "resized as OpenCV does 8 bits, 6 classes, names "
     )
     assert segmentation.run(clip, folder, batch_size=16, options=options("naclip")).protocol != outcome.protocol
@@ -228,23 +277,33 @@ def test_pictures_are_resized_as_the_protocol_says(clip, size: tuple[int, int], 
 
 
 def test_published_settings() -> None:
-    """Both papers' settings of all eight sets: short side, crop, stride, scale, threshold, area."""
+    """SCLIP's, ClearCLIP's and NACLIP's settings of all eight sets: short side, crop, stride, scale, thresholds."""
     table = """
-        voc21 336 224 112 65 0.1 0.1  448 448 224 50 0.5 0
-        voc20 336 224 112 40 0 0      448 448 224 50 0 0
-        context60 336 224 112 50 0.1 0  448 448 224 50 0.15 0
-        context59 336 224 112 40 0 0  448 448 224 50 0 0
-        coco_object 336 224 112 50 0.1 0  448 448 224 50 0.4 0
-        coco_stuff 448 224 112 40 0 0  448 448 224 50 0 0
-        cityscapes 560 224 112 40 0 0  448 224 224 50 0 0
-        ade20k 336 224 112 40 0 0  448 448 224 50 0 0
+        voc21 336 224 112 65 0.1 0.1  448 448 224 50 0.5 0  336 0 0 40 0.1 0
+        voc20 336 224 112 40 0 0      448 448 224 50 0 0  336 0 0 40 0 0
+        context60 336 224 112 50 0.1 0  448 448 224 50 0.15 0  336 224 112 40 0.1 0
+        context59 336 224 112 40 0 0  448 448 224 50 0 0  336 224 112 40 0 0
+        coco_object 336 224 112 50 0.1 0  448 448 224 50 0.4 0  336 224 112 40 0.1 0
+        coco_stuff 448 224 112 40 0 0  448 448 224 50 0 0  336 224 112 40 0 0
+        cityscapes 560 224 112 40 0 0  448 224 224 50 0 0  560 224 112 40 0 0
+        ade20k 336 224 112 40 0 0  448 448 224 50 0 0  336 224 112 40 0 0
     """
     rows = [line.split() for line in table.strip().splitlines()]
     assert {row[0] for row in rows} == {name for name, layout in LAYOUTS.items() if layout.names}
     for name, *numbers in rows:
-        for protocol, values in (("sclip", numbers[:6]), ("clearclip", numbers[6:])):
+        for protocol, values in (("sclip", numbers[:6]), ("clearclip", numbers[6:12]), ("naclip", numbers[12:])):
             assert list(dataclasses.astuple(get_settings(protocol, name))) == [float(value) for value in values]
     assert {protocol.long_side_px for protocol in load_protocols().values()} == {2048}
+    assert {name: (each.edge, each.pamr_steps, each.own_names) for name, each in load_protocols().items()} == {
+        "sclip": ("floor", 0, True),
+        "clearclip": ("pad", 0, True),
+        "naclip": ("floor", 10, True),
+        "laptop": ("pad", 0, False),
+    }
+    assert str(get_settings("naclip", "voc21")) == "336 px, whole image, scale 40, thresholds 0.1, 0"
+    assert str(load_protocols()["naclip"]) == "edges floored, PAMR of 10 steps"
+    with pytest.raises(ValueError, match="must both be 0"):
+        dataclasses.replace(SETTINGS, crop_px=0)
     with pytest.raises(UserError, match="protocol laptop has no settings for voc20; it has them for own"):
         get_settings("laptop", "voc20")
 
@@ -256,6 +315,42 @@ def test_official_names() -> None:
         names = packaged_names(file)
         assert len(check_names(names, Path(file))) == n
     assert packaged_names("coco_stuff")[:80] == packaged_names("coco_object")
+
+
+@torch.no_grad()
+def test_naclips_settings_end_to_end(tiny, clip, tmp_path, monkeypatch) -> None:
+    """The whole picture floored, stretched to its own size, ten steps of PAMR on it: by hand for each photograph."""
+    folder = shutil.copytree(tiny.benchmarks / "segmentation", tmp_path / "segmentation")
+    data, settings = read_data_set(folder), get_settings("naclip", "voc20")
+    settings = dataclasses.replace(settings, short_side_px=45)  # the patch of 8 leaves 5 pixels out
+    monkeypatch.setattr(segmentation, "get_settings", lambda *names: settings)
+    oracle, text = MulticlassJaccardIndex(num_classes=6, ignore_index=-1), text_features(clip, data.names)
+    for photograph in data.photographs:
+        picture = segmentation.prepare(read_photograph(photograph), settings, 2048, clip)
+        cosines = torch.einsum(
+            "dhw,dq->qhw",
+            normalize(dense_features(clip.model.visual, picture[None, :, :40, :40], "naclip")[0], dim=0),
+            text,
+        )
+        looks, large = (interpolate(each[None], size=(64, 64), mode="bilinear")[0] for each in (picture, cosines))
+        truth = torch.from_numpy(read_mask(data, photograph, 64, 64))
+        oracle.update(refine(large, looks, 10).argmax(0), truth)
+    outcome = segmentation.run(clip, folder, batch_size=2, options=options("naclip", "naclip"))
+    assert score_of(outcome.items, "mIoU") == pytest.approx(100 * oracle.compute().item(), abs=0.01)
+    assert "(45 px, whole image, scale 40, thresholds 0, 0; edges floored, PAMR of 10 steps)" in outcome.protocol
+
+
+@pytest.mark.parametrize("protocol", ["sclip", "clearclip", "naclip"])
+def test_a_papers_settings_with_other_names_are_said(tmp_path, clip, capsys, protocol: str) -> None:
+    """Without a classes.txt in a public set's folder the run says whose names they are; with one it says nothing."""
+    folder = lay_out(tmp_path / "segmentation-voc20", "voc20", [1, 2])
+    segmentation.run(clip, folder, batch_size=8, options=options(protocol=protocol))
+    said = capsys.readouterr().out
+    assert f"the official names of voc20. Those of the authors of {protocol} move mIoU by several points" in said
+    assert str(folder / "classes.txt") in said
+    (folder / "classes.txt").write_text("\n".join(f"thing {i}" for i in range(20)))
+    segmentation.run(clip, folder, batch_size=8, options=options(protocol=protocol))
+    assert capsys.readouterr().out == ""
 
 
 # Readers: two photographs in each set's own layout, labels as the set has them.

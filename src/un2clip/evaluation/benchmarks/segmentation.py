@@ -22,6 +22,7 @@ from un2clip.evaluation.dense.grid import save_grid
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
 from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
 from un2clip.evaluation.dense.names import Names, names_sha256, text_features
+from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
 from un2clip.evaluation.dense.resizing import resize
 from un2clip.evaluation.dense.windows import similarity_maps
@@ -66,6 +67,8 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> Bench
         UserError: data, method or protocol are not as they must be; the message names the file.
     """
     data = read_data_set(folder)
+    if (said := _whose_names(data, folder, options.protocol)) is not None:
+        print(said, flush=True)
     predictions = _predictions(clip, data, batch_size, options)
     progress = tqdm(predictions, total=len(data.photographs), unit="image", desc="segmentation")
     items = tuple(
@@ -146,15 +149,15 @@ def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -
 
 def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -> Iterator[Prediction]:
     """Each photograph with its labels and what the encoder makes of it, (H, W) both, in order."""
-    settings = get_settings(options.protocol, data.name)
-    long_side_px = get_protocol(options.protocol).long_side_px
-    waiting: deque[tuple[Photograph, Classes]] = deque()
+    settings, protocol = get_settings(options.protocol, data.name), get_protocol(options.protocol)
+    waiting: deque[tuple[Photograph, Classes, Tensor]] = deque()
 
     def pictures() -> Iterator[Tensor]:
         for photograph in data.photographs:
             pixels = read_photograph(photograph)
-            waiting.append((photograph, read_mask(data, photograph, *pixels.shape[:2])))
-            yield prepare(pixels, settings, long_side_px, clip)
+            picture = prepare(pixels, settings, protocol.long_side_px, clip)
+            waiting.append((photograph, read_mask(data, photograph, *pixels.shape[:2]), picture))
+            yield picture
 
     maps = similarity_maps(
         clip.model.visual,
@@ -163,14 +166,32 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
         method=options.method,
         crop=settings.crop_px,
         stride=settings.stride_px,
+        edge=protocol.edge,
         batch_size=batch_size,
     )
     for similarity in maps:
-        photograph, truth = waiting.popleft()
+        photograph, truth, picture = waiting.popleft()
+        if protocol.pamr_steps:
+            looks, large = (
+                interpolate(each[None].to(similarity), size=truth.shape, mode="bilinear")[0]
+                for each in (picture, similarity)
+            )
+            similarity = refine(large, looks, protocol.pamr_steps)
         yield photograph, truth, classify(similarity, truth.shape, data.names, settings, data.background)
 
 
+def _whose_names(data: DataSet, folder: Path, protocol: str) -> str | None:
+    """What is to be said where a paper's settings meet names that are not its authors'; None where nothing is."""
+    if not get_protocol(protocol).own_names or data.name == "own" or (folder / "classes.txt").is_file():
+        return None
+    return (
+        f"{folder} is measured with the official names of {data.name}. Those of the authors of {protocol} move mIoU by "
+        f"several points: for their published numbers put their list into {folder / 'classes.txt'}"
+    )
+
+
 def _protocol(data: DataSet, options: Options) -> str:
-    settings = get_settings(options.protocol, data.name)
+    settings, protocol = get_settings(options.protocol, data.name), get_protocol(options.protocol)
     names = f"{len(data.names)} classes, names {names_sha256(data.names)[:12]}"
-    return f"{options.method} features, {options.protocol} settings of {data.name} ({settings}), {RESIZE}, {names}"
+    how = f"{options.protocol} settings of {data.name} ({settings}; {protocol})"
+    return f"{options.method} features, {how}, {RESIZE}, {names}"

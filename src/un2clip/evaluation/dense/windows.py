@@ -7,12 +7,18 @@ fit, overlaps averaged.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pad
 
+from un2clip.errors import UserError
 from un2clip.evaluation.dense.features import Grid, dense_features, patch_size
+
+#: What is done with a window's side that the patch does not divide: zeros on both ends (ClearCLIP), or its last pixels
+#: left out and the rest stretched over the window (SCLIP, NACLIP).
+Edge = Literal["pad", "floor"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Window:
 
 
 def windows(height: int, width: int, crop: int, stride: int) -> list[Window]:
-    """The windows over a picture; one as small as the picture where it is smaller than `crop`."""
+    """The windows over a picture; one as small as the picture where it is smaller than `crop`, or where that is 0."""
+    if not crop:
+        return [Window(0, 0, height, width)]
     return [
         Window(top, left, min(crop, height), min(crop, width))
         for top in _starts(height, crop, stride)
@@ -51,9 +59,13 @@ def similarity_maps(
     method: str,
     crop: int,
     stride: int,
+    edge: Edge,
     batch_size: int,
 ) -> Iterator[Tensor]:
     """For each picture (3, H, W), in order, the cosine of every pixel with every name: (Q, H, W).
+
+    A picture that is taken whole and floored keeps its patches' (Q, h, w): SCLIP and NACLIP stretch those over the
+    picture's own size in one step.
 
     Windows of several pictures go through the tower together, `batch_size` at once where their sizes agree; no more
     pictures are held than fill a batch, so memory does not grow with the data set.
@@ -62,21 +74,29 @@ def similarity_maps(
         pictures: preprocessed, each of its own size.
         text_features: (D, Q), L2-normalised.
         method: a row of DENSE_METHODS.
-        crop, stride: of the windows, in pixels.
+        crop, stride: of the windows, in pixels; 0 and 0: the whole picture at once.
+        edge: what is done with sides that the patch does not divide.
     """
+    whole = not crop and edge == "floor"
     held: list[tuple[Tensor, list[Window]]] = []
     for picture in pictures:
         places = windows(picture.shape[1], picture.shape[2], crop, stride)
         if held and sum(len(each) for _, each in held) + len(places) > batch_size:
-            yield from _together(visual, held, text_features, method, batch_size)
+            yield from _together(visual, held, text_features, method, edge, whole, batch_size)
             held = []
         held.append((picture, places))
     if held:
-        yield from _together(visual, held, text_features, method, batch_size)
+        yield from _together(visual, held, text_features, method, edge, whole, batch_size)
 
 
 def _together(
-    visual: nn.Module, held: list[tuple[Tensor, list[Window]]], text_features: Tensor, method: str, batch_size: int
+    visual: nn.Module,
+    held: list[tuple[Tensor, list[Window]]],
+    text_features: Tensor,
+    method: str,
+    edge: Edge,
+    whole: bool,
+    batch_size: int,
 ) -> Iterator[Tensor]:
     alike: dict[tuple[int, int], list[tuple[int, Window]]] = defaultdict(list)
     for i, (_, places) in enumerate(held):
@@ -87,17 +107,29 @@ def _together(
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
             pixel_values = torch.stack([held[i][0][:, *window.inside] for i, window in part])
-            found.update(zip(part, patch_similarities(visual, pixel_values, text_features, method), strict=True))
+            found.update(zip(part, patch_similarities(visual, pixel_values, text_features, method, edge), strict=True))
     for i, (picture, places) in enumerate(held):
         parts = [(window, found.pop((i, window))) for window in places]
-        yield _averaged(parts, (picture.shape[1], picture.shape[2]), patch_size(visual))
+        size = (picture.shape[1], picture.shape[2])
+        yield parts[0][1] if whole else _averaged(parts, size, patch_size(visual), edge)
 
 
-def patch_similarities(visual: nn.Module, pixel_values: Tensor, text_features: Tensor, method: str) -> Tensor:
-    """Cosines (B, Q, h, w) of every patch of a batch of windows; sizes that the patch does not divide are padded."""
-    margins = _margins((pixel_values.shape[2], pixel_values.shape[3]), patch_size(visual))
-    padded = pad(pixel_values, margins)
-    features = normalize(dense_features(visual, padded.to(text_features.device), method), dim=1)
+def patch_similarities(
+    visual: nn.Module, pixel_values: Tensor, text_features: Tensor, method: str, edge: Edge
+) -> Tensor:
+    """Cosines (B, Q, h, w) of every patch of a batch of windows.
+
+    Raises:
+        UserError: edges are floored, and a window is smaller than a patch.
+    """
+    size, patch = (pixel_values.shape[2], pixel_values.shape[3]), patch_size(visual)
+    if edge == "floor":
+        if size[0] < patch[0] or size[1] < patch[1]:
+            raise UserError(f"a picture of {size[0]} x {size[1]} px is smaller than a patch of {patch[0]} x {patch[1]}")
+        fitting = pixel_values[:, :, : size[0] // patch[0] * patch[0], : size[1] // patch[1] * patch[1]]
+    else:
+        fitting = pad(pixel_values, _margins(size, patch))
+    features = normalize(dense_features(visual, fitting.to(text_features.device), method), dim=1)
     return torch.einsum("bdhw,dq->bqhw", features, text_features)
 
 
@@ -107,7 +139,7 @@ def _margins(size: Grid, patch: Grid) -> tuple[int, int, int, int]:
     return across // 2, across - across // 2, down // 2, down - down // 2
 
 
-def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid) -> Tensor:
+def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid, edge: Edge) -> Tensor:
     """Patch similarities (Q, h, w) of each window -> their mean at every pixel, (Q, H, W)."""
     first = parts[0][1]
     total = first.new_zeros((len(first), *size))
@@ -115,6 +147,8 @@ def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid) -> Te
     for window, similarities in parts:
         left, _, top, _ = _margins((window.height, window.width), patch)
         padded = (similarities.shape[1] * patch[0], similarities.shape[2] * patch[1])
+        if edge == "floor":
+            left, top, padded = 0, 0, (window.height, window.width)
         pixels = interpolate(similarities[None], size=padded, mode="bilinear")[0]
         total[:, *window.inside] += pixels[:, top : top + window.height, left : left + window.width]
         count[window.inside] += 1
