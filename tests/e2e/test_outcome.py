@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from un2clip.cluster.outcome import LETTERS, finish
-from un2clip.tracking import store
+from un2clip.cluster.outcome import LETTERS, finish, judge, refused
+from un2clip.errors import Stopped, UserError
+from un2clip.tracking import stage_run, store
 
 
 @pytest.fixture
@@ -46,6 +47,72 @@ def ended(parent_id: str) -> tuple[str, dict[str, str], dict[str, str]]:
     )
 
 
+@pytest.mark.parametrize(
+    ("state", "status", "outcome"),
+    [
+        ("COMPLETE", "FINISHED", "succeeded"),
+        ("CACHED", "FINISHED", "succeeded"),
+        ("SUCCEEDED", "FINISHED", "succeeded"),
+        ("FAILED", "FAILED", "failed"),
+        ("CANCELED", "KILLED", "cancelled"),
+        ("CANCELLED", "KILLED", "cancelled"),
+        # the stages decide: one that is still running here was killed with its run
+        ("RUNNING", "KILLED", "cancelled"),
+        ("UNKNOWN", "KILLED", "cancelled"),
+        ("NEW", "KILLED", "cancelled"),
+    ],
+)
+def test_every_word_of_kubeflow_is_an_outcome(parent, state: str, status: str, outcome: str) -> None:
+    """A backend's words and the local runner's are recorded as what they mean."""
+    finish(state, "")
+    found, tags, _ = ended(parent)
+    assert (found, tags["outcome"]) == (status, outcome)
+    assert tags.get("failed") == (None if outcome == "succeeded" else "evaluate zeroshot")
+
+
+@pytest.mark.parametrize(
+    ("stages", "status"),
+    [
+        ({}, "KILLED"),
+        ({"ingest": "FINISHED"}, "KILLED"),  # terminated between two stages
+        ({"ingest": "FINISHED", "finetune": "RUNNING"}, "KILLED"),
+        ({"finetune": "KILLED"}, "KILLED"),
+        ({"ingest": "FINISHED", "finetune": "FAILED"}, "FAILED"),
+        ({"finetune": "FAILED", "evaluate zeroshot": "RUNNING"}, "FAILED"),
+        ({"promote": "FAILED"}, "FAILED"),
+        ({"promote": "FINISHED"}, "FINISHED"),  # all others came from the cache
+    ],
+)
+def test_the_stages_judge_a_run_whose_word_says_nothing(stages: dict[str, str], status: str) -> None:
+    """RUNNING and UNKNOWN: the last stage's success is the run's, a failed stage a failure, the rest was stopped."""
+    assert judge(stages) == status
+
+
+def test_the_message_is_the_failed_stages_own(parent) -> None:
+    """Kubeflow hands over an empty message, so it is read from the run of each stage that failed."""
+    with pytest.raises(UserError), stage_run("finetune", params={}, names={"method": "nosuch"}):
+        raise UserError("unknown method 'nosuch'; known: un2clip, at http://user:password@hub")
+    with pytest.raises(OSError), stage_run("latents", params={}, names={}):
+        raise OSError("no space left")
+    finish("FAILED", "")
+    status, tags, _ = ended(parent)
+    assert status == "FAILED" and tags["failed"] == "evaluate zeroshot, finetune nosuch, latents"
+    said = (
+        "finetune nosuch: unknown method 'nosuch'; known: un2clip, at http://***@hub; latents: OSError: no space left"
+    )
+    assert tags["message"] == said
+
+
+def test_a_stage_that_a_signal_stopped_is_killed(parent) -> None:
+    """A terminated run of which a stage could still say so is cancelled, and not failed."""
+    with pytest.raises(Stopped), stage_run("finetune", params={}, names={"method": "un2clip"}):
+        raise Stopped("stopped by a signal after 3 of 9 steps")
+    finish("RUNNING", "")
+    status, tags, stages = ended(parent)
+    assert (status, tags["outcome"], stages["finetune un2clip"]) == ("KILLED", "cancelled", "KILLED")
+    assert tags["message"] == "finetune un2clip: stopped by a signal after 3 of 9 steps"
+
+
 @pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED")])
 def test_what_a_killed_pod_left_open_is_closed(parent, state: str, status: str) -> None:
     """A failed or cancelled run names the stage that did not end, and no run of it counts as running for ever."""
@@ -80,6 +147,18 @@ def test_a_run_without_a_stage_has_an_outcome(tmp_path: Path, monkeypatch) -> No
     (run,) = MlflowClient().search_runs([experiment.experiment_id])
     assert (run.info.status, run.data.tags["un2clip.message"]) == ("FAILED", "Task prerequisites failed.")
     assert "un2clip.failed" not in run.data.tags
+
+
+def test_a_refused_run_says_why(tmp_path: Path, monkeypatch) -> None:
+    """What the first task found is the message, as no stage has a run that could say it."""
+    monkeypatch.setenv("UN2CLIP_TRACKING", "on")
+    monkeypatch.setenv("UN2CLIP_RUN", "run-3")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    refused("secret hub: HF_TOKEN not set; make the Secret")
+    finish("FAILED", "")
+    client = store.connect()
+    run = client.get_run(store.parent_run(client))
+    assert run.data.tags["un2clip.message"] == "secret hub: HF_TOKEN not set; make the Secret"
 
 
 def test_its_own_trouble_is_one_line(monkeypatch, capsys) -> None:

@@ -5,12 +5,29 @@ them, and the run of a stage whose pod was killed, which would count as running 
 """
 
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from un2clip.errors import reason
-from un2clip.tracking import store
+from un2clip.stages import STAGES
+from un2clip.tracking import ERROR_TAG, store
 
-#: Kubeflow's states -> MLflow's.
-STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+#: Kubeflow's words -> MLflow's. A backend hands over the word of its metadata store (COMPLETE for success), the
+#: local runner that of a run (SUCCEEDED). RUNNING, which a backend says of a terminated run, and before 2.17 of any run
+#: with a loop, and UNKNOWN are no endings: the stages' runs decide there, and with any other word.
+STATES = {
+    "COMPLETE": "FINISHED",
+    "CACHED": "FINISHED",
+    "SUCCEEDED": "FINISHED",
+    "FAILED": "FAILED",
+    "CANCELED": "KILLED",
+    "CANCELLED": "KILLED",
+}
+#: What tag un2clip.outcome says.
+OUTCOMES = {"FINISHED": "succeeded", "FAILED": "failed", "KILLED": "cancelled"}
 LETTERS = 1000  # of the message that is kept
 
 
@@ -18,8 +35,8 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
     """Free what the run left and record its outcome; what goes wrong is one line on stderr, for the run is over.
 
     Args:
-        state: SUCCEEDED, FAILED or CANCELLED.
-        message: Kubeflow's, which names the task that failed; may be empty.
+        state: Kubeflow's word, such as COMPLETE, FAILED or RUNNING; see STATES.
+        message: Kubeflow's, which names the task that failed; a backend leaves it empty.
         nodes: of finetune; above 1 a TrainJob may be left.
         volume: where the volume is mounted.
     """
@@ -40,23 +57,53 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
         print(f"un2clip: MLflow did not take the outcome: {reason(error)}", file=sys.stderr)
 
 
+def refused(why: str) -> None:
+    """Keep on the run's parent why no stage was started, for `finish`: no stage has a run that would say it."""
+    if store.is_off():
+        return
+    try:
+        client = store.connect()
+        client.set_tag(store.parent_run(client), ERROR_TAG, why[:LETTERS])
+    except Exception as error:
+        print(f"un2clip: MLflow did not take the refusal: {reason(error)}", file=sys.stderr)
+
+
 def record(state: str, message: str) -> None:
-    """Close the run's parent, with tags un2clip.outcome, un2clip.failed (the stages) and un2clip.message.
+    """Close the run's parent, with tags un2clip.outcome, un2clip.failed (the stages) and un2clip.message (theirs).
 
     Raises:
         UserError: MLflow cannot be reached.
     """
     client = store.connect()
     parent = store.parent_run(client)
-    latest = {run.info.run_name: run.info for run in store.stage_runs(client, parent)}  # a retry is a later run
-    tags = {"outcome": state.lower()}
-    if state != "SUCCEEDED":
-        for info in latest.values():
-            if info.status == "RUNNING":
-                client.set_terminated(info.run_id, "KILLED")
-        tags["failed"] = ", ".join(name for name, info in latest.items() if info.status != "FINISHED")
-        tags["message"] = message[:LETTERS]
+    latest = {run.info.run_name: run for run in store.stage_runs(client, parent)}  # a retry is a later run
+    status = STATES.get(state) or judge({name: run.info.status for name, run in latest.items()})
+    tags = {"outcome": OUTCOMES[status]}
+    if status != "FINISHED":
+        unfinished = {name: run for name, run in latest.items() if run.info.status != "FINISHED"}
+        for run in unfinished.values():
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+        tags["failed"] = ", ".join(unfinished)
+        refusal = client.get_run(parent).data.tags.get(ERROR_TAG, "")
+        tags["message"] = (_said(unfinished) or refusal or message)[:LETTERS]
     for name, value in tags.items():
         if value:
             client.set_tag(parent, f"un2clip.{name}", value)
-    client.set_terminated(parent, STATES.get(state, "FAILED"))
+    client.set_terminated(parent, status)
+
+
+def judge(stages: Mapping[str, str]) -> str:
+    """How a run ended whose word says nothing: MLflow's status, from that of the latest run of each stage.
+
+    The last stage needs all others and never comes from the cache, so a run that went to its end has a run of it.
+    """
+    if stages.get(STAGES[-1]) == "FINISHED":
+        return "FINISHED"
+    return "FAILED" if "FAILED" in stages.values() else "KILLED"
+
+
+def _said(unfinished: Mapping[str, "Run"]) -> str:
+    """Why the stages failed, in their own words; a pod that was killed left none."""
+    errors = {name: run.data.tags.get(ERROR_TAG) for name, run in unfinished.items()}
+    return "; ".join(f"{name}: {error}" for name, error in errors.items() if error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from un2clip import doctor
+from un2clip.cluster.outcome import refused
 from un2clip.cluster.scheduling import Pool, Unanswered, read_nodes, shortage, within
 from un2clip.doctor import Check
 from un2clip.errors import UserError
@@ -33,6 +34,7 @@ def check_prerequisites(**names: Any) -> None:
     for check in checks:
         print(check)
     if failed := [f"{check.name}: {check.message}; {check.fix}" for check in checks if check.state == "FAIL"]:
+        refused("; ".join(failed))
         raise UserError("the run was not started.\n" + "\n".join(failed))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from un2clip.config import flatten
 from un2clip.datasets.shards import digest
-from un2clip.errors import reason
+from un2clip.errors import Stopped, UserError, reason, without_password
 from un2clip.evidence.scores import ROLES, load_scores
 from un2clip.tracking.results import Result, read_history, result_files
 from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, stage_runs
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SCORES_FILES = tuple(f"{role}.json" for role in ROLES)
 METRICS_PER_REQUEST = 1000  # MLflow's limit
+ERROR_TAG = "un2clip.error"  # of a stage's run that did not finish: why
+LETTERS = 1000  # of it that are kept; MLflow refuses long tags
 FLUSH_SECONDS = 5.0  # live curves are sent this often: a write takes 10 ms and more
 
 _active: "_Live | None" = None
@@ -58,8 +60,10 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
     run = _active = _StageRun(name, params, names)
     try:
         yield
-    except BaseException:
-        run.end("FAILED", names, before)
+    except BaseException as error:
+        with _tolerate("why the stage failed"):
+            run.client.set_tag(run.run_id, ERROR_TAG, _why(error)[:LETTERS])
+        run.end("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED", names, before)
         raise
     else:
         run.end("FINISHED", names, before)
@@ -191,7 +195,15 @@ class _StageRun(_Live):
         """Set the parent's state from the latest run of each stage: several may run at the same time."""
         states = {run.info.run_name: run.info.status for run in stage_runs(self.client, self.parent_id)}.values()
         if "RUNNING" not in states:
-            self.client.set_terminated(self.parent_id, "FAILED" if "FAILED" in states else "FINISHED")
+            worst = next((state for state in ("FAILED", "KILLED") if state in states), "FINISHED")
+            self.client.set_terminated(self.parent_id, worst)
+
+
+def _why(error: BaseException) -> str:
+    """An error in one line: the sentence that the user would read, or else the error that began it."""
+    if isinstance(error, UserError):
+        return without_password(" ".join(str(error).split()))
+    return reason(error)
 
 
 @contextmanager
