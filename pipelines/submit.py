@@ -3,27 +3,33 @@
 The stock one takes the file through -f, demands -e, calls `submit` a deprecated `create`, hands `seed=3` over
 as a number even where a text is declared, and without an endpoint knocks at localhost many times. Its --watch shows
 nothing until the end, and its exit status knows nothing of the run's; here each task's state is shown as it changes.
+It sends any value; here pipelines/values.py looks at each first. It trusts Mozilla's certificates alone; here others,
+by --ca-file, REQUESTS_CA_BUNDLE or SSL_CERT_FILE.
 """
 
-import json
 import os
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from pipelines.values import read_value
 
 EXPERIMENT = "un2clip"
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 WATCH_SECONDS = float(os.environ.get("KFP_WATCH_SECONDS", "5"))
 PATIENCE = 60  # answers in a row that may fail while a run is watched
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # what requests and OpenSSL read; kfp's client reads neither
 COMMANDS = {(group, verb) for group in ("run", "runs") for verb in ("submit", "create")}
 
 
 def rewrite(args: list[str]) -> list[str]:
     """Turn `run submit FILE [key=value ...]` into `run create -e un2clip -f FILE [key=value ...]`.
 
-    Options stay as they are, whatever their place. Words without a FILE, or with another command, pass unchanged.
+    Options stay as they are, whatever their place. The stock form, with -f, keeps its words, and its values are checked
+    as well. Words without a FILE, or with another command, pass unchanged.
     """
     at = next((i for i, pair in enumerate(pairwise(args)) if pair in COMMANDS), None)
     if at is None:
@@ -36,18 +42,25 @@ def rewrite(args: list[str]) -> list[str]:
     context = click.Context(create, info_name="kfp run submit")
     options, _, _ = create.make_parser(context).parse_args(list(after))
     files = [word for word in options["args"] if "=" not in word]
-    if not files:
+    named = options.get("package_file") or os.environ.get("KFP_RUN_CREATE_PACKAGE_FILE")
+    if len(files) > 1 or (files and named):
+        found = ", ".join([named, *files] if named else files)
+        sys.exit(f"kfp: one pipeline file and key=value arguments are allowed, got {found}")
+    package = files[0] if files else named
+    if not package:
         return args
-    if len(files) > 1:
-        sys.exit(f"kfp: one pipeline file and key=value arguments are allowed, got {', '.join(files)}")
-    package = files[0]
     if not Path(package).is_file():
         sys.exit(f"kfp: no such pipeline file: {package}; run from the repository's root, or compile it first")
-    after.remove(package)
-    if "experiment_name" not in options and "KFP_RUN_CREATE_EXPERIMENT_NAME" not in os.environ:
-        after = ["-e", EXPERIMENT, *after]
     declared = _parameters(Path(package))
-    typed = (_typed(word, declared) if word in options["args"] else word for word in after)
+    try:
+        typed = [read_value(word, declared) if word in options["args"] and "=" in word else word for word in after]
+    except ValueError as error:
+        sys.exit(f"kfp: {error}")
+    if not files:
+        return [*before, *args[at : at + 2], *typed]
+    typed.remove(package)
+    if "experiment_name" not in options and "KFP_RUN_CREATE_EXPERIMENT_NAME" not in os.environ:
+        typed = ["-e", EXPERIMENT, *typed]
     return [*before, "run", "create", "-f", package, *typed]
 
 
@@ -64,24 +77,39 @@ def _require_endpoint(options: list[str]) -> None:
         )
 
 
-def _parameters(package: Path) -> dict[str, str]:
-    """The pipeline's parameters and their types, from the first document of the compiled YAML."""
+def _parameters(package: Path) -> dict[str, dict[str, Any]]:
+    """The pipeline's parameters, from the first document of the compiled YAML."""
     import yaml
 
     try:
         spec = next(yaml.safe_load_all(package.read_text()))
-        parameters = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        parameters: dict[str, dict[str, Any]] = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     except (yaml.YAMLError, UnicodeDecodeError, StopIteration, KeyError, TypeError):
         sys.exit(f"kfp: {package} is not a compiled pipeline; make one with `python -m pipelines.un2clip`")
-    return {name: parameter["parameterType"] for name, parameter in parameters.items()}
+    return parameters
 
 
-def _typed(word: str, declared: dict[str, str]) -> str:
-    """Quote the value of a text parameter, which the stock command line would read as JSON: 8, true, null."""
-    key, _, value = word.partition("=")
-    if key not in declared:
-        sys.exit(f"kfp: unknown parameter {key}; the pipeline takes {', '.join(sorted(declared))}")
-    return f"{key}={json.dumps(value)}" if declared[key] == "STRING" and not value.startswith('"') else word
+def _trust(cli: Any) -> None:
+    """Give the command line an option --ca-file, and its client the certificates that this or a variable names."""
+    import click
+
+    def remember(context: Any, option: Any, value: str | None) -> None:
+        if value:
+            os.environ[CA_VARIABLES[0]] = value  # for requests too, which fetches tokens
+
+    def connect(*args: Any) -> Any:
+        from kfp.client import Client
+
+        variable = next((name for name in CA_VARIABLES if os.environ.get(name)), None)
+        file = os.environ[variable] if variable else None
+        if file and not Path(file).is_file():
+            sys.exit(f"kfp: {variable} must name a file of certificates, and {file} is none")
+        return Client(*args, ssl_ca_cert=file)
+
+    said = f"Certificates (PEM) to trust the server by; otherwise {' or '.join(CA_VARIABLES)}, or Mozilla's."
+    kind = click.Path(exists=True, dir_okay=False)
+    cli.cli.params.append(click.Option(["--ca-file"], type=kind, expose_value=False, callback=remember, help=said))
+    cli.client = SimpleNamespace(Client=connect)
 
 
 def show_run(client: Any, run_id: str, watch: bool, output_format: str) -> None:
@@ -144,7 +172,7 @@ def _find_token() -> None:
 def main() -> None:
     """Run the stock command line with the rewritten arguments."""
     try:
-        from kfp.cli import run
+        from kfp.cli import cli, run
         from kfp.cli.__main__ import main as kfp
     except ImportError:
         sys.exit(f"kfp: {sys.executable} has no kfp; run `make setup`, or put a python3 that has it on PATH")
@@ -156,6 +184,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     run.display_run = show_run
+    _trust(cli)
     _find_token()
     kfp()
 

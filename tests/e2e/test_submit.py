@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -17,6 +20,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "pipelines/un2clip.yaml"
@@ -91,7 +97,7 @@ def call(words: list[str], home: Path, **environment: str) -> subprocess.Complet
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("KFP_", "KF_", "KUBE"))  # as on a machine that never saw a cluster
+        if not name.startswith(("KFP_", "KF_", "KUBE", "REQUESTS_", "SSL_"))  # as on a machine that never saw a cluster
     }
     clean |= {"HOME": str(home), "PATH": f"{ROOT / 'bin'}{os.pathsep}{clean['PATH']}"} | environment
     return subprocess.run(words, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120, check=False)
@@ -163,6 +169,65 @@ def test_options_keep_working(server: Server, tmp_path: Path) -> None:
             "benchmarks": ["zeroshot"],
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=abc"], "seed must be a whole number; got 'abc'"),
+        (["seed=3.7"], "seed must be a whole number; got '3.7'"),
+        (["seed="], "seed must be a whole number; got ''"),
+        (["benchmarks=mmvp_vlm"], "benchmarks must be a list"),
+        (["finetune_params={steps:5}"], "finetune_params must be a mapping"),
+        (['finetune_params={"training":{"steps":5}}'], "finetune_params must be the whole section; it lacks anchors"),
+        (["-f", PACKAGE, "seed=abc"], "seed must be a whole number"),
+        (["-f", PACKAGE, "sead=3"], "unknown parameter sead"),
+    ],
+)
+def test_a_wrong_value_is_not_sent(server: Server, tmp_path: Path, words: list[str], said: str) -> None:
+    """What a task would stumble over is one line, in our form and in the stock one, and the server hears nothing."""
+    ours = [] if "-f" in words else [PACKAGE]
+    done = call(["kfp", "run", "submit", *ours, *words], tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 1 and done.stdout == ""
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert server.requests == []
+
+
+@pytest.fixture
+def private(server: Server, tmp_path: Path) -> Path:
+    """The server behind TLS, with a certificate that no one but the file's owner trusts."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    start = datetime.now(UTC) - timedelta(hours=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), True)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+    file = tmp_path / "ca.pem"
+    file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.url = server.url.replace("http:", "https:")
+    return file
+
+
+@pytest.mark.parametrize("by", ["--ca-file", "KFP_CA_FILE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates_of_ones_own(server: Server, private: Path, tmp_path: Path, by: str) -> None:
+    """A server of a private authority is trusted by the option, and by the variables that other programs read."""
+    words, environment = ([by, str(private)], {}) if by.startswith("--") else ([], {by: str(private)})
+    done = call(["kfp", *words, "run", "submit", PACKAGE], tmp_path, KFP_ENDPOINT=server.url, **environment)
+    assert done.returncode == 0, done.stderr
+    check_run(server, {})
+
+
+def test_certificates_that_are_not_there(tmp_path: Path) -> None:
+    """A variable that names no file is one line, and not a trace of the network's code."""
+    environment = {"KFP_ENDPOINT": "https://127.0.0.1:9", "SSL_CERT_FILE": str(tmp_path / "none.pem")}
+    done = call(["kfp", "run", "submit", PACKAGE], tmp_path, **environment)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert "SSL_CERT_FILE must name a file of certificates" in done.stderr
 
 
 def test_token_is_sent_and_not_shown(server: Server, tmp_path: Path) -> None:
@@ -322,6 +387,6 @@ def test_python_from_path(server: Server, tmp_path: Path) -> None:
     assert call(words, tmp_path, KFP_ENDPOINT=server.url, PATH=path).returncode == 0
     check_run(server, {})
 
-    (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+    (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare = call(words, tmp_path, KFP_ENDPOINT=server.url, PATH=path)
     assert bare.returncode == 1 and "has no kfp; run `make setup`" in bare.stderr
