@@ -6,14 +6,10 @@ them, and the run of a stage whose pod was killed, which would count as running 
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from un2clip.errors import reason
 from un2clip.stages import STAGES
 from un2clip.tracking import ERROR_TAG, store
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 #: Kubeflow's words -> MLflow's. A backend hands over the word of its metadata store (COMPLETE for success), the
 #: local runner that of a run (SUCCEEDED). RUNNING, which a backend says of a terminated run, and before 2.17 of any run
@@ -86,7 +82,9 @@ def record(state: str, message: str) -> None:
                 client.set_terminated(run.info.run_id, "KILLED")
         tags["failed"] = ", ".join(unfinished)
         refusal = client.get_run(parent).data.tags.get(ERROR_TAG, "")
-        tags["message"] = (_said(unfinished) or refusal or message)[:LETTERS]
+        tags["message"] = (_said({name: run.data.tags for name, run in unfinished.items()}) or refusal or message)[
+            :LETTERS
+        ]
     for name, value in tags.items():
         if value:
             client.set_tag(parent, f"un2clip.{name}", value)
@@ -103,7 +101,6 @@ def judge(stages: Mapping[str, str]) -> str:
     return "FAILED" if "FAILED" in stages.values() else "KILLED"
 
 
-def _said(unfinished: Mapping[str, "Run"]) -> str:
-    """Why the stages failed, in their own words; a pod that was killed left none."""
-    errors = {name: run.data.tags.get(ERROR_TAG) for name, run in unfinished.items()}
-    return "; ".join(f"{name}: {error}" for name, error in errors.items() if error)
+def _said(unfinished: Mapping[str, Mapping[str, str]]) -> str:
+    """Why stages failed, in their own words, from the tags of their runs; a pod that was killed left none."""
+    return "; ".join(f"{name}: {tags[ERROR_TAG]}" for name, tags in unfinished.items() if ERROR_TAG in tags)
