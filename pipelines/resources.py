@@ -16,6 +16,8 @@ from components.image import IMAGE
 from un2clip.config import at_least, build, read_yaml
 from un2clip.errors import UserError
 
+DAY_S = 86_400  # room for a pod to be scheduled, and its image pulled, beside the time limit
+MONTH_S = 30 * DAY_S
 CLUSTERS = Path(__file__).parent / "clusters"
 #: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of
 #: params.yaml means on the cluster what it means in the repository.
@@ -147,7 +149,8 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
     task.set_container_image(arguments["image"])
     task.set_caching_options(needs.cached and compiled.caching)
     if needs.retried and compiled.retries:
-        task.set_retry(compiled.retries, backoff_duration=f"{compiled.backoff_s}s", backoff_factor=2.0)
+        window = f"{retry_window_s(compiled)}s"
+        task.set_retry(compiled.retries, f"{compiled.backoff_s}s", backoff_factor=2.0, backoff_max_duration=window)
     kubernetes.set_timeout(task, compiled.timeout_s)
     cpu, memory = needs.cpu, needs.memory
     if needs.accelerated:
@@ -164,6 +167,16 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
     if needs.volume and compiled.volume:
         kubernetes.mount_pvc(task, arguments["volume"], WORKDIR)
     return task
+
+
+def retry_window_s(compiled: Compiled) -> int:
+    """Seconds from the first attempt's start within which a task is tried again, and every attempt must end.
+
+    kfp's default is an hour: no task that ran longer would be tried again. This one has room for every attempt to its
+    time limit and for the waits between them, and is a month at least: without a limit a stage may run for weeks.
+    """
+    waits = compiled.backoff_s * (2**compiled.retries - 1)
+    return max(MONTH_S, (compiled.retries + 1) * (compiled.timeout_s + DAY_S) + waits)
 
 
 def multi_node_args(compiled: Compiled) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,28 @@ def test_constants_of_the_cluster_reach_the_file() -> None:
         task["retryPolicy"]["maxRetryCount"] for tasks, _ in dags() for task in tasks.values() if "retryPolicy" in task
     ]
     assert retries == [compiled.retries] * 7
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_retry_has_time(package: Path) -> None:
+    """No task carries kfp's window of one hour: every attempt may run to its limit, and for weeks without one."""
+    compiled = read_cluster(PACKAGES[package]).compiled
+    spec = next(yaml.safe_load_all(package.read_text()))
+    tasks = [
+        task
+        for each in (spec["root"], *spec["components"].values())
+        for task in each.get("dag", {"tasks": {}})["tasks"].values()
+    ]
+    windows = {float(task["retryPolicy"]["backoffMaxDuration"].rstrip("s")) for task in tasks if "retryPolicy" in task}
+    assert min(windows) >= max(3 * (compiled.timeout_s + 3600), 30 * 86_400)
+
+
+@pytest.mark.parametrize(("timeout_s", "retries"), [(0, 0), (0, 2), (3600, 1), (259_200, 2), (2_592_000, 4)])
+def test_the_window_holds_every_attempt(timeout_s: int, retries: int) -> None:
+    """The window grows with the limit, the number of attempts and the waits between them."""
+    compiled = replace(read_cluster().compiled, timeout_s=timeout_s, retries=retries)
+    waits = sum(compiled.backoff_s * 2**i for i in range(retries))
+    assert resources.retry_window_s(compiled) >= max(2_592_000, (retries + 1) * timeout_s + waits)
 
 
 def test_finetune_has_accelerators_of_its_own() -> None:

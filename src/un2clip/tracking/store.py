@@ -145,8 +145,12 @@ def parent_run(client: "MlflowClient") -> str:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Let MLflow try once and briefly, so that a server that is down shows at once; its default is minutes."""
-    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    """Let MLflow try once and briefly, so that a server that is down shows at once; its default is minutes.
+
+    In a pod it tries for a minute: no backend promises to start a stage again whose server was just restarting.
+    """
+    tries = "5" if "KUBERNETES_SERVICE_HOST" in os.environ else "1"  # after 0, 4, 8, 16 and 32 s
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": tries, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
     ours = {key: value for key, value in short.items() if key not in os.environ}
     os.environ.update(ours)
     try:
