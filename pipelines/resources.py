@@ -97,9 +97,9 @@ class TaskResources:
     """What one task needs.
 
     Attributes:
-        accelerated: runs on the nodes, with the cpu, memory and accelerators, that the pipeline's parameters name.
-        cpu: cores requested by a task that is not accelerated.
-        memory: requested by, and limit of, a task that is not accelerated.
+        accelerated: runs on the nodes, with the accelerators, that the pipeline's parameters name.
+        cpu: cores requested by a task that is no stage; a stage's are a parameter, `STAGE_cpu`.
+        memory: requested by, and limit of, a task that is no stage; a stage's is a parameter, `STAGE_memory`.
         retried: again after a failure; not where a second try would say the same as the first.
         cached: reuse the outputs of an equal task; never for one that looks at, or acts on, the world outside.
         volume: reads or writes on the volume, where there is one.
@@ -107,8 +107,8 @@ class TaskResources:
     """
 
     accelerated: bool = False
-    cpu: str = "1"
-    memory: str = "4Gi"
+    cpu: str = ""
+    memory: str = ""
     retried: bool = False
     cached: bool = True
     volume: bool = False
@@ -117,7 +117,7 @@ class TaskResources:
 
 STAGES = {
     "shapes": TaskResources(),
-    "ingest": TaskResources(cpu="2", volume=True),
+    "ingest": TaskResources(volume=True),
     "backbones": TaskResources(accelerated=True, retried=True, volume=True, secrets=tuple(SECRETS)),
     "latents": TaskResources(accelerated=True, retried=True),
     "finetune": TaskResources(accelerated=True, retried=True, volume=True),
@@ -130,8 +130,8 @@ STAGES = {
 
 #: Tasks that only a cluster needs, beside those of dvc.yaml: the first and the last.
 EXTRAS = {
-    "prerequisites": TaskResources(memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
-    "finish": TaskResources(memory="1Gi", cached=False, volume=True),
+    "prerequisites": TaskResources(cpu="500m", memory="1Gi", cached=False, volume=True, secrets=tuple(SECRETS)),
+    "finish": TaskResources(cpu="500m", memory="1Gi", cached=False, volume=True),
 }
 
 
@@ -153,10 +153,11 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
         task.set_retry(compiled.retries, f"{compiled.backoff_s}s", backoff_factor=2.0, backoff_max_duration=window)
     kubernetes.set_timeout(task, compiled.timeout_s)
     cpu, memory = needs.cpu, needs.memory
+    if name in STAGES:
+        cpu, memory = arguments[f"{name}_cpu"], arguments[f"{name}_memory"]
+        task.register_pipeline_channels([cpu, memory])  # kfp 2.17 forgets to hand these to the tasks of a loop
     if needs.accelerated:
-        own = "finetune_" if name == "finetune" else ""
-        cpu, memory = arguments[f"{own}cpu"], arguments[f"{own}memory"]
-        _accelerate(task, compiled, arguments, cpu, memory, arguments[f"{own}accelerator_limit"])
+        _accelerate(task, compiled, arguments, arguments[f"{'finetune_' * (name == 'finetune')}accelerator_limit"])
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
     # Kubeflow resolves no placeholder in an environment variable, but labels the pod with the run's id
     kubernetes.use_field_path_as_env(task, "UN2CLIP_RUN", "metadata.labels['pipeline/runid']")
@@ -191,11 +192,8 @@ def multi_node_args(compiled: Compiled) -> dict[str, Any]:
     }
 
 
-def _accelerate(
-    task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any], cpu: Any, memory: Any, limit: Any
-) -> None:
-    # kfp 2.17 forgets to hand these to the tasks of a loop (the other settings it does hand on)
-    task.register_pipeline_channels([arguments["accelerator_type"], limit, cpu, memory])
+def _accelerate(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping[str, Any], limit: Any) -> None:
+    task.register_pipeline_channels([arguments["accelerator_type"], limit])  # as above; the rest it does hand on
     task.set_accelerator_type(arguments["accelerator_type"]).set_accelerator_limit(limit)
     kubernetes.add_node_selector_json(task, arguments["node_selector"])
     kubernetes.add_toleration_json(task, arguments["tolerations"])

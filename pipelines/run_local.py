@@ -21,7 +21,7 @@ from typing import Any
 from kfp import components, local
 
 from components.image import IMAGE
-from pipelines.un2clip import PACKAGE, ROOT, arguments, read_params
+from pipelines.compiling import PACKAGE, ROOT, arguments, read_params
 from un2clip.errors import UserError
 from un2clip.evidence.scores import load_scores
 from un2clip.tracking import store

@@ -9,16 +9,9 @@ or, with overlays on either, to a file of your own:
     python -m pipelines.un2clip --params OVERLAY.yaml --cluster MINE.yaml --to MY-PIPELINE.yaml
 """
 
-import argparse
-import re
-import sys
-from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-from kfp import compiler, dsl
+from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from components.backbones.component import backbones
@@ -35,19 +28,7 @@ from components.promote.component import promote
 from components.reconstruct.component import reconstruct
 from components.shapes.component import shapes
 from pipelines import resources
-from pipelines.resources import CLUSTER, Cluster, Compiled, read_cluster
-from un2clip import config
-from un2clip.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
-#: The checked-in files, and the cluster that each is for.
-PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": resources.CLUSTERS / "gpu.yaml"}
-HEADER = (
-    "# Compiled from pipelines/un2clip.py, params.yaml and world.yaml by `python -m pipelines.un2clip`; do not edit.\n"
-)
-#: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
-WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
+from pipelines.resources import CLUSTER, Compiled
 
 
 @cache
@@ -76,11 +57,27 @@ def pipeline(compiled: Compiled) -> GraphComponent:
         image: str,
         accelerator_type: str,
         accelerator_limit: str,
-        cpu: str,
-        memory: str,
         finetune_accelerator_limit: str,
+        shapes_cpu: str,
+        shapes_memory: str,
+        ingest_cpu: str,
+        ingest_memory: str,
+        backbones_cpu: str,
+        backbones_memory: str,
+        latents_cpu: str,
+        latents_memory: str,
         finetune_cpu: str,
         finetune_memory: str,
+        diffusion_loss_cpu: str,
+        diffusion_loss_memory: str,
+        evaluate_cpu: str,
+        evaluate_memory: str,
+        reconstruct_cpu: str,
+        reconstruct_memory: str,
+        compare_cpu: str,
+        compare_memory: str,
+        promote_cpu: str,
+        promote_memory: str,
         node_selector: dict,
         tolerations: list,
         volume: str,
@@ -94,6 +91,8 @@ def pipeline(compiled: Compiled) -> GraphComponent:
     ):
         """State the graph. Each stage has its own section, so that a knob of one spares the others' cache.
 
+        So have its cores and its memory, `STAGE_cpu` and `STAGE_memory`, which are in a task's cache key too.
+
         Args:
             seed: of everything random.
             method: row of the method table.
@@ -106,11 +105,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
             image: container image of every task.
             accelerator_type: resource name of the accelerators, such as nvidia.com/gpu.
             accelerator_limit: number of accelerators of each accelerated task, as a text; "0" for none.
-            cpu: cores of each accelerated task.
-            memory: memory of each accelerated task.
             finetune_accelerator_limit: number of finetune's accelerators, each of which gets a process.
-            finetune_cpu: cores of finetune.
-            finetune_memory: memory of finetune.
             node_selector: labels of the nodes for accelerated tasks.
             tolerations: tolerations of accelerated tasks, as in a pod's spec.
             volume: name of the claim that is mounted, where the pipeline was compiled with a volume.
@@ -141,6 +136,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     accelerator_type=accelerator_type,
                     accelerator_limit=accelerator_limit,
                     finetune_accelerator_limit=finetune_accelerator_limit,
+                    **{name: value for name, value in of_cluster.items() if name.endswith(("_cpu", "_memory"))},
                     node_selector=node_selector,
                     tolerations=tolerations,
                 )
@@ -230,69 +226,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
     return un2clip
 
 
-def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's pipeline arguments from the content of a params file; the cluster's are in `CLUSTER`.
-
-    Raises:
-        UserError: a section is missing, or holds a null, which Kubeflow cannot carry.
-    """
-    inputs = pipeline(read_cluster().compiled).component_spec.inputs
-    keys = {name: name.removesuffix("_params") for name in inputs if name not in CLUSTER}
-    missing = [key for key in keys.values() if key not in params]
-    if missing:
-        raise UserError(f"the numbers have no {', '.join(missing)}; the pipeline needs {', '.join(keys.values())}")
-    nulls = [found for key in keys.values() for found in _nulls(params[key], key)]
-    if nulls:
-        raise UserError(f"{', '.join(nulls)} must not be null: a Kubeflow parameter cannot carry it; name a value")
-    return {name: "" if params[key] == WORLD.get(key) else params[key] for name, key in keys.items()}
-
-
-def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
-    """Compile the pipeline with `params` as the defaults of its parameters; the same input gives the same bytes."""
-    with TemporaryDirectory() as folder:
-        raw = Path(folder) / "un2clip.yaml"
-        defaults = cluster.arguments | arguments(params)
-        compiler.Compiler().compile(pipeline(cluster.compiled), str(raw), pipeline_parameters=defaults)
-        text = raw.read_text()
-    # kfp's own header prints the dict parameters in an order that changes from run to run
-    path.write_text(re.sub(r"\A(#.*\n)*", lambda _: HEADER, text))
-
-
-def read_params(*overlays: Path) -> dict[str, Any]:
-    """The repository's numbers, with overlays (or another whole params file) laid over them; see config.read_params."""
-    return config.read_params(ROOT / "params.yaml", overlays)
-
-
-def _nulls(value: Any, name: str) -> Iterator[str]:
-    if value is None:
-        yield name
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _nulls(item, f"{name}.{key}")
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _nulls(item, f"{name}[{i}]")
-
-
-def main(args: list[str] | None = None) -> None:
-    """Compile from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.un2clip", description="Compile the pipeline.")
-    parser.add_argument(
-        "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on the numbers; repeatable"
-    )
-    parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
-    options = parser.parse_args(args)
-    if not options.to and (options.params or options.cluster):
-        parser.error("--params and --cluster need --to: the checked-in files have the repository's numbers")
-    try:
-        params = read_params(*options.params)
-        for path, overlay in {options.to: options.cluster}.items() if options.to else PACKAGES.items():
-            compile_to(path, params, read_cluster(overlay))
-            print(f"compiled {path}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
+    from pipelines.compiling import main  # here, since it imports this module
+
     main()

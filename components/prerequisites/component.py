@@ -17,10 +17,31 @@ def prerequisites(
     accelerator_type: str,
     accelerator_limit: str,
     finetune_accelerator_limit: str,
+    shapes_cpu: str,
+    shapes_memory: str,
+    ingest_cpu: str,
+    ingest_memory: str,
+    backbones_cpu: str,
+    backbones_memory: str,
+    latents_cpu: str,
+    latents_memory: str,
+    finetune_cpu: str,
+    finetune_memory: str,
+    diffusion_loss_cpu: str,
+    diffusion_loss_memory: str,
+    evaluate_cpu: str,
+    evaluate_memory: str,
+    reconstruct_cpu: str,
+    reconstruct_memory: str,
+    compare_cpu: str,
+    compare_memory: str,
+    promote_cpu: str,
+    promote_memory: str,
     node_selector: dict,
     tolerations: list,
 ):
     """Look for services, secrets, nodes, data and space; say all that is missing, and fail then."""
+    requests = {name: value for name, value in locals().items() if name.endswith(("_cpu", "_memory"))}
     from un2clip.cluster.prerequisites import check_prerequisites
 
     check_prerequisites(
@@ -33,6 +54,7 @@ def prerequisites(
         benchmarks=benchmarks,
         accelerator_type=accelerator_type,
         accelerators=[accelerator_limit, finetune_accelerator_limit],
+        requests=requests,
         node_selector=node_selector,
         tolerations=tolerations,
     )

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from components.ingest.component import ingest
 from components.shapes.component import shapes
-from pipelines.un2clip import read_params
+from pipelines.compiling import read_params
 from un2clip.config import merge
 from un2clip.datasets.shards import digest, read_index
 from un2clip.evidence.scores import load_scores
@@ -29,7 +29,7 @@ RUN = """
 import sys
 from kfp import components, local
 from pathlib import Path
-from pipelines.un2clip import arguments, read_params
+from pipelines.compiling import arguments, read_params
 package, overlay, folder, cache = map(Path, sys.argv[1:])
 runner = local.SubprocessRunner(use_venv=False)
 local.init(runner, pipeline_root=str(folder), enable_caching=True, cache_root=str(cache))

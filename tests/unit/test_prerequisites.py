@@ -12,6 +12,7 @@ from kubernetes import client, config
 
 from un2clip.cluster.prerequisites import SECRETS, check_prerequisites, examine
 from un2clip.errors import UserError
+from un2clip.stages import STAGES
 
 NOTHING: dict[str, Any] = {
     "requires": [],
@@ -23,6 +24,7 @@ NOTHING: dict[str, Any] = {
     "benchmarks": ["zeroshot"],
     "accelerator_type": "nvidia.com/gpu",
     "accelerators": ["0", "0"],
+    "requests": {f"{stage}_{name}": amount for stage in STAGES for name, amount in (("cpu", "1"), ("memory", "4Gi"))},
     "node_selector": {},
     "tolerations": [],
 }
@@ -113,11 +115,15 @@ def test_a_wrong_word_is_refused(names: dict[str, Any], said: str) -> None:
         check_prerequisites(**NOTHING | names)
 
 
+#: A node of two cores, as it is left by what Kubernetes keeps for itself, with a GPU.
+ALLOCATABLE = {"cpu": "1930m", "memory": "6Gi", "nvidia.com/gpu": "1"}
+
+
 class Nodes(BaseHTTPRequestHandler):
     """A cluster of one node with one GPU, or a refusal to say."""
 
     def do_GET(self) -> None:
-        node = {"metadata": {"name": "a"}, "spec": {}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}}
+        node = {"metadata": {"name": "a"}, "spec": {}, "status": {"allocatable": ALLOCATABLE}}
         self.send_response(self.server.status)  # type: ignore[attr-defined]
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -148,10 +154,29 @@ def cluster(monkeypatch) -> Iterator[ThreadingHTTPServer]:
         ("2", ["nodes"], 200, "FAIL"),
         ("2", [], 200, "warn"),  # a pool that grows from nothing may bring it
         ("2", ["nodes"], 403, "warn"),  # nobody knows, so the run is not refused
-        ("0", ["nodes"], 200, None),  # no accelerator and no label is asked for
+        ("0", ["nodes"], 200, "ok"),
     ],
 )
 def test_the_pool(cluster, count: str, requires: list[str], status: int, state: str | None) -> None:
     """A pool that cannot take the tasks ends the run where nodes are required, and warns where nobody can know."""
     cluster.status = status
     assert states(accelerators=["0", count], requires=requires).get("nodes") == state
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("name", "amount", "said"), [("cpu", "2", "2 cpu asked for"), ("memory", "7Gi", "7.0 GiB of memory")]
+)
+def test_what_no_node_gives_is_said(cluster, stage: str, name: str, amount: str, said: str) -> None:
+    """A stage that asks for more than any node gives would wait for ever: it is named, before anything starts."""
+    requests = NOTHING["requests"] | {f"{stage}_{name}": amount}
+    (check,) = [
+        check for check in examine(**NOTHING | {"requires": ["nodes"], "requests": requests}) if check.name == "nodes"
+    ]
+    assert check.state == "FAIL" and check.message.startswith(f"{stage}: {said}")
+
+
+def test_a_wrong_quantity_is_refused(cluster) -> None:
+    """What no pod's spec could hold ends the run by the parameter's name."""
+    with pytest.raises(UserError, match="finetune_memory must be a quantity of Kubernetes"):
+        check_prerequisites(**NOTHING | {"requests": NOTHING["requests"] | {"finetune_memory": "4GiB"}})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -9,18 +10,28 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 
-from un2clip.cluster.scheduling import Node, Pool, Unanswered, read_nodes, shortage
+from un2clip.cluster.scheduling import Node, Pool, Unanswered, quantity, read_nodes, shortage
+from un2clip.errors import UserError
 
 GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 
 
 def node(count: str = "8", *, pool: str = "gpu", taints: tuple[Any, ...] = (), cordoned: bool = False) -> Node:
-    allocatable = {"cpu": "63900m", "nvidia.com/gpu": count}
+    allocatable = {"cpu": "63900m", "memory": "8058912Ki", "nvidia.com/gpu": count}
     return Node(name="a", labels={"pool": pool}, taints=taints, allocatable=allocatable, cordoned=cordoned)
 
 
 def wanted(count: int, selector: dict[str, str] | None = None, *tolerations: dict[str, str]) -> Pool:
-    return Pool(resource="nvidia.com/gpu", count=count, selector=selector or {}, tolerations=tolerations)
+    of_gpus = {"nvidia.com/gpu": Decimal(count)} if count else {}
+    return Pool(wanted=of_gpus, selector=selector or {}, tolerations=tolerations)
+
+
+def plain(cpu: str = "1", memory: str = "4Gi") -> Pool:
+    return Pool(wanted={"cpu": quantity(cpu, "cpu"), "memory": quantity(memory, "memory")})
+
+
+def two_cores(cpu: str = "1930m", memory: str = "7Gi") -> Node:
+    return Node(name="b", labels={}, taints=(), allocatable={"cpu": cpu, "memory": memory})
 
 
 @pytest.mark.parametrize(
@@ -28,8 +39,14 @@ def wanted(count: int, selector: dict[str, str] | None = None, *tolerations: dic
     [
         (wanted(8), [node()], ""),
         (wanted(1), [node("0"), node("1")], ""),
-        (wanted(2), [node("1"), node("1")], "2 nvidia.com/gpu are asked for, and none of 2 nodes gives more than 1"),
-        (wanted(1), [Node(name="a", labels={}, taints=(), allocatable={})], "more than 0; lower the limit, or look"),
+        (wanted(2), [node("1"), node("1")], "2 nvidia.com/gpu asked for, and none of 2 nodes gives more than 1 nv"),
+        (wanted(1), [Node(name="a", labels={}, taints=(), allocatable={})], "0 nvidia.com/gpu; lower it, or look"),
+        (plain(), [two_cores()], ""),
+        (plain("1930m"), [two_cores()], ""),
+        (plain("2"), [two_cores()], "2 cpu asked for, and none of 1 nodes gives more than 1.93 cpu; lower it"),
+        (plain("2"), [two_cores(), node()], ""),
+        (plain("1", "8Gi"), [two_cores()], "8.0 GiB of memory asked for, and none of 1 nodes gives more than 7.0 GiB"),
+        (plain("2", "5Gi"), [two_cores(), two_cores("4", "4Gi")], "2 cpu, 5.0 GiB of memory are asked for, and none"),
         (wanted(1, {"pool": "gpu"}), [node(pool="cpu"), node(pool="gpu")], ""),
         (wanted(1, {"pool": "gpus"}), [node()], "none of 1 nodes has the labels pool=gpus"),
         (wanted(0, {"pool": "gpus"}), [], "none of 0 nodes has the labels pool=gpus"),
@@ -48,6 +65,22 @@ def test_what_a_pool_lacks(pool: Pool, nodes: list[Node], lacks: str) -> None:
     """Labels, taints, cordons and counts decide as Kubernetes' scheduler does; what is missing is said."""
     said = shortage(pool, nodes)
     assert lacks in said and bool(said) is bool(lacks)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), ("500m", Decimal("0.5")), ("4Gi", 2**32), ("8058912Ki", 8058912 * 1024), ("1e3", 1000)],
+)
+def test_quantities_are_kubernetes_own(text: str, number: Any) -> None:
+    """Cores, bytes and counts are read as Kubernetes writes them; what is none is named."""
+    assert quantity(text, "finetune_memory") == number
+
+
+@pytest.mark.parametrize("text", ["two", "4GiB", "", "4 Gi", "-1", "NaN"])
+def test_what_is_no_quantity_is_named(text: str) -> None:
+    """A mistake is said with its parameter: the pod's spec would only be refused."""
+    with pytest.raises(UserError, match="^finetune_memory must be a quantity of Kubernetes"):
+        quantity(text, "finetune_memory")
 
 
 class Handler(BaseHTTPRequestHandler):

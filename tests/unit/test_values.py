@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.un2clip import PACKAGE, arguments, read_params
+from pipelines.compiling import PACKAGE, arguments, read_params
 from pipelines.values import FREE, read_value
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.finetune.component import finetune
 from components.finetune_nodes.component import finetune_nodes
+from pipelines.compiling import compile_to, read_params
 from pipelines.resources import CLUSTERS, MOUNTED_SECRETS, STAGES, WORKDIR, read_cluster
-from pipelines.un2clip import compile_to, read_params
 from un2clip.cluster.nodes import finetune_on_nodes
 from un2clip.errors import UserError
 

@@ -17,9 +17,11 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines import resources
+from pipelines.compiling import PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
 from pipelines.resources import CLUSTERS, read_cluster
-from pipelines.un2clip import PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
 from un2clip import __version__
+from un2clip.cluster import prerequisites
+from un2clip.cluster.scheduling import quantity
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -215,19 +217,35 @@ def test_the_window_holds_every_attempt(timeout_s: int, retries: int) -> None:
     assert resources.retry_window_s(compiled) >= max(2_592_000, (retries + 1) * timeout_s + waits)
 
 
-def test_finetune_has_accelerators_of_its_own() -> None:
-    """Only finetune uses several accelerators: its number, cores and memory are not those of an evaluation."""
-    own = {
-        stage: sorted(
-            re.findall(
-                r"(?:finetune_)?(?:accelerator_limit|cpu|memory)",
-                json.dumps(EXECUTORS[label(stage)]["container"]["resources"]),
-            )
-        )
-        for stage in ("finetune", "evaluate")
-    }
-    assert set(own["finetune"]) == {"finetune_accelerator_limit", "finetune_cpu", "finetune_memory"}
-    assert set(own["evaluate"]) == {"accelerator_limit", "cpu", "memory"}
+@pytest.mark.parametrize("stage", resources.STAGES)
+def test_a_stages_resources_are_its_own(stage: str) -> None:
+    """Cores and memory are in a task's cache key: a stage's own are no other's, and finetune's accelerators are its."""
+    asked = json.dumps(EXECUTORS[label(stage)]["container"]["resources"])
+    found = set(re.findall(r"pipelinechannel--(\w+)", asked))
+    limit = {"finetune": {"finetune_accelerator_limit"}}.get(stage, {"accelerator_limit"})
+    accelerators = {"accelerator_type", *limit} if stage in ACCELERATED else set()
+    assert found == {f"{stage}_cpu", f"{stage}_memory"} | accelerators
+    everything = json.dumps([EXECUTORS[label(other)] for other in resources.STAGES if other != stage])
+    assert f"{stage}_cpu'" not in everything and f"{stage}_memory'" not in everything
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if name.endswith(("_cpu", "_memory"))])
+def test_a_node_of_two_cores_is_enough(name: str) -> None:
+    """By default no stage asks for more than what Kubernetes leaves of a node of two cores and 8 GiB."""
+    assert quantity(PARAMETERS[name]["defaultValue"], name) <= (1 if name.endswith("_cpu") else 5 * 2**30)
+
+
+@pytest.mark.parametrize("task", resources.EXTRAS)
+def test_the_first_and_the_last_task_ask_for_little(task: str) -> None:
+    """They fit beside anything."""
+    asked = EXECUTORS[label(task)]["container"]["resources"]
+    assert quantity(asked["resourceCpuRequest"], task) <= 1 and quantity(asked["resourceMemoryLimit"], task) <= 2**30
+
+
+def test_accelerated_stages_are_those_that_prerequisites_looks_for() -> None:
+    """The first task looks for accelerators on behalf of exactly the stages that get them."""
+    assert {name for name, needs in resources.STAGES.items() if needs.accelerated} == {*prerequisites.ACCELERATED}
+    assert {*prerequisites.ACCELERATED} == {*ACCELERATED}
 
 
 def dags() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

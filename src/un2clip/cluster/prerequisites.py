@@ -5,14 +5,16 @@ On a laptop, where nothing is asked for and no cluster is around, there is nothi
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from un2clip import doctor
 from un2clip.cluster.outcome import refused
-from un2clip.cluster.scheduling import Pool, Unanswered, read_nodes, shortage, within
+from un2clip.cluster.scheduling import Pool, Unanswered, quantity, read_nodes, shortage, within
 from un2clip.doctor import Check
 from un2clip.errors import UserError
+from un2clip.stages import STAGES
 from un2clip.tracking import store
 
 #: Keys of `requires`: the environment variables that a Secret must bring, or the nodes.
@@ -22,6 +24,8 @@ SECRETS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
 }
 NODES = "nodes"
+#: Stages that run where node_selector and tolerations say, with accelerators if any (pipelines/resources.py).
+ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct")
 
 
 def check_prerequisites(**names: Any) -> None:
@@ -49,6 +53,7 @@ def examine(
     benchmarks: Sequence[str],
     accelerator_type: str,
     accelerators: Sequence[str],
+    requests: Mapping[str, str],
     node_selector: Mapping[str, str],
     tolerations: Sequence[Mapping[str, Any]],
 ) -> Iterator[Check]:
@@ -63,12 +68,13 @@ def examine(
         benchmark_data: folder with one folder of data a benchmark; "" for the laptop world's.
         benchmarks: their names.
         accelerator_type: resource name of the accelerators.
-        accelerators: how many of them each kind of task wants, as texts.
+        accelerators: how many of them an accelerated task wants, and how many finetune, as texts.
+        requests: cores and memory of each stage, as STAGE_cpu and STAGE_memory in Kubernetes' quantities.
         node_selector: labels of the nodes for accelerated tasks.
         tolerations: of accelerated tasks, as in a pod's spec.
 
     Raises:
-        UserError: a word of `requires`, or a number of accelerators, is none.
+        UserError: a word of `requires`, a number of accelerators, or on a cluster a quantity, is none.
     """
     known = (*SECRETS, NODES)
     if unknown := [word for word in requires if word not in known]:
@@ -77,10 +83,14 @@ def examine(
         if word in requires:
             yield _secret(word, variables)
     yield from _services()
-    yield from _nodes(
-        Pool(resource=accelerator_type, count=_most(accelerators), selector=node_selector, tolerations=tolerations),
-        needed=NODES in requires,
-    )
+    common, own = _counts(accelerators)
+    if within():
+        pools = {stage: Pool(wanted=wanted) for stage, wanted in _wanted(requests).items()}
+        for stage in ACCELERATED:
+            count = Decimal(own if stage == "finetune" else common)
+            wanted = {**pools[stage].wanted} | ({accelerator_type: count} if count else {})
+            pools[stage] = Pool(wanted=wanted, selector=node_selector, tolerations=tolerations)
+        yield _nodes(pools, needed=NODES in requires)
     if volume and not mounted:
         fix = "submit pipelines/un2clip-gpu.yaml, or compile with compiled.volume true"
         yield Check("volume", "FAIL", f"{volume} is named, but this pipeline was compiled without a volume", fix)
@@ -114,25 +124,35 @@ def _services() -> Iterator[Check]:
             yield doctor.service(variable, url)
 
 
-def _most(accelerators: Sequence[str]) -> int:
+def _counts(accelerators: Sequence[str]) -> list[int]:
     if wrong := [text for text in accelerators if not str(text).isdecimal()]:
         raise UserError(f"a number of accelerators must be a text of digits, got {wrong[0]!r}")
-    return max(map(int, accelerators), default=0)
+    return [int(text) for text in accelerators]
 
 
-def _nodes(pool: Pool, *, needed: bool) -> Iterator[Check]:
-    """Whether a node could take the accelerated tasks; a pool that grows from nothing has none yet, so it may warn."""
-    if not within() or not (pool.count or pool.selector):
-        return
+def _wanted(requests: Mapping[str, str]) -> dict[str, dict[str, Decimal]]:
+    """What each stage asks of a node, by resource."""
+    wanted: dict[str, dict[str, Decimal]] = {stage: {} for stage in STAGES}
+    for name, text in requests.items():
+        stage, _, resource = name.rpartition("_")
+        wanted[stage][resource] = quantity(text, name)
+    return wanted
+
+
+def _nodes(pools: Mapping[str, Pool], *, needed: bool) -> Check:
+    """Whether a node could take each stage's task; a pool that grows from nothing has none yet, so it may warn."""
     try:
-        lacks = shortage(pool, read_nodes())
+        nodes = read_nodes()
     except Unanswered as why:
         fix = "look yourself: kubectl describe nodes; or allow it to (docs/cluster.md)"
-        yield Check(NODES, "warn", f"nobody knows whether a node can take the accelerated tasks: {why}", fix)
-        return
-    message, _, fix = lacks.partition("; ")
-    state = "ok" if not lacks else "FAIL" if needed else "warn"
-    yield Check(NODES, state, message or "there is one for the accelerated tasks", fix)  # type: ignore[arg-type]
+        return Check(NODES, "warn", f"nobody knows whether a node can take the tasks: {why}", fix)
+    lacks = {stage: lack for stage, pool in pools.items() if (lack := shortage(pool, nodes))}
+    if not lacks:
+        return Check(NODES, "ok", "there is one for every task")
+    said, _, fix = next(iter(lacks.values())).partition("; ")
+    alike = [stage for stage, lack in lacks.items() if lack.partition("; ")[0] == said]
+    others = "" if len(alike) == len(lacks) else f" ({len(lacks) - len(alike)} other stages lack something too)"
+    return Check(NODES, "FAIL" if needed else "warn", f"{', '.join(alike)}: {said}{others}", fix)
 
 
 def _folder(name: str, folder: Path, pattern: str, mounted: bool) -> Check:

@@ -1,13 +1,17 @@
 """What a pod may ask its cluster, with its own service account. Only it and trainjob.py import kubernetes.
 
-Scheduling is repeated in its simplest form (labels, taints, how many accelerators a node can give): enough to say
+Scheduling is repeated in its simplest form (labels, taints, the resources that a node can give): enough to say
 before a run what would otherwise be a task that waits for ever.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+
+from un2clip.errors import UserError
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
@@ -21,16 +25,14 @@ class Pool:
     """The nodes that a task asks for, as its pod's spec says it.
 
     Attributes:
-        resource: of the device plugin, such as nvidia.com/gpu.
-        count: how many of it one task wants; 0 for none.
+        wanted: how much one task wants of each resource: cpu (cores), memory (bytes), nvidia.com/gpu.
         selector: labels that a node must have.
         tolerations: taints that a node may have.
     """
 
-    resource: str
-    count: int
-    selector: Mapping[str, str]
-    tolerations: Sequence[Record]
+    wanted: Mapping[str, Decimal]
+    selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Record] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,22 @@ class Unanswered(Exception):
 def within() -> bool:
     """Whether this process is a container of a pod."""
     return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def quantity(text: str, name: str) -> Decimal:
+    """A number from Kubernetes' own writing, such as 500m or 4Gi.
+
+    Raises:
+        UserError: it is none; the message has the name.
+    """
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        if not re.fullmatch(r"[\d.]\S*", text):  # Python's Decimal reads also spaces, signs and NaN
+            raise ValueError(text)
+        return Decimal(parse_quantity(text))
+    except ValueError:
+        raise UserError(f"{name} must be a quantity of Kubernetes, such as 500m or 4Gi; got {text!r}") from None
 
 
 def read_nodes(api: "CoreV1Api | None" = None) -> list[Node]:
@@ -99,13 +117,23 @@ def shortage(pool: Pool, nodes: Iterable[Node]) -> str:
         taints = sorted({_shown(taint) for node in fitting for taint in _untolerated(node, pool)})
         why = f"have taints that no toleration allows: {', '.join(taints)}" if taints else "are cordoned"
         return f"all {len(fitting)} {which} {why}; " + ("set tolerations" if taints else "uncordon one")
-    most = max(int(node.allocatable.get(pool.resource, "0")) for node in free)
-    if most < pool.count:
-        fix = "lower the limit, or look whether the device plugin runs" if not most else "lower the limit"
-        return (
-            f"{pool.count} {pool.resource} are asked for, and none of {len(free)} {which} gives more than {most}; {fix}"
-        )
+    given = [{name: quantity(node.allocatable.get(name, "0"), name) for name in pool.wanted} for node in free]
+    for name, amount in pool.wanted.items():
+        if amount > (most := max(each[name] for each in given)):
+            fix = "lower it" + (", or look whether the device plugin runs" if not most else "")
+            return (
+                f"{_amount(name, amount)} asked for, and none of {len(free)} {which} gives more than "
+                f"{_amount(name, most)}; {fix}"
+            )
+    if not any(all(each[name] >= amount for name, amount in pool.wanted.items()) for each in given):
+        together = ", ".join(_amount(name, amount) for name, amount in pool.wanted.items())
+        return f"{together} are asked for, and none of {len(free)} {which} gives them together; lower one of them"
     return ""
+
+
+def _amount(name: str, amount: Decimal) -> str:
+    """An amount as a reader would say it."""
+    return f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount.normalize():f} {name}"
 
 
 def _untolerated(node: Node, pool: Pool) -> list[Record]:
