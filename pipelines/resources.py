@@ -13,6 +13,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.image import IMAGE
+from pipelines.sources import shorten
 from un2clip.config import at_least, build, read_yaml
 from un2clip.errors import UserError
 
@@ -146,6 +147,7 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
     component = task.component_spec.name.replace("-", "_")
     name = component.removesuffix("_nodes")  # what it asks for goes to its TrainJob's nodes
     needs = (STAGES | EXTRAS)[name]
+    task.container_spec.command = shorten(task.container_spec.command)
     task.set_container_image(arguments["image"])
     task.set_caching_options(needs.cached and compiled.caching)
     if needs.retried and compiled.retries:

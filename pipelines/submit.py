@@ -2,25 +2,22 @@
 
 The stock one takes the file through -f, demands -e, calls `submit` a deprecated `create`, hands `seed=3` over
 as a number even where a text is declared, and without an endpoint knocks at localhost many times. Its --watch shows
-nothing until the end, and its exit status knows nothing of the run's; here each task's state is shown as it changes.
+nothing until the end, and its exit status knows nothing of the run's; here pipelines/watch.py shows each task's state.
 It sends any value; here pipelines/values.py looks at each first. It trusts Mozilla's certificates alone; here others,
 by --ca-file, REQUESTS_CA_BUNDLE or SSL_CERT_FILE.
 """
 
 import os
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from pipelines.values import read_value
+from pipelines.watch import show_run
 
 EXPERIMENT = "un2clip"
-ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-WATCH_SECONDS = float(os.environ.get("KFP_WATCH_SECONDS", "5"))
-PATIENCE = 60  # answers in a row that may fail while a run is watched
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # what requests and OpenSSL read; kfp's client reads neither
 COMMANDS = {(group, verb) for group in ("run", "runs") for verb in ("submit", "create")}
 
@@ -110,53 +107,6 @@ def _trust(cli: Any) -> None:
     kind = click.Path(exists=True, dir_okay=False)
     cli.cli.params.append(click.Option(["--ca-file"], type=kind, expose_value=False, callback=remember, help=said))
     cli.client = SimpleNamespace(Client=connect)
-
-
-def show_run(client: Any, run_id: str, watch: bool, output_format: str) -> None:
-    """Show a run; with `watch` also each task's states until it ends. The exit status is 0 if it succeeded.
-
-    It takes the place of kfp.cli.run.display_run, which `run create --watch` and `run get --watch` call.
-    """
-    from kfp.cli import output
-
-    run = client.get_run(run_id)
-    output.print_output(run, output.ModelType.RUN, output_format)
-    if not watch:
-        return
-    seen: dict[str, str] = {}
-    try:
-        while True:
-            _show_tasks(run, seen)
-            if run.state in ENDED:
-                break
-            time.sleep(WATCH_SECONDS)
-            run = _again(client, run_id)
-    except KeyboardInterrupt:
-        sys.exit(f"\nkfp: no longer watching, and the run goes on; to watch it again: kfp run get --watch {run_id}")
-    print(f"run {run_id}: {run.state}")
-    if run.state != "SUCCEEDED":
-        sys.exit(1)
-
-
-def _show_tasks(run: Any, seen: dict[str, str]) -> None:
-    """Print each task whose state is another than the one seen; what Kubeflow runs for itself is left out."""
-    for task in (run.run_details and run.run_details.task_details) or []:
-        own = task.display_name and not task.display_name.endswith("-driver") and task.display_name != "executor"
-        if own and task.state and seen.get(task.task_id) != task.state:
-            seen[task.task_id] = task.state
-            error = f": {task.error.message}" if task.error and task.error.message else ""
-            print(f"{time.strftime('%H:%M:%S')}  {task.display_name:<20} {task.state}{error}", flush=True)
-
-
-def _again(client: Any, run_id: str) -> Any:
-    """The run as it is now. A server that does not answer for a while is no reason to stop watching."""
-    for _ in range(PATIENCE):
-        try:
-            return client.get_run(run_id)
-        except Exception as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            time.sleep(WATCH_SECONDS)
-    sys.exit(f"kfp: no answer about run {run_id} ({problem}); to watch it again: kfp run get --watch {run_id}")
 
 
 def _find_token() -> None:

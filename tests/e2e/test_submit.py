@@ -322,6 +322,72 @@ def test_watch(server: Server, tmp_path: Path, last: dict[str, Any], code: int, 
     assert lines[-1] == f"run run-1: {last['state']}"
 
 
+def node(name: str, state: str = "SUCCEEDED", *children: str, at: str = "") -> dict[str, Any]:
+    """One of Argo's nodes as Kubeflow lists it."""
+    below = [{"pod_name": child} for child in children]
+    return {"task_id": at or name, "display_name": name, "state": state, "child_tasks": below}
+
+
+#: A run of two benchmarks on Kubeflow 2.17, whose own retries make two nodes of each.
+REAL = [
+    node("root"),
+    node("root-driver"),
+    node("root-driver(0)"),
+    node("exit-handler-1"),
+    node("exit-handler-1(0)"),
+    node("prerequisites-driver"),
+    node("prerequisites-driver(0)"),
+    node("prerequisites"),
+    node("prerequisites(0)"),
+    node("executor", at="x"),
+    node("executor(0)", "FAILED", at="x0"),
+    node("executor(1)", at="x1"),
+    node("for-loop-2"),
+    node("for-loop-2-driver(0)"),
+    node("iteration-iterations(0:0)", "SUCCEEDED", "i00", at="i0"),
+    node("iteration-iterations(0:0)(0)", "SUCCEEDED", "e0", at="i00"),
+    node("iteration-iterations(1:1)", "SUCCEEDED", "i10", at="i1"),
+    node("iteration-iterations(1:1)(0)", "SUCCEEDED", "d1", at="i10"),
+    node("evaluate-driver(0)", "SUCCEEDED", "e1", at="d1"),
+    node("evaluate", "SUCCEEDED", at="e0"),
+    node("evaluate", "FAILED", at="e1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [([], ["mmvp_vlm", "zeroshot"]), (['benchmarks=["segmentation"]'], ["segmentation", "1"])],
+)
+def test_watch_shows_only_the_pipelines_tasks(server: Server, tmp_path: Path, arguments, names: list[str]) -> None:
+    """Attempts, drivers, executors and loops are left out, and an evaluation has its benchmark's name."""
+    last = {"state": "FAILED", "run_details": {"task_details": REAL}}
+    if arguments:
+        last["runtime_config"] = {"parameters": {"benchmarks": ["segmentation"]}}
+    else:
+        last["pipeline_spec"] = {"pipeline_spec": next(yaml.safe_load_all((ROOT / PACKAGE).read_text()))}
+    server.states = [{"state": "PENDING"}, last]
+    environment = {"KFP_ENDPOINT": server.url, "KFP_WATCH_SECONDS": "0.05"}
+    done = call(["kfp", "run", "submit", PACKAGE, *arguments, "--watch"], tmp_path, **environment)
+    changes = [line.split()[1:] for line in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert changes == [
+        ["prerequisites", "SUCCEEDED"],
+        ["evaluate", names[0], "SUCCEEDED"],
+        ["evaluate", names[1], "FAILED"],
+    ]
+    assert "lists no more" not in done.stdout
+
+
+def test_watch_says_where_the_list_froze(server: Server, tmp_path: Path) -> None:
+    """A run that ended while Kubeflow still lists a task as running: it stopped to read the list, and that is said."""
+    frozen = [node("shapes"), node("compare-driver(0)", "RUNNING")]
+    server.states = [{"state": "PENDING"}, {"state": "SUCCEEDED", "run_details": {"task_details": frozen}}]
+    environment = {"KFP_ENDPOINT": server.url, "KFP_WATCH_SECONDS": "0.05"}
+    done = call(["kfp", "run", "submit", PACKAGE, "--watch"], tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    *_, said, last = done.stdout.splitlines()
+    assert said.startswith("Kubeflow lists no more tasks: ") and last == "run run-1: SUCCEEDED"
+
+
 def test_ctrl_c_stops_watching_and_not_the_run(server: Server, tmp_path: Path) -> None:
     """Ctrl-C asks the server for nothing, and says how to go on; those words watch the run to its end."""
     server.states = [tasks(run="RUNNING", shapes="RUNNING")]
