@@ -15,7 +15,7 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 UNDECIDED = ("PENDING", "RUNNING", "RUNTIME_STATE_UNSPECIFIED")  # a task's state that cannot be when its run has ended
 WATCH_SECONDS = float(os.environ.get("KFP_WATCH_SECONDS", "5"))
 PATIENCE = 60  # answers in a row that may fail while a run is watched
-LOOPED = "benchmarks"  # the parameter that the pipeline's loop goes over
+LOOPED = {"evaluate": "benchmarks"}  # task within a loop -> the parameter that this goes over
 ATTEMPT = re.compile(r"\(\d+\)$")  # name(0): one attempt at the node `name`
 ITERATION = re.compile(r"\((\d+):[^()]*\)$")  # name(1:item): a turn of the loop
 OWN = re.compile(r"-driver$|^(root|executor|iteration\b.*|(exit-handler|for-loop)-\d+)$")
@@ -70,30 +70,32 @@ def _name(task: Any, above: Mapping[str, Any], run: Any) -> str:
 
     Args:
         task: a node of Argo's, as Kubeflow lists it.
-        above: the node above each, by its child's id.
+        above: the node above each, by its child's id, which is Argo's: Kubeflow calls it the pod's name.
         run: whose arguments, or whose pipeline's defaults, are looped over.
     """
     name = task.display_name or ""
+    looped = LOOPED.get(ITERATION.sub("", name), "")
     if ATTEMPT.search(name) or OWN.search(ITERATION.sub("", name)):
         return ""
     node, met = task, set()
-    while node and node.task_id not in met:
+    # only for a task of a loop: Argo counts as below a node also what waits for it, so after the loop comes "below" too
+    while looped and node and node.task_id not in met:
         met.add(node.task_id)
         if turn := ITERATION.search(node.display_name or ""):
-            items, at = _looped(run), int(turn[1])
+            items, at = _items(run, looped), int(turn[1])
             return f"{ITERATION.sub('', name)} {items[at] if at < len(items) else at}"
-        node = above.get(node.task_id)
+        node = above.get(node.pod_name) or above.get(node.task_id)
     return name
 
 
-def _looped(run: Any) -> list[Any]:
-    """What the run's loop goes over."""
+def _items(run: Any, name: str) -> list[Any]:
+    """What a loop over this parameter goes over."""
     given = (run.runtime_config and run.runtime_config.parameters) or {}
-    if LOOPED in given:
-        return list(given[LOOPED])
+    if name in given:
+        return list(given[name])
     spec = run.pipeline_spec or {}
     root = spec.get("pipeline_spec", spec).get("root", {})
-    return list(root.get("inputDefinitions", {}).get("parameters", {}).get(LOOPED, {}).get("defaultValue", []))
+    return list(root.get("inputDefinitions", {}).get("parameters", {}).get(name, {}).get("defaultValue", []))
 
 
 def _again(client: Any, run_id: str) -> Any:
