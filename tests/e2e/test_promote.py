@@ -64,7 +64,7 @@ class Candidate:
             json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": MEAN}})
         )
         self.sha256 = encoder_sha256(self.encoder)
-        lineage = {"method": "un2clip", "seed": 3, "params": {}, "parents": {"shards": "c" * 64},
+        lineage = {"method": "un2clip", "seed": 3, "params": {}, "parents": {"shards": "c" * 64, "clip": "a" * 64},
                    "encoder_sha256": self.sha256, "text_sha256": "t" * 64}  # fmt: skip
         (self.encoder / "lineage.json").write_text(json.dumps(lineage))
         made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}
@@ -277,6 +277,14 @@ def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
     with pytest.raises(UserError, match="was scored with encoder"):
         made.promote(registry)
     made.scores = scores
+    stale = [scores / name / "reference.json" for name in ("mmvp_vlm", "zeroshot")]
+    kept = [path.read_text() for path in stale]
+    for path, text in zip(stale, kept, strict=True):
+        path.write_text(text.replace("a" * 64, "f" * 64))
+    with pytest.raises(UserError, match=r"\(reference\) was scored with encoder ffffffffffff, but its parent is aaaa"):
+        made.promote(registry)
+    for path, text in zip(stale, kept, strict=True):
+        path.write_text(text)
     lineage = json.loads((made.encoder / "lineage.json").read_text())
     (made.encoder / "lineage.json").write_text(json.dumps(lineage | {"complete": False}))
     with pytest.raises(UserError, match="a training that failed"):

@@ -31,7 +31,8 @@ def world(tmp_path):
     """An encoder with its lineage, scores on two benchmarks, pictures."""
     encoder, scores, pictures = (tmp_path / name for name in ("encoder", "scores", "reconstructions"))
     encoder.mkdir()
-    lineage = {"method": "un2clip", "seed": 3, "params": {"phase": {"lr": 1e-5}}, "parents": {"shards": "c" * 64},
+    lineage = {"method": "un2clip", "seed": 3, "params": {"phase": {"lr": 1e-5}},
+               "parents": {"shards": "c" * 64, "clip": SHA["reference"]},
                "encoder_sha256": SHA["tuned"], "text_sha256": "t" * 64}  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     history = [{"step": step, "loss": 1 / (step + 1), "cosine": 1.0, "anchor": 0.1} for step in range(5)]
@@ -163,6 +164,7 @@ def test_many_types_are_folded_and_not_printed(world, capsys):
     ("role", "changes", "says"),
     [
         ("tuned", {"sha": "0" * 64}, "scored with encoder 000000000000, but this one is bbbbbbbbbbbb"),
+        ("reference", {"sha": "0" * 64}, "scored with encoder 000000000000, but its parent is aaaaaaaaaaaa"),
         ("tuned", {"data": "0"}, "cannot be compared: data_sha256 differs"),
         ("reference", {"values": [1.0] * 39}, r"cannot be compared: n differs \(39 and 40\)"),
     ],
@@ -179,7 +181,12 @@ def test_missing_inputs_are_named(world):
     (world / "scores" / "mmvp_vlm" / "tuned.json").unlink()
     with pytest.raises(UserError, match="mmvp_vlm has no scores of the tuned encoder"):
         run(world)
-    (world / "encoder" / "lineage.json").write_text('{"method": "un2clip"}')
+    path = world / "encoder" / "lineage.json"
+    lineage = json.loads(path.read_text())
+    path.write_text(json.dumps(lineage | {"parents": {"shards": "c" * 64}}))
+    with pytest.raises(UserError, match=r"does not say which CLIP was tuned \(parents.clip\)"):
+        run(world)
+    path.write_text('{"method": "un2clip"}')
     with pytest.raises(UserError, match="has no seed, params, parents"):
         run(world)
 

@@ -92,8 +92,8 @@ def report(tmp_path):
         folder = tmp_path / f"{method}-{seed}-{len(list(tmp_path.iterdir()))}"
         (folder / "encoder").mkdir(parents=True)
         (folder / "encoder" / "lineage.json").write_text(json.dumps(
-            {"method": method, "seed": seed, "params": {"lr": lr}, "parents": {}, "encoder_sha256": "tuned",
-             "text_sha256": ""}
+            {"method": method, "seed": seed, "params": {"lr": lr}, "parents": {"clip": reference},
+             "encoder_sha256": "tuned", "text_sha256": ""}
         ))  # fmt: skip
         for role, values, sha256 in (("reference", BEFORE, reference), ("tuned", more(k), "tuned")):
             scores(role, values, encoder_sha256=sha256, **changes).save(folder / "scores" / f"{role}.json")

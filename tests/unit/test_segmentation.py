@@ -466,7 +466,9 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     """Two scores files of one protocol, equal for equal encoders, and a PNG that shows every class in its colour."""
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny.backbones / "clip", encoder)
-    lineage = dict.fromkeys(("seed", "params", "parents", "encoder_sha256", "text_sha256")) | {"method": "un2clip"}
+    lineage = dict.fromkeys(("seed", "params", "encoder_sha256", "text_sha256")) | {
+        "method": "un2clip", "parents": {"clip": "c"}
+    }  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):
         names = {"backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path / out}

@@ -305,7 +305,7 @@ def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.
         whole_set(role, number).save(tmp_path / "scores/FID" / f"{role}.json")
     (tmp_path / "encoder").mkdir()
     lineage = dict.fromkeys(("method", "seed", "parents", "text_sha256"), "x")
-    lineage |= {"params": {}, "parents": {}, "encoder_sha256": "tuned"}
+    lineage |= {"params": {}, "parents": {"clip": "reference"}, "encoder_sha256": "tuned"}
     (tmp_path / "encoder/lineage.json").write_text(json.dumps(lineage))
     compare(Compare(confidence=0.95, resamples=500), seed=0, scores=[tmp_path / "scores"],
             encoder=tmp_path / "encoder", reconstructions=tmp_path, report=tmp_path / "report")  # fmt: skip

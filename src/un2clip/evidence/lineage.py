@@ -29,7 +29,11 @@ def read_json(path: Path, keys: tuple[str, ...], made_by: str) -> dict[str, Any]
 
 def read_lineage(encoder: Path) -> dict[str, Any]:
     """Read the lineage of a tuned checkpoint: method, seed, params, parents and hashes."""
-    return read_json(encoder / "lineage.json", LINEAGE, "finetune")
+    path = encoder / "lineage.json"
+    lineage = read_json(path, LINEAGE, "finetune")
+    if not isinstance(lineage["parents"], dict) or "clip" not in lineage["parents"]:
+        raise UserError(f"{path} does not say which CLIP was tuned (parents.clip); run `un2clip finetune` again")
+    return lineage
 
 
 def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
@@ -41,8 +45,12 @@ def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]
     return [("reference", "reference", backbones / "clip"), ("tuned", method, encoder)]
 
 
-def tuned_pairs(folders: list[Path], encoder_sha256: str) -> list[tuple[Scores, Scores]]:
-    """(reference, tuned) of each benchmark, each pair comparable and the tuned one made by this encoder.
+def tuned_pairs(folders: list[Path], lineage: dict[str, Any]) -> list[tuple[Scores, Scores]]:
+    """(reference, tuned) of each benchmark: a comparable pair, of this encoder and of the CLIP it was tuned from.
+
+    Args:
+        folders: with the scores files of both.
+        lineage: of the tuned encoder, as `read_lineage` gives it.
 
     Raises:
         UserError: it is not so; the message names the benchmark.
@@ -52,11 +60,16 @@ def tuned_pairs(folders: list[Path], encoder_sha256: str) -> list[tuple[Scores, 
         if missing := [role for role in ROLES if role not in found]:
             raise UserError(f"{benchmark} has no scores of the {missing[0]} encoder; run its evaluation again")
         reference, tuned = found["reference"], found["tuned"]
-        if tuned.encoder_sha256 != encoder_sha256:
-            raise UserError(
-                f"{benchmark} was scored with encoder {tuned.encoder_sha256[:12]}, but this one is "
-                f"{encoder_sha256[:12]}; run its evaluation again"
-            )
+        of_lineage = (
+            (tuned, lineage["encoder_sha256"], "this one"),
+            (reference, lineage["parents"]["clip"], "its parent"),
+        )
+        for scores, wanted, who in of_lineage:
+            if scores.encoder_sha256 != wanted:
+                raise UserError(
+                    f"{benchmark} ({scores.role}) was scored with encoder {scores.encoder_sha256[:12]}, but {who} is "
+                    f"{str(wanted)[:12]}; run its evaluation again"
+                )
         if reason := mismatch(reference, tuned):
             raise UserError(f"{benchmark}: reference and tuned cannot be compared: {reason}")
         pairs.append((reference, tuned))

@@ -46,7 +46,7 @@ def compare(
     lineage = read_lineage(encoder)
     comparisons = [
         compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed)
-        for pair in tuned_pairs(scores, lineage["encoder_sha256"])
+        for pair in tuned_pairs(scores, lineage)
     ]
     report.mkdir(parents=True, exist_ok=True)
     content = {

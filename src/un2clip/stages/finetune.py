@@ -111,7 +111,7 @@ def _finetune(job: Job, device: torch.device) -> None:
         )
     parents = {
         "shards": digest(job.shards),
-        "clip": tensors_sha256(clip.model.state_dict()),
+        "clip": encoder_sha256(job.backbones / "clip"),  # as its scores say it
         "generator": tensors_sha256(decoder.state_dict()),
     }
     if row.measures_statistics:

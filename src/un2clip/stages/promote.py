@@ -79,7 +79,7 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
         raise UserError(
             f"{report} is about encoder {made['encoder_sha256'][:12]}, not {found[:12]}; run `compare` again"
         )
-    pairs = tuned_pairs(scores, found)
+    pairs = tuned_pairs(scores, lineage)
     for _, tuned in pairs:
         if tuned.benchmark in [rule.benchmark for rule in params.rules] and (reason := never_a_rule(tuned)):
             raise UserError(f"promote.rules names {tuned.benchmark}, but {reason}")
