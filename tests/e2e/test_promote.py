@@ -20,7 +20,10 @@ from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_mo
 from un2clip.sources.hub import Source
 from un2clip.stages.promote import Promote, promote
 
-RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
+RULES = (
+    Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=""),
+    Rule(benchmark="zeroshot", gain_above=-2.0, data_sha256=""),
+)
 MODEL = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -139,7 +142,7 @@ def test_the_same_encoder_is_registered_once(registry, candidate):
     assert "held this encoder already" in decision["outcome"] and "champion already" in decision["outcome"]
     assert registry.aliases() == {"challenger": "1", "champion": "1"}
     assert len(registry.client.search_model_versions(f"name = '{registry.name}'")) == 1
-    strict = (Rule(benchmark="mmvp_vlm", gain_above=50.0),)
+    strict = (Rule(benchmark="mmvp_vlm", gain_above=50.0, data_sha256=""),)
     assert not made.promote(registry, rules=strict)["passed"]
     assert registry.version("1").tags["gate"] == "refused"
 
@@ -332,7 +335,7 @@ def test_a_number_of_the_whole_set_may_not_be_a_rule(registry, candidate, monkey
         Scores(benchmark="fid", role=role, method=role, unit="FID", protocol="", data_sha256="d", items=(),
                encoder_sha256=sha256, number=number).save(made.scores / "fid" / f"{role}.json")  # fmt: skip
     with pytest.raises(UserError, match=r"promote\.rules names fid, but FID is one number of the whole set"):
-        made.promote(registry, rules=(*RULES, Rule(benchmark="fid", gain_above=0.0)))
+        made.promote(registry, rules=(*RULES, Rule(benchmark="fid", gain_above=0.0, data_sha256="")))
     assert registry.aliases() == {}
     assert made.promote(registry)["passed"]
     assert registry.version("1").tags["score.fid"] == "12 FID (reference 14)"

@@ -10,7 +10,10 @@ from un2clip.evidence import gate
 from un2clip.evidence.gate import Rule, decide
 from un2clip.evidence.scores import Item, Scores, load_scores
 
-RULES = (Rule(benchmark="mmvp_vlm", gain_above=0.0), Rule(benchmark="zeroshot", gain_above=-2.0))
+RULES = (
+    Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=""),
+    Rule(benchmark="zeroshot", gain_above=-2.0, data_sha256=""),
+)
 HOW = {"confidence": 0.95, "resamples": 2000, "seed": 0}
 
 
@@ -95,6 +98,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path, champion, challenger, says
     assert refused.gain is None
 
 
+@pytest.mark.parametrize(("named", "passes"), [("", True), ("d" * 64, True), ("0" * 64, False)])
+def test_a_rule_may_name_its_data(tmp_path, named, passes):
+    """Champion and challenger agree on foreign data: a rule that names its own is not passed on them."""
+    rule = Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=named)
+    decision = decided(tmp_path, {"mmvp_vlm": outcomes(100)}, {"mmvp_vlm": outcomes(130)}, [rule])
+    assert decision.passed is passes
+    assert passes or "its data are dddddddddddd, but the rule asks for 000000000000" in decision.findings[0].sentence
+    with pytest.raises(ValueError, match="data_sha256 must be 64 hexadecimal digits or empty, got 'd41d8'"):
+        Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256="d41d8")
+
+
 @pytest.mark.parametrize(("change", "passes"), [(-0.01, True), (0.01, False), (0.0, False)])
 def test_a_loss_that_falls_is_a_gain(tmp_path, change, passes):
     """For a mean squared error lower is better; a gain above 0 means that the interval excludes 0."""
@@ -103,7 +117,7 @@ def test_a_loss_that_falls_is_a_gain(tmp_path, change, passes):
         tmp_path,
         {"diffusion_loss": {"values": losses, "unit": "mse"}},
         {"diffusion_loss": {"values": [loss + change for loss in losses], "unit": "mse"}},
-        [Rule(benchmark="diffusion_loss", gain_above=0.0)],
+        [Rule(benchmark="diffusion_loss", gain_above=0.0, data_sha256="")],
     )
     assert decision.passed is passes
     assert decision.findings[0].gain.mean == pytest.approx(-change)
@@ -118,7 +132,7 @@ def test_without_a_rule_nothing_passes(tmp_path):
 def test_a_rule_needs_a_number(bound):
     """NaN would refuse everything and minus infinity permit it: neither is a rule."""
     with pytest.raises(ValueError, match="gain_above must be a finite number"):
-        Rule(benchmark="zeroshot", gain_above=bound)
+        Rule(benchmark="zeroshot", gain_above=bound, data_sha256="")
 
 
 def test_miou_is_judged_by_image(tmp_path):
@@ -133,7 +147,7 @@ def test_miou_is_judged_by_image(tmp_path):
         made.save(tmp_path / who / "tuned.json")
         return {"segmentation": load_scores(tmp_path / who / "tuned.json")}
 
-    rules = (Rule(benchmark="segmentation", gain_above=0.0),)
+    rules = (Rule(benchmark="segmentation", gain_above=0.0, data_sha256=""),)
     champion = scores("champion", 20.0, ["sky", "cat", "dog"])
     better = decide(champion, scores("better", 40.0, ["sky", "cat"]), rules, **HOW)
     assert better.passed and better.findings[0].gain.mean == pytest.approx(25.0)
@@ -148,6 +162,6 @@ def test_the_gate_is_pure():
     tree = ast.parse(Path(gate.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    allowed = {"math", "collections.abc", "dataclasses"}
+    allowed = {"math", "re", "collections.abc", "dataclasses"}
     allowed |= {f"un2clip.evidence.{name}" for name in ("scores", "statistics", "units")}
     assert imported <= allowed

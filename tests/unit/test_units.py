@@ -212,7 +212,7 @@ def test_intervals_are_those_of_a_naive_bootstrap(unit: str) -> None:
 def test_the_gate_judges_it(unit: str) -> None:
     """A gain beyond the interval passes, the same pair the other way round does not, in the unit's own words."""
     before, after = (scores(role, unit, items) for role, items in pair(unit).items())
-    rule, how = Rule(benchmark="b", gain_above=0.0), {"confidence": 0.95, "resamples": 2000, "seed": 0}
+    rule, how = Rule(benchmark="b", gain_above=0.0, data_sha256=""), {"confidence": 0.95, "resamples": 2000, "seed": 0}
     passed = decide({"b": before}, {"b": after}, [rule], **how)
     assert passed.passed and passed.findings[0].gain.mean == pytest.approx(after.score - before.score)
     assert f" {UNITS[unit].change} over " in passed.findings[0].sentence
@@ -277,7 +277,7 @@ def test_when_two_of_them_may_be_compared(other, says: str | None) -> None:
 
 def test_it_may_never_be_a_rule() -> None:
     """However large the gain, the finding fails and says why, also where one side has no scores."""
-    rule = Rule(benchmark="fid", gain_above=-100.0)
+    rule = Rule(benchmark="fid", gain_above=-100.0, data_sha256="")
     how = {"confidence": 0.95, "resamples": 200, "seed": 0}
     for champion in ({"fid": whole_set("reference", 90.0)}, {}):
         (finding,) = decide(champion, {"fid": whole_set("tuned", 1.0)}, [rule], **how).findings

@@ -4,6 +4,7 @@ It reads nothing and writes nothing, and no orchestrator's condition decides in 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,17 @@ class Rule:
         benchmark: name of the benchmark, or diffusion_loss; never one of a number of the whole set.
         gain_above: the worse bound of the gain's interval must lie above this, in the benchmark's unit. 0 asks
             for a gain that is certain; -2 forgives a loss of less than 2. A loss that falls is a gain.
+        data_sha256: the challenger must be measured on data of this hash, as its scores file has it; "" for any.
+            Without it the first champion may have come from any data.
     """
 
     benchmark: str
     gain_above: float
+    data_sha256: str
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"([0-9a-f]{64})?", self.data_sha256):
+            raise ValueError(f"data_sha256 must be 64 hexadecimal digits or empty, got {self.data_sha256!r}")
         if not math.isfinite(self.gain_above):
             raise ValueError(f"gain_above must be a finite number, got {self.gain_above}")
 
@@ -87,6 +93,10 @@ def decide(
         elif before is None or after is None:
             missing = " and ".join(name for name, each in (("champion", before), ("challenger", after)) if each is None)
             findings.append(_refusal(rule, f"no scores of the {missing}"))
+        elif rule.data_sha256 not in ("", after.data_sha256):
+            findings.append(
+                _refusal(rule, f"its data are {after.data_sha256[:12]}, but the rule asks for {rule.data_sha256[:12]}")
+            )
         elif reason := mismatch(before, after):
             findings.append(_refusal(rule, reason))
         else:
