@@ -15,6 +15,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_sha256(folder: Path) -> str:
+    """Hash of all files below a folder, names and contents, in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def tensors_sha256(tensors: "Mapping[str, Tensor]") -> str:
     """Hash of names, shapes, dtypes and values, in order of name."""
     import torch  # here, since the download image has none

@@ -1,5 +1,6 @@
 """Fetching: from a hub on this machine and from folders; what is incomplete, changed or not ours to fetch is said."""
 
+import dataclasses
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import yaml
 from tests.hub import COMMIT, Hub, served
 from un2clip.__main__ import main
 from un2clip.errors import UserError
+from un2clip.evaluation.readers import data_sha256
 from un2clip.sources.benchmarks import fetch
 from un2clip.sources.catalogue import catalogue, check, get_entry, table
 from un2clip.sources.hub import HUB_ID
@@ -223,6 +225,17 @@ def test_the_checker_names_what_is_missing(voc, capsys):
         check(get_entry("segmentation-voc21"), voc)
 
 
+def test_data_of_another_hash_are_refused(voc):
+    """Names and counts are right, and the bytes are another set's; where no hash is known, the found one is printed."""
+    entry = get_entry("segmentation-voc20")
+    assert check(entry, voc).endswith(f"\ndata_sha256 {data_sha256(voc)}")
+    named = dataclasses.replace(entry, data_sha256=data_sha256(voc))
+    assert check(named, voc) == check(entry, voc)
+    (voc / "VOC2012/JPEGImages/2007_000007.jpg").write_bytes(b"another picture")
+    with pytest.raises(UserError, match=f"its files hash to {data_sha256(voc)[:12]}, not {named.data_sha256[:12]}"):
+        check(named, voc)
+
+
 def test_ids_come_from_the_images_too(tmp_path):
     """Cityscapes has no list: every image of val/<city> must have its mask."""
     for i in range(500):
@@ -254,6 +267,7 @@ def test_every_entry_is_whole_and_names_its_source():
             == bool(entry.layout.fetched and not entry.url)
         ), name
         assert re.fullmatch(r"([0-9a-f]{40})?", entry.revision), name
+        assert re.fullmatch(r"([0-9a-f]{64})?", entry.data_sha256), name
         assert entry.page.startswith(("https://", "http://host.robots.ox.ac.uk/")) and entry.licence and entry.terms, (
             name
         )

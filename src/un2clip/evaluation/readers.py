@@ -3,7 +3,6 @@
 Nothing is skipped, as `ingest` does, because a benchmark with fewer images is another benchmark.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +12,14 @@ from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
 from un2clip.errors import UserError
-from un2clip.hashes import file_sha256
+from un2clip.hashes import folder_sha256
 
 
 def data_sha256(folder: Path) -> str:
     """Hash of all files below a folder, names and contents, in order of name: which data a score belongs to."""
     if not folder.is_dir():
         raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    return folder_sha256(folder)
 
 
 def locked_revision(folder: Path, file: str) -> str:

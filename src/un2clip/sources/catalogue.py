@@ -13,6 +13,7 @@ from tqdm import tqdm
 from un2clip.config import build, lookup
 from un2clip.datasets.tars import DamagedTar, groups
 from un2clip.errors import UserError
+from un2clip.hashes import folder_sha256
 
 NAMED = 3  # so many missing files are named, of all that are missing
 
@@ -47,6 +48,7 @@ class Entry:
     terms: str
     count: int
     samples: int
+    data_sha256: str
     source: str
 
     @property
@@ -110,7 +112,7 @@ def check(entry: Entry, folder: Path) -> str:
     """Compare a folder with the entry's layout and counts; say in words what was found.
 
     Raises:
-        UserError: files are missing (how many, and the first few), or a count is another one.
+        UserError: files are missing (how many, and the first few), or a count or the hash of the data is another one.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; {entry.name} is to be had at {entry.page}")
@@ -133,7 +135,12 @@ def check(entry: Entry, folder: Path) -> str:
                 f"{folder} is not all of {entry.name}: {samples} samples in test/*.tar, not {entry.samples}"
             )
         found += f", {samples} samples"
-    return f"{folder} has the layout of {entry.name}: {found}"
+    sha256 = folder_sha256(folder)
+    if entry.data_sha256 not in ("", sha256):
+        raise UserError(
+            f"{folder} is not {entry.name}: its files hash to {sha256[:12]}, not {entry.data_sha256[:12]}; get it again"
+        )
+    return f"{folder} has the layout of {entry.name}: {found}\ndata_sha256 {sha256}"
 
 
 def _ids(ids: str, folder: Path) -> list[str]:
