@@ -15,7 +15,7 @@ from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.scores import Item, Scores
 from un2clip.evidence.units import UNITS
-from un2clip.models.clip import encoder_sha256
+from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
 from un2clip.stages.promote import Promote, promote
@@ -29,6 +29,7 @@ MODEL = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+TUNED = "visual.class_embedding"  # the tensor in which candidates differ
 MEAN = [0.5, 0.5, 0.5]
 
 
@@ -57,19 +58,21 @@ def weights():
 class Candidate:
     """One tuned encoder on disk with its scores and report: `detail` of 400 pairs right, the reference has 100."""
 
-    def __init__(self, folder, weights, name, *, detail, zeroshot=300, data="d"):
+    def __init__(self, folder, weights, name, *, detail, zeroshot=300, data="d", text=0.0):
+        weights = weights | {"positional_embedding": weights["positional_embedding"] + text}
         self.encoder, self.scores, self.report = (folder / name / part for part in ("encoder", "scores", "report"))
         self.encoder.mkdir(parents=True)
         self.report.mkdir()
-        first = next(iter(weights))
-        save_file(weights | {first: weights[first] + detail}, self.encoder / FILES[0])
+        self.weights = weights | {TUNED: weights[TUNED] + detail}
+        save_file(self.weights, self.encoder / FILES[0])
         (self.encoder / FILES[1]).write_text(
             json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": MEAN}})
         )
         self.sha256 = encoder_sha256(self.encoder)
-        lineage = {"method": "un2clip", "seed": 3, "params": {}, "parents": {"shards": "c" * 64, "clip": "a" * 64},
-                   "encoder_sha256": self.sha256, "text_sha256": "t" * 64}  # fmt: skip
-        (self.encoder / "lineage.json").write_text(json.dumps(lineage))
+        self.lineage = {"method": "un2clip", "seed": 3, "params": {},
+                        "parents": {"shards": "c" * 64, "clip": "a" * 64}, "encoder_sha256": self.sha256,
+                        "text_sha256": text_sha256(load_clip(self.encoder).model)}  # fmt: skip
+        (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
         made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}
         (self.report / "report.json").write_text(json.dumps(made))
         (self.report / "index.html").write_text("<p>")
@@ -83,6 +86,13 @@ class Candidate:
         Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol="", data_sha256=data * 64, items=items,
                encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
         ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
+
+    def change(self, **tensors):
+        """Write other weights, and a lineage and a scores file that say they are the encoder's."""
+        save_file(self.weights | tensors, self.encoder / FILES[0])
+        old, self.sha256 = self.sha256, encoder_sha256(self.encoder)
+        for path in (self.encoder / "lineage.json", self.report / "report.json", *self.scores.rglob("*.json")):
+            path.write_text(path.read_text().replace(old, self.sha256))
 
     def promote(self, registry, *, champion="auto", rules=RULES):
         """Run the stage inside a tracked run and return decision.json."""
@@ -301,6 +311,36 @@ def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):
         made.promote(registry)
     (made.encoder / FILES[0]).write_bytes(model)
     assert made.promote(registry)["passed"]
+
+
+def test_an_encoder_that_is_not_finite_is_no_champion(registry, candidate):
+    """A weight of NaN, and weights that are finite and overflow: all hashes agree, and nothing is decided."""
+    made = candidate("a", detail=160)
+    made.change(**{"visual.proj": torch.full((32, 16), torch.nan)})
+    with pytest.raises(UserError, match=r"visual.proj is not finite"):
+        made.promote(registry)
+    made.change(**{"visual.proj": torch.full((32, 16), 3e38), "visual.ln_post.bias": torch.full((32,), 3e38)})
+    with pytest.raises(UserError, match="the embedding of an image is not finite"):
+        made.promote(registry)
+    assert registry.aliases() == {}
+
+
+def test_a_changed_text_tower_is_refused(registry, candidate):
+    """No method touches it, so it must be the parent's by the lineage; hashes of the whole checkpoint agree."""
+    made = candidate("a", detail=160)
+    made.change(positional_embedding=made.weights["positional_embedding"] + 1.0)
+    with pytest.raises(UserError, match="holds the text tower .* the CLIP it was tuned from has"):
+        made.promote(registry)
+    assert registry.aliases() == {}
+
+
+def test_a_text_tower_of_another_than_the_champions_is_refused(registry, candidate):
+    """It was tuned from another CLIP: every rule passes, and text embeddings that were kept would not fit."""
+    candidate("a", detail=160).promote(registry)
+    decision = candidate("b", detail=300, text=1.0).promote(registry)
+    assert all(rule["passed"] for rule in decision["rules"]) and not decision["passed"]
+    assert "is not that of version 1, the champion" in decision["objections"][0]
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
 
 
 def test_the_repositorys_own_rules_are_valid():

@@ -31,6 +31,16 @@ def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...
     return get_benchmark(name, "clip").run(clip, folder, params).items
 
 
+@pytest.mark.parametrize("name", ["mmvp_vlm", "zeroshot", "segmentation"])
+def test_an_embedding_that_is_not_finite_has_no_score(tiny, name) -> None:
+    """Weights that are finite and overflow on the way: every benchmark says so instead of a number."""
+    clip = load_clip(tiny.backbones / "clip")
+    with torch.no_grad():
+        clip.model.visual.proj.fill_(3e38)
+    with pytest.raises(UserError, match="is not finite; this encoder cannot be used"):
+        run(name, clip, tiny.benchmarks / name, 16)
+
+
 def test_pairs_by_a_hand_made_table() -> None:
     """A pair counts only if both statements pick their own image; a tie counts as image 2."""
     table = torch.tensor(

@@ -166,6 +166,21 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["visual.proj", "text_projection"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, key) -> None:
+    """NaN compares as false with everything, so an encoder of it would get a score: 75 % in a zero-shot set."""
+    model = write_folder(tmp_path / "in", "gelu")
+    with torch.no_grad():
+        model.get_parameter(key)[0, 0] = torch.nan
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, tmp_path / "in/open_clip_model.safetensors")
+    with pytest.raises(UserError, match=f"{key} is not finite"):
+        convert_checkpoint(encoder(tmp_path / "in"), tmp_path / "out")
+    with pytest.raises(UserError, match=f"{key} is not finite"):
+        load_clip(tmp_path / "in")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("place", "key", "value", "message"),
     [

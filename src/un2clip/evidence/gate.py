@@ -51,14 +51,20 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """All findings, in the order of the rules."""
+    """All findings, in the order of the rules; and objections, sentences on what no rule asks about."""
 
     findings: tuple[Finding, ...]
+    objections: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every rule passed; without a rule nothing is allowed through."""
-        return bool(self.findings) and all(finding.passed for finding in self.findings)
+        """Whether every rule passed and nothing is objected; without a rule nothing is allowed through."""
+        return bool(self.findings) and all(finding.passed for finding in self.findings) and not self.objections
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What a person reads of it, a sentence each."""
+        return *(finding.sentence for finding in self.findings), *self.objections
 
 
 def decide(

@@ -24,8 +24,8 @@ def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, e
     decided = read_json(decision / "decision.json", ("passed", "outcome", "rules"), "promote")
     comparisons = [build(Comparison, each, "report") for each in made["benchmarks"]]
     print_table(comparisons, method=made["method"], confidence=made["confidence"])
-    for finding in decided["rules"]:
-        print(finding["sentence"])
+    for sentence in [*(finding["sentence"] for finding in decided["rules"]), *decided.get("objections", ())]:
+        print(sentence)
     print(f"The gate {'passed' if decided['passed'] else 'refused'}. {decided['outcome']}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
     print(NEXT.format(report=report, pictures=pictures, encoder=encoder))

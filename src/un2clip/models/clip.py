@@ -69,20 +69,24 @@ class Clip:
 
     @torch.no_grad()
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised."""
-        return self.model.encode_image(pixel_values.to(self.device, non_blocking=True))
+        """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised.
+
+        Raises:
+            UserError: it is not finite: every comparison with NaN is false, so a benchmark would score it all the same.
+        """
+        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "an image")
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Texts -> embedding (N, D) on the model's device, not L2-normalised."""
-        return self.model.encode_text(self.tokenize(texts).to(self.device))
+        """Texts -> embedding (N, D) on the model's device, not L2-normalised; finite, as `embed` has it."""
+        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "a text")
 
 
 def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     """Load a CLIP folder in fp32 and evaluation mode; whatever trains sets its own mode.
 
     Raises:
-        UserError: a file is absent or damaged, the weights do not fit the configuration, or the
+        UserError: a file is absent or damaged, the weights are not finite or do not fit the configuration, or the
             configuration asks for code or for another model from the hub.
     """
     for name in (CONFIG, WEIGHTS):
@@ -98,7 +102,15 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         raise
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
+    check_finite(model, str(folder / WEIGHTS))
     return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse weights with a NaN or an infinity among them, naming the first tensor."""
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{name}: {key} is not finite; the file is damaged or of a training that failed")
 
 
 def check_config(model_cfg: Any, name: str) -> None:
@@ -112,6 +124,13 @@ def check_config(model_cfg: Any, name: str) -> None:
         raise UserError(f"{name}: a text tower from the hub (hf_model_name) is not supported; its weights are not here")
     if ":" in (model_cfg["vision_cfg"].get("timm_model_name") or ""):
         raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
+
+
+def finite(embedding: Tensor, of: str) -> Tensor:
+    """The embedding, or what follows from it; a UserError where it is not finite."""
+    if not embedding.isfinite().all():
+        raise UserError(f"the embedding of {of} is not finite; this encoder cannot be used, take another checkpoint")
+    return embedding
 
 
 def clip_files(folder: Path) -> tuple[str, ...]:

@@ -18,7 +18,17 @@ from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_d
 from torch import Tensor, nn
 
 from un2clip.errors import UserError
-from un2clip.models.clip import CONFIG, TOKENIZER, WEIGHTS, Clip, check_config, load_clip, save_model, text_sha256
+from un2clip.models.clip import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Clip,
+    check_config,
+    check_finite,
+    load_clip,
+    save_model,
+    text_sha256,
+)
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
 
@@ -83,10 +93,12 @@ def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.en
     _check_activation(encoder, config["model_cfg"], name)
     model = new_model(config["model_cfg"])
     load_strictly(model, _fit_to(model, read_tensors(weights), config["model_cfg"], weights), str(weights))
+    check_finite(model, str(weights))
     text = text_sha256(model)
     if encoder.visual:
         visual = obtain_model(encoder.visual_source, name=f"{name}.visual")
         load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
+        check_finite(model.visual, str(visual))
     assert text_sha256(model) == text
     save_model(model, config, folder)
     if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):

@@ -14,6 +14,7 @@ from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import read_json, read_lineage, tuned_pairs
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import clip_files, encoder_sha256
+from un2clip.models.loading import check_loads
 from un2clip.models.registry import EVIDENCE, FILES, Registry, Version, check_name
 from un2clip.tracking import store
 
@@ -41,11 +42,19 @@ class Promote:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """What the challenger has to beat: `who` in words, its version where it has one, benchmark -> scores."""
+    """What the challenger has to beat.
+
+    Attributes:
+        who: in words.
+        version: its number, where it has one.
+        scores: by benchmark.
+        text_sha256: hash of its text tower; "" where that is not known.
+    """
 
     who: str
     version: str | None
     scores: dict[str, Scores]
+    text_sha256: str
 
 
 def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path, decision: Path) -> None:
@@ -74,6 +83,7 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     found = encoder_sha256(encoder)
     if found != lineage["encoder_sha256"]:
         raise UserError(f"{encoder} holds weights {found[:12]}, its lineage.json says {lineage['encoder_sha256'][:12]}")
+    check_loads(encoder, lineage["text_sha256"])
     made = read_json(report / "report.json", ("encoder_sha256", "confidence", "resamples", "seed"), "compare")
     if made["encoder_sha256"] != found:
         raise UserError(
@@ -89,12 +99,14 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
         champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
     interval = {key: made[key] for key in ("confidence", "resamples", "seed")}
     judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
+    judged = dataclasses.replace(judged, objections=_objections(champion, lineage["text_sha256"]))
     content: dict[str, Any] = {
         "passed": judged.passed,
         "outcome": "Nothing was registered: tracking is off.",
         "champion": {"who": champion.who, "version": champion.version},
         "challenger": {"method": lineage["method"], "encoder_sha256": found, "version": None},
         "rules": [dataclasses.asdict(finding) for finding in judged.findings],
+        "objections": judged.objections,
     } | interval
     _write(decision, content)
     if registry and run_id:
@@ -102,28 +114,32 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
             tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id}
             version, is_new = _register(registry, encoder, tags, run_id)
-            sentences = [f"Judged against {champion.who}:", *(finding.sentence for finding in judged.findings)]
+            sentences = [f"Judged against {champion.who}:", *judged.sentences]
             registry.describe(version.number, "\n\n".join(sentences))
             content["challenger"]["version"] = version.number
             content["outcome"] = _move_aliases(registry, params, version, is_new, champion, judged)
         _write(decision, content)
-    for finding in judged.findings:
-        print(finding.sentence)
+    for sentence in judged.sentences:
+        print(sentence)
     print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {content['outcome']}")
 
 
 def _champion(registry: Registry | None, challenger: str, reference: dict[str, Scores]) -> Champion:
     """The encoder behind the alias with the scores kept at its registration; the reference where there is none."""
     if registry is None:
-        return Champion(who="the reference encoder (no registry: tracking is off)", version=None, scores=reference)
+        return Champion(
+            who="the reference encoder (no registry: tracking is off)", version=None, scores=reference, text_sha256=""
+        )
     number = registry.aliases().get("champion")
     if number is None:
-        return Champion(who="the reference encoder (there is no champion yet)", version=None, scores=reference)
+        return Champion(
+            who="the reference encoder (there is no champion yet)", version=None, scores=reference, text_sha256=""
+        )
     version = registry.version(number)
     sha256 = version.tags.get("encoder_sha256")
     if sha256 == challenger:
         who = f"the reference encoder (this encoder is version {number}, the champion, already)"
-        return Champion(who=who, version=number, scores=reference)
+        return Champion(who=who, version=number, scores=reference, text_sha256="")
     who, kept = f"version {number}, the champion", {}
     with tempfile.TemporaryDirectory() as folder:
         if fetched := registry.fetch_scores(version, Path(folder)):
@@ -132,7 +148,17 @@ def _champion(registry: Registry | None, challenger: str, reference: dict[str, S
             except UserError:  # of an older form, or edited: as good as none
                 who += ", whose scores cannot be read any more: evaluate and promote it again"
     own = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
-    return Champion(who=who, version=number, scores=own)
+    return Champion(who=who, version=number, scores=own, text_sha256=version.tags.get("text_sha256", ""))
+
+
+def _objections(champion: Champion, text_sha256: str) -> tuple[str, ...]:
+    """What holds against a challenger whatever it scores: whoever keeps text embeddings keeps the champion's."""
+    if champion.text_sha256 in ("", text_sha256):
+        return ()
+    return (
+        f"Its text tower ({text_sha256[:12]}) is not that of {champion.who} ({champion.text_sha256[:12]}): text "
+        "embeddings that are kept would no longer fit; only a person may make it champion.",
+    )
 
 
 def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path) -> Path:

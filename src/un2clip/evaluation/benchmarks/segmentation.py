@@ -27,7 +27,7 @@ from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_setti
 from un2clip.evaluation.dense.resizing import resize
 from un2clip.evaluation.dense.windows import similarity_maps
 from un2clip.evidence.items import Item
-from un2clip.models.clip import Clip
+from un2clip.models.clip import Clip, finite
 
 MODEL: Model = "clip"
 #: What the protocol line says of dense/resizing.py: scores from before it were resized in floats.
@@ -171,6 +171,7 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
     )
     for similarity in maps:
         photograph, truth, picture = waiting.popleft()
+        similarity = finite(similarity, f"a patch of {photograph.id}, or of a class,")
         if protocol.pamr_steps:
             looks, large = (
                 interpolate(each[None].to(similarity), size=truth.shape, mode="bilinear")[0]

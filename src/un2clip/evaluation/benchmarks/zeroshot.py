@@ -18,7 +18,7 @@ from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.classification import Classification, open_classification
 from un2clip.evidence.items import Item
-from un2clip.models.clip import Clip
+from un2clip.models.clip import Clip, finite
 
 MODEL: Model = "clip"
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
@@ -42,7 +42,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
         raise UserError(f"{folder} holds no images")
     logits, labels = run_classification(clip.model, classifier, chain([first], batches), device, amp=False)
     types = _types(data.names)
-    correct = (logits.argmax(1) == labels).tolist()
+    correct = (finite(logits, "an image or a class").argmax(1) == labels).tolist()
     items = tuple(
         Item(id=key, type=types[label], value=float(right))
         for key, label, right in zip(ids, labels.tolist(), correct, strict=True)
