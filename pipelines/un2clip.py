@@ -216,6 +216,8 @@ def pipeline(compiled: Compiled) -> GraphComponent:
             scheduled(
                 promote(
                     params=promote_params,
+                    compare=compare_params,
+                    seed=seed,
                     scores=dsl.Collected(evaluated.outputs["scores"]),
                     diffusion_loss=diagnosed.outputs["scores"],
                     encoder=tuned.outputs["encoder"],

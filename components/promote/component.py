@@ -8,6 +8,8 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def promote(
     params: dict,
+    compare: dict,
+    seed: int,
     scores: dsl.Input[list[dsl.Artifact]],
     diffusion_loss: dsl.Input[dsl.Artifact],
     encoder: dsl.Input[dsl.Model],
@@ -21,6 +23,8 @@ def promote(
     run_stage(
         "promote",
         params,
+        compare=compare,
+        seed=seed,
         scores=[diffusion_loss.path, *(each.path for each in scores)],
         encoder=encoder.path,
         report=report.path,

@@ -11,9 +11,9 @@ import warnings
 from pathlib import Path
 
 from un2clip.cli import RENAMED, add_commands
-from un2clip.config import read_params
+from un2clip.config import lookup, read_params
 from un2clip.errors import UserError
-from un2clip.stages import STAGES, get_stage, run_stage
+from un2clip.stages import STAGES, get_stage, run_stage, sections
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
         "--overlay", type=Path, action="append", help="a file of configs/, laid over them; may be repeated"
     )
     for key, parameter in inspect.signature(stage).parameters.items():
-        if key != "params":
+        if key not in ("params", *sections(name)):
             several = "append" if parameter.annotation == list[Path] else "store"
             parser.add_argument(f"--{key}", required=True, action=several)
     return parser
@@ -80,6 +80,7 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
         raise UserError(f"the numbers have no section {name}")
     if "seed" in given:
         given["seed"] = _integer(given["seed"])
+    given |= {key: lookup(params, key, "section of the numbers") for key in sections(name)}
     run_stage(name, params[name], **given)
 
 

@@ -35,7 +35,7 @@ def test_photographs_to_a_report(tiny, tmp_path: Path) -> None:
         run_stage("evaluate", params["evaluate"], benchmark=name, **given, scores=scores / name)
     report = {"scores": [scores], "encoder": encoder, "report": tmp_path / "report"}
     run_stage("compare", params["compare"], seed=0, reconstructions=tmp_path / "pictures", **report)
-    run_stage("promote", params["promote"], **report, decision=tmp_path / "decision")
+    run_stage("promote", params["promote"], compare=params["compare"], seed=0, **report, decision=tmp_path / "decision")
     assert "data:image/png" in (tmp_path / "report/index.html").read_text()
     lineage = json.loads((encoder / "lineage.json").read_text())
     assert lineage["parents"]["shards"] == json.loads((scores / "diffusion_loss/tuned.json").read_text())["data_sha256"]

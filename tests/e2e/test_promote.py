@@ -18,6 +18,7 @@ from un2clip.evidence.units import UNITS
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
+from un2clip.stages.compare import Compare
 from un2clip.stages.promote import Promote, promote
 
 RULES = (
@@ -30,6 +31,7 @@ MODEL = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 TUNED = "visual.class_embedding"  # the tensor in which candidates differ
+HOW = {"compare": Compare(confidence=0.95, resamples=1000), "seed": 10}
 MEAN = [0.5, 0.5, 0.5]
 
 
@@ -73,7 +75,7 @@ class Candidate:
                         "parents": {"shards": "c" * 64, "clip": "a" * 64}, "encoder_sha256": self.sha256,
                         "text_sha256": text_sha256(load_clip(self.encoder).model)}  # fmt: skip
         (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
-        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}
+        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}  # as HOW
         (self.report / "report.json").write_text(json.dumps(made))
         (self.report / "index.html").write_text("<p>")
         self._save("reference", "mmvp_vlm", 100, data)
@@ -100,7 +102,7 @@ class Candidate:
         names = {"scores": [self.scores], "encoder": self.encoder, "report": self.report,
                  "decision": self.report.parent / "decision"}  # fmt: skip
         with tracking.stage_run("promote", params={}, names=names):
-            promote(params, **names)
+            promote(params, **HOW, **names)
         return json.loads((names["decision"] / "decision.json").read_text())
 
 
@@ -341,6 +343,16 @@ def test_a_text_tower_of_another_than_the_champions_is_refused(registry, candida
     assert all(rule["passed"] for rule in decision["rules"]) and not decision["passed"]
     assert "is not that of version 1, the champion" in decision["objections"][0]
     assert registry.aliases() == {"challenger": "2", "champion": "1"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("confidence", -1.0), ("resamples", 1), ("resamples", 10**12), ("seed", 3)])
+def test_a_report_of_other_intervals_is_refused(registry, candidate, key, value):
+    """The numbers say how sure the gate must be, and not a file beside the scores."""
+    made = candidate("a", detail=160)
+    report = json.loads((made.report / "report.json").read_text())
+    (made.report / "report.json").write_text(json.dumps(report | {key: value}))
+    with pytest.raises(UserError, match=rf"made with {key} {value}, not .* as the numbers say; run `compare` again"):
+        made.promote(registry)
 
 
 def test_the_repositorys_own_rules_are_valid():

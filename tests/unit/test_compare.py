@@ -192,7 +192,13 @@ def test_missing_inputs_are_named(world):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"), [({"confidence": 95.0}, "confidence must be"), ({"resamples": 1}, "resamples must be")]
+    ("changes", "says"),
+    [
+        ({"confidence": 95.0}, "confidence must be"),
+        ({"confidence": -1.0}, "confidence must be"),
+        ({"resamples": 1}, "resamples must be"),
+        ({"resamples": 10**12}, "resamples must be"),
+    ],
 )
 def test_parameters_have_ranges(changes, says):
     """95 is not a confidence of 95 %."""

@@ -15,7 +15,7 @@ from dvc.repo import Repo
 
 from pipelines import resources
 from un2clip.config import read_files
-from un2clip.stages import STAGES, get_stage
+from un2clip.stages import STAGES, get_stage, sections
 
 ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -149,7 +149,7 @@ def test_one_name_in_four_places(stage: str) -> None:
             for name in kind
         }
         - EXTRA.get(stage, set()),
-        "dvc.yaml": {"params", *flags(stage)},
+        "dvc.yaml": {"params", *flags(stage), *sections(stage)},
         "function": set(inspect.signature(get_stage(stage)).parameters),
     }
     assert all(names == places["function"] for names in places.values()), places
@@ -173,7 +173,7 @@ def test_types_are_the_same(stage: str) -> None:
     """A path of the stage is an artifact, a list of paths a list of artifacts, a number or word a parameter."""
     hints, spec = get_type_hints(get_stage(stage)), component_of(stage)
     for name, each in {**spec.inputs, **spec.outputs}.items():
-        if name == "params" or name in EXTRA.get(stage, set()):
+        if name in ("params", *sections(stage)) or name in EXTRA.get(stage, set()):
             continue
         listed = each.is_artifact_list
         kind = each.type if not each.type.startswith("system.") else "list" if listed else "path"
@@ -186,16 +186,18 @@ def test_each_stage_gets_its_own_section() -> None:
         if stage in resources.EXTRAS:
             continue
         assert parameters["params"] == f"{stage}_params"
+        assert all(parameters[name] == f"{name}_params" for name in sections(stage))
         for name in {"seed", "method", "device", "checkpoints"} & set(parameters):
             assert parameters[name] == name
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_notices_a_change_of_a_stages_section(stage: str) -> None:
-    """A stage lists its own section and no other, in each file that holds a part of it."""
-    holding = [name for name, content in read_files(ROOT / "params.yaml").items() if stage in content]
+    """A stage lists its own section and those it takes beside it, in each file that holds a part of them."""
+    files = read_files(ROOT / "params.yaml").items()
+    wanted = [{name: [key]} for key in (stage, *sections(stage)) for name, content in files if key in content]
     listed = [each if isinstance(each, dict) else {"params.yaml": [each]} for each in DVC[stage]["params"]]
-    assert holding and listed == [{name: [stage]} for name in holding]
+    assert wanted and listed == wanted
 
 
 def test_a_folder_on_the_volume_reaches_its_stage() -> None:

@@ -1,14 +1,15 @@
 """The stages of the pipeline, and the one way to run them.
 
-A stage is `stage(params, *, names...) -> None`. Its keyword names are its inputs and outputs: paths, or a
-word such as a seed or a method. It reads no environment, no params.yaml and no global, and writes only
-below its outputs; the same inputs give the same bytes on CPU. The shell, DVC and Kubeflow all come
-through `run_stage` and differ only in who supplies the names.
+A stage is `stage(params, *, names...) -> None`. Its keyword names are its inputs and outputs: paths, a word such
+as a seed or a method, or another stage's section of the numbers, under that stage's name. It reads no environment,
+no params.yaml and no global, and writes only below its outputs; the same inputs give the same bytes on CPU. The
+shell, DVC and Kubeflow all come through `run_stage` and differ only in who supplies the names.
 """
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -54,6 +55,12 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
 def stage_params(name: str, params: Mapping[str, Any]) -> Any:
     """The stage's own dataclass from its section of params.yaml, read strictly."""
     return build(get_type_hints(get_stage(name))["params"], params, name)
+
+
+def sections(name: str) -> list[str]:
+    """Names of the other sections of the numbers that a stage takes; their values come from there, not from a flag."""
+    hints = get_type_hints(get_stage(name))
+    return [key for key in inspect.signature(get_stage(name)).parameters if key in STAGES and is_dataclass(hints[key])]
 
 
 def _argument(hint: Any, value: Any, name: str) -> Any:

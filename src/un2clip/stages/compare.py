@@ -23,8 +23,8 @@ class Compare:
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1.0:
             raise ValueError(f"confidence must be at least 0.5 and below 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
+        if not 100 <= self.resamples <= 10_000_000:  # beyond it a bound gains no digit, and an hour is lost
+            raise ValueError(f"resamples must be from 100 to 10 million, got {self.resamples}")
 
 
 def compare(

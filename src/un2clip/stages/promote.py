@@ -16,6 +16,7 @@ from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import clip_files, encoder_sha256
 from un2clip.models.loading import check_loads
 from un2clip.models.registry import EVIDENCE, FILES, Registry, Version, check_name
+from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
 
@@ -26,7 +27,7 @@ class Promote:
     Attributes:
         registered_model: name in the MLflow registry.
         champion: manual (a person moves the alias) or auto (it moves when the gate passes).
-        rules: what the gate asks for; the intervals are made as in the report.
+        rules: what the gate asks for; the intervals are made by the section `compare`.
     """
 
     registered_model: str
@@ -57,7 +58,16 @@ class Champion:
     text_sha256: str
 
 
-def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path, decision: Path) -> None:
+def promote(
+    params: Promote,
+    *,
+    compare: Compare,
+    seed: int,
+    scores: list[Path],
+    encoder: Path,
+    report: Path,
+    decision: Path,
+) -> None:
     """Write decision/decision.json and register the encoder.
 
     Without a tracked run around it (UN2CLIP_TRACKING=off, or a plain call) the decision is written and
@@ -65,9 +75,11 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
 
     Args:
         params: name of the model, rules, who moves the champion's alias.
+        compare: how intervals are made: the numbers' own section, for the report is only a file.
+        seed: of the bootstrap.
         scores: folders with the scores files of both encoders.
         encoder: the tuned checkpoint.
-        report: what `compare` wrote about it; says how intervals are made.
+        report: what `compare` wrote about it, with the same intervals.
         decision: output folder.
 
     Raises:
@@ -84,11 +96,14 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     if found != lineage["encoder_sha256"]:
         raise UserError(f"{encoder} holds weights {found[:12]}, its lineage.json says {lineage['encoder_sha256'][:12]}")
     check_loads(encoder, lineage["text_sha256"])
-    made = read_json(report / "report.json", ("encoder_sha256", "confidence", "resamples", "seed"), "compare")
+    interval = {"confidence": compare.confidence, "resamples": compare.resamples, "seed": seed}
+    made = read_json(report / "report.json", ("encoder_sha256", *interval), "compare")
     if made["encoder_sha256"] != found:
         raise UserError(
             f"{report} is about encoder {made['encoder_sha256'][:12]}, not {found[:12]}; run `compare` again"
         )
+    if differs := [f"{key} {made[key]}, not {value}" for key, value in interval.items() if made[key] != value]:
+        raise UserError(f"{report} was made with {' and '.join(differs)} as the numbers say; run `compare` again")
     pairs = tuned_pairs(scores, lineage)
     for _, tuned in pairs:
         if tuned.benchmark in [rule.benchmark for rule in params.rules] and (reason := never_a_rule(tuned)):
@@ -97,7 +112,6 @@ def promote(params: Promote, *, scores: list[Path], encoder: Path, report: Path,
     registry = Registry(params.registered_model) if run_id else None
     with store.as_user_error():
         champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
-    interval = {key: made[key] for key in ("confidence", "resamples", "seed")}
     judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
     judged = dataclasses.replace(judged, objections=_objections(champion, lineage["text_sha256"]))
     content: dict[str, Any] = {
