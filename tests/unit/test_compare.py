@@ -99,9 +99,10 @@ def test_a_loss_that_rises_is_worse(world):
 
 
 def test_miou_has_its_own_words(world):
-    """Two images, sky 10 of 20 to 16 of 20 and cat 5 of 10 to none of 10: 50 becomes 40 %, and n counts images."""
-    for role, sky, cat in (("reference", 5, 5), ("tuned", 8, 0)):
-        rows = [("1", "sky", sky, 10), ("2", "sky", sky, 10), ("2", "cat", cat, 10)]
+    """Two images, sky 10 of 20 to 16 of 20 and cat 5 of 10 to none of 9: 50 becomes 40 %, and n counts images."""
+    before = [("1", "sky", 5, 10), ("2", "sky", 5, 10), ("2", "cat", 5, 10)]
+    after = [("1", "sky", 7, 8), ("2", "sky", 9, 12), ("2", "cat", 0, 9)]  # as many pixels in all
+    for role, rows in (("reference", before), ("tuned", after)):
         items = tuple(Item(id=f"{i}@{c}", type=c, value=float(inside), of=float(union)) for i, c, inside, union in rows)
         Scores(benchmark="segmentation-voc20", role=role, method="un2clip", unit="mIoU", protocol="clearclip",
                data_sha256="d", encoder_sha256=SHA[role], items=items,

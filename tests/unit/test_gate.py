@@ -136,11 +136,13 @@ def test_a_rule_needs_a_number(bound):
 
 
 def test_miou_is_judged_by_image(tmp_path):
-    """Other classes are predicted, so the items differ; the images are the same. 20 to 40 of 80 pixels everywhere."""
+    """Other classes are predicted, so the items differ; the images, of 150 pixels, are the same."""
 
     def scores(who: str, inside: float, classes: list[str], images: int = 30) -> dict[str, Scores]:
         items = tuple(
-            Item(id=f"{i}@{name}", type=name, value=inside + i % 3, of=80.0) for i in range(images) for name in classes
+            Item(id=f"{i}@{name}", type=name, value=inside + i % 3, of=300 / len(classes) - inside - i % 3)
+            for i in range(images)
+            for name in classes
         )
         made = Scores(benchmark="segmentation", role="tuned", method="m", unit="mIoU", protocol="p", data_sha256="d",
                       encoder_sha256="e", items=items)  # fmt: skip
@@ -150,8 +152,8 @@ def test_miou_is_judged_by_image(tmp_path):
     rules = (Rule(benchmark="segmentation", gain_above=0.0, data_sha256=""),)
     champion = scores("champion", 20.0, ["sky", "cat", "dog"])
     better = decide(champion, scores("better", 40.0, ["sky", "cat"]), rules, **HOW)
-    assert better.passed and better.findings[0].gain.mean == pytest.approx(25.0)
-    assert "gained 25 points over 30 samples" in better.findings[0].sentence
+    assert better.passed and better.findings[0].gain.mean == pytest.approx(100 * (1230 / 3270 - 630 / 2370))
+    assert "gained 11.03 points over 30 samples" in better.findings[0].sentence
     assert not decide(champion, scores("worse", 15.0, ["sky", "cat"]), rules, **HOW).passed
     fewer = decide(champion, scores("fewer", 40.0, ["sky"], images=29), rules, **HOW)
     assert not fewer.passed and "cannot be judged: the images differ" in fewer.findings[0].sentence

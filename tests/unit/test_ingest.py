@@ -351,9 +351,10 @@ def test_a_tar_cut_anywhere_keeps_what_is_whole(tmp_path: Path) -> None:
         (lambda tar: b"", "empty file"),
         (lambda tar: zlib.compress(tar), "ReadError"),
         (lambda tar: tar + tar, "more data after the end mark"),
+        (lambda tar: tar + bytes(20_000), "a lost tail"),
         (lambda tar: tar.replace(b"b.png\0", b"B.png\0"), "broken header at byte"),
     ],
-    ids=["page", "empty", "compressed", "two in one", "broken header"],
+    ids=["page", "empty", "compressed", "two in one", "zeros", "broken header"],
 )
 def test_a_damaged_tar_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, what: str) -> None:
     """What cannot be read of a tar is named in the index and on the screen, and costs no other tar."""

@@ -155,11 +155,29 @@ def test_only_miou_stores_what_a_value_is_out_of(tmp_path):
         (lambda: miou("tuned", [("1", "sky", -1, 2)]), "within a union"),
         (lambda: miou("tuned", [("1", "sky", 0, 0)]), "within a union"),
         (lambda: miou("tuned", [("1", "sky", math.nan, 2)]), "within a union"),
+        (lambda: miou("tuned", [("1", "sky", 1.5, 2)]), "whole numbers of pixels"),
+        (lambda: make([("1", "a", -0.5)], unit="mse"), "at least 0 and finite"),
+        (lambda: make([("1", "a", -math.inf)], unit="mse"), "at least 0 and finite"),
+        (lambda: make([("1", "a", math.inf)], unit="mse"), "at least 0 and finite"),
+        (lambda: make([("1", "a", -math.inf)]), "between 0 and 1"),
         (lambda: miou("tuned", [("1", "a@b", 1, 2)]), "image@class"),
         (lambda: make(items=(Item(id="1", type="a", value=1.0, of=2.0),)), "out of 1"),
         (lambda: make(protocol="one\ntwo"), "one line"),
     ],
-    ids=["more than the union", "negative", "empty union", "nan", "@ in a class", "of in %", "lines"],
+    ids=[
+        "more than the union",
+        "negative",
+        "empty union",
+        "nan",
+        "half a pixel",
+        "negative error",
+        "-inf",
+        "inf",
+        "-inf in %",
+        "@ in a class",
+        "of in %",
+        "lines",
+    ],
 )
 def test_what_a_unit_does_not_have_is_refused(broken, says):
     """A count that cannot be is stopped where it is made, not in a table."""
@@ -169,8 +187,21 @@ def test_what_a_unit_does_not_have_is_refused(broken, says):
 
 def test_miou_needs_the_same_images_not_the_same_items():
     """Which classes an image has a union for depends on the prediction; which images there are does not."""
-    assert mismatch(miou("reference"), miou("tuned")) is None
-    assert mismatch(miou("reference"), miou("tuned", MIOU["tuned"][:-2])) == "the images differ"
+    before = miou("reference", [("1", "sky", 6, 8), ("1", "cat", 0, 6), ("2", "sky", 1, 3)])
+    rows = [("1", "sky", 8, 12), ("2", "sky", 0, 2), ("2", "dog", 0, 2)]
+    assert mismatch(before, miou("tuned", rows)) is None
+    assert mismatch(before, miou("tuned", rows[:1])) == "the images differ"
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_class_of_miou_that_was_dropped_is_seen(image):
+    """Without its worst class an encoder gains; labels and predictions cover every pixel, so the totals differ."""
+    before = [("1", "sky", 6, 8), ("1", "cat", 0, 6), ("2", "sky", 4, 4), ("2", "cat", 0, 0)][:3]
+    after = [("1", "sky", 8, 8), ("1", "cat", 0, 4), ("2", "sky", 2, 4), ("2", "cat", 0, 2)]
+    assert mismatch(miou("reference", before), miou("tuned", after)) is None
+    del after[1 + 2 * image]
+    reason = mismatch(miou("reference", before), miou("tuned", after))
+    assert reason == f"items are missing or were added: the totals of 1 images differ (first: {image + 1})"
 
 
 def test_collects_from_a_parent_folder_and_from_a_list_alike(tmp_path):

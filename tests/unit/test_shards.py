@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import math
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +166,31 @@ def test_a_broken_index_is_an_error_with_its_name(tmp_path: Path, broken: str) -
     """Whatever is in the file, the message names it and the fix."""
     (tmp_path / INDEX).write_text(broken)
     with pytest.raises(UserError, match=f"{INDEX}.*un2clip ingest"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            lambda content: content["splits"]["train"][0].update(samples=-math.inf),
+            "samples of 00000.tar must be a whole",
+        ),
+        (lambda content: content["splits"]["train"][0].update(samples=-3), "samples of 00000.tar must be a whole"),
+        (lambda content: content["splits"]["train"][0].update(samples=2.5), "samples of 00000.tar must be a whole"),
+        (lambda content: content.update(kept=4), "kept is 4, but its shards and rejects add up to 3"),
+        (lambda content: content.update(samples={"train": 4}), "samples is"),
+        (lambda content: content["rejected"].update({"two images": 1}), "read is 5, but its shards and rejects add up"),
+    ],
+    ids=["-inf", "negative", "half", "kept", "of a split", "rejects"],
+)
+def test_an_index_whose_totals_do_not_add_up_is_an_error(tmp_path: Path, edit: Any, says: str) -> None:
+    """Numbers that no data set has, or that disagree with each other, are named."""
+    index_of(tmp_path, "train", write_shards(tmp_path / "train", map(encoded, range(3)), samples_per_shard=3))
+    content = json.loads((tmp_path / INDEX).read_text())
+    edit(content)
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"cannot read .*{says}.*run `un2clip ingest` to make it"):
         read_index(tmp_path)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 
+from un2clip.datasets.random_access import locate
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import zeroshot
 from un2clip.models.clip import load_clip
@@ -188,6 +189,17 @@ def test_a_broken_sample_is_named(run, copy, members, message):
     write_tar(folder / "test/0.tar", members)
     with pytest.raises(UserError, match=message):
         run(folder)
+
+
+def test_a_tail_of_zeros_is_a_damaged_tar(run, copy):
+    """As a download that broke off leaves it in a file that has its size already: 29 of 36 images would be a set."""
+    tar = copy("z") / "test/0.tar"
+    keys = list(dict.fromkeys(location.key for location in locate(tar, ("cls",))))
+    tail = next(each.offset for each in locate(tar, ("cls", "png")) if each.key == keys[29]) - tarfile.BLOCKSIZE
+    data = tar.read_bytes()
+    tar.write_bytes(data[:tail] + bytes(len(data) - tail))
+    with pytest.raises(UserError, match="0.tar is damaged, get it again: .* bytes of zeros from byte"):
+        run(tar.parents[1])
 
 
 def test_a_set_that_is_not_whole_is_refused(run, copy):

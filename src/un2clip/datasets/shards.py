@@ -55,6 +55,12 @@ class Shard:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        for name in ("samples", "bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} of {self.name} must be a whole number of at least 0, got {value!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
@@ -87,9 +93,12 @@ class Index:
 
     def save(self, shards: Path) -> None:
         """Write `index.json` into the folder: the totals first, for a reader."""
-        totals = {"read": self.read, "kept": self.kept, "rejected_total": self.read - self.kept}
-        counts = {"samples": {split: self.count(split) for split in self.splits}}
-        (shards / INDEX).write_text(json.dumps(totals | counts | dataclasses.asdict(self), indent=1) + "\n")
+        (shards / INDEX).write_text(json.dumps(self.totals() | dataclasses.asdict(self), indent=1) + "\n")
+
+    def totals(self) -> dict[str, Any]:
+        """What follows from the rest, and stands in the file all the same."""
+        counts = {split: self.count(split) for split in self.splits}
+        return {"read": self.read, "kept": self.kept, "rejected_total": self.read - self.kept, "samples": counts}
 
 
 def read_index(shards: Path) -> Index:
@@ -105,6 +114,9 @@ def read_index(shards: Path) -> Index:
             split: tuple(Shard(**shard) for shard in listed) for split, listed in content["splits"].items()
         }
         index = Index(**{field.name: content[field.name] for field in dataclasses.fields(Index)})
+        for name, total in index.totals().items():
+            if content.get(name, total) != total:
+                raise ValueError(f"{name} is {content[name]}, but its shards and rejects add up to {total}")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(f"cannot read {path} ({what}); run `un2clip ingest` to make it") from None

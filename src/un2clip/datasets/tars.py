@@ -21,6 +21,8 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 #: All extensions whose content is kept: images, captions, metadata, and the class of a labelled image.
 _CONTENTS = (*IMAGE_EXTENSIONS, "txt", "json", "cls")
 _BLOCK_BYTES = 1 << 20
+#: An end mark is two blocks of zeros, and tar fills up its last record of 20 blocks with more.
+_MOST_ZEROS = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
 #: What `tarfile` raises on broken headers. RecursionError: a chain of extended headers a thousand long.
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, MemoryError)
 
@@ -147,10 +149,17 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, group: Group) -> byt
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    """After its last member a tar has zeros and nothing else; `tarfile` takes anything for the end."""
+    """After its last member a tar has a few zeros and nothing else; `tarfile` takes anything for the end.
+
+    A disk or a download that lost the tail of a file often leaves zeros in its place.
+    """
     file.seek(offset)
     if (block := file.read(tarfile.BLOCKSIZE)) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"{'broken header' if block else 'no end mark'} at byte {offset}")
+    zeros = len(block)
     while block := file.read(_BLOCK_BYTES):
+        zeros += len(block)
         if block.strip(tarfile.NUL):
             raise tarfile.ReadError(f"more data after the end mark at byte {offset}, which is not read")
+    if zeros > _MOST_ZEROS:
+        raise tarfile.ReadError(f"{zeros} bytes of zeros from byte {offset} on, more than an end mark: a lost tail")

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,10 +172,21 @@ def mismatch(before: Scores, after: Scores) -> str | None:
             return f"the {unit.counts} differ"
     elif [(item.id, item.type) for item in before.items] != [(item.id, item.type) for item in after.items]:
         return "the items differ"
+    if unit.total is not None and (differ := _differing_totals(before, after, unit.total)):
+        return f"items are missing or were added: the totals of {len(differ)} {unit.counts} differ (first: {differ[0]})"
     for scores in (before, after):
         if broken := [item.id for item in scores.items if not math.isfinite(item.value)]:
             return f"{len(broken)} of {scores.n} outcomes are not finite (first: item {broken[0]} of {scores.method})"
     return None
+
+
+def _differing_totals(before: Scores, after: Scores, total: Callable[[Item], float]) -> list[str]:
+    """The samples in which two encoders' items add up to different totals (whole numbers, so sums are exact)."""
+    sums: dict[str, float] = defaultdict(float)
+    for sign, scores in ((1.0, after), (-1.0, before)):
+        for item in scores.items:
+            sums[item.sample] += sign * total(item)
+    return [sample for sample, difference in sums.items() if difference]
 
 
 def _summary(per_type: dict[str, dict[str, float]]) -> list[object]:

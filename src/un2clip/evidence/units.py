@@ -25,6 +25,8 @@ class Unit:
         aggregate: how items become a score; None for a number of the whole set, such as FID.
         complaint: item -> what is wrong with it, "" if nothing is.
         out_of: whether an item says what its value is out of; elsewhere that is 1, and not in the file.
+        total: item -> what it adds to a total that a sample has whatever the encoder; None where there is none.
+            Scores whose totals differ miss items, or have items that nobody measured.
         paired: whether two encoders must have the same items; elsewhere, items of the same samples.
         right_or_wrong: whether an item is right (1) or wrong (0) and all weigh alike, as McNemar's test asks, and what
             one item is worth.
@@ -44,6 +46,7 @@ class Unit:
     aggregate: Aggregate | None
     complaint: Callable[[Item], str]
     out_of: bool
+    total: Callable[[Item], float] | None
     paired: bool
     right_or_wrong: bool
 
@@ -69,10 +72,17 @@ def _share(item: Item) -> str:
     return "outcomes in % must be between 0 and 1" if item.value < 0.0 or item.value > 1.0 else ""
 
 
+def _squared_error(item: Item) -> str:
+    """NaN is the outcome of a model that failed, and compared with nothing; less than 0 is no square."""
+    return "a squared error must be at least 0 and finite" if item.value < 0.0 or item.value == math.inf else ""
+
+
 def _overlap(item: Item) -> str:
     """One class in one image: value the pixels of the intersection, `of` those of the union, which is not 0."""
     if not 0.0 <= item.value <= item.of < math.inf or not item.of:
         return "an intersection must be within a union that is not empty"
+    if not (item.value.is_integer() and item.of.is_integer()):
+        return "intersection and union are whole numbers of pixels"
     return "" if item.id == f"{item.sample}@{item.type}" else "ids in mIoU must be image@class, with no @ in the class"
 
 
@@ -94,6 +104,7 @@ UNITS: dict[str, Unit] = {
             aggregate=Mean(),
             complaint=_share,
             out_of=False,
+            total=None,
             paired=True,
             right_or_wrong=True,
         ),
@@ -110,8 +121,9 @@ UNITS: dict[str, Unit] = {
             study_digits=3,
             lower_is_better=True,
             aggregate=Mean(),
-            complaint=lambda item: "",
+            complaint=_squared_error,
             out_of=False,
+            total=None,
             paired=True,
             right_or_wrong=False,
         ),
@@ -131,6 +143,8 @@ UNITS: dict[str, Unit] = {
             aggregate=MeanOverTypes(),
             complaint=_overlap,
             out_of=True,
+            # labels and predictions each cover the image: over its classes, intersection + union is twice its pixels
+            total=lambda item: item.value + item.of,
             paired=False,  # which classes have a union in an image depends on the prediction
             right_or_wrong=False,
         ),
