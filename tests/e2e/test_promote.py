@@ -345,6 +345,23 @@ def test_a_text_tower_of_another_than_the_champions_is_refused(registry, candida
     assert registry.aliases() == {"challenger": "2", "champion": "1"}
 
 
+def test_scores_that_no_evaluation_found_are_refused(registry, candidate):
+    """The file agrees with itself, and not with the hash that its run kept; what was never tracked is believed."""
+    made = candidate("a", detail=160)
+    folder = made.scores / "mmvp_vlm"
+    kept = {path: path.read_text() for path in folder.glob("*.json")}
+    for path in kept:
+        path.unlink()
+    with tracking.stage_run("evaluate", params={}, names={"benchmark": "mmvp_vlm", "scores": folder}):
+        for path, text in kept.items():
+            path.write_text(text)
+    made._save("tuned", "mmvp_vlm", 300, "d")
+    with pytest.raises(UserError, match=r"mmvp_vlm \(tuned\) is not what any evaluation of encoder .* found"):
+        made.promote(registry)
+    made._save("tuned", "mmvp_vlm", 160, "d")
+    assert made.promote(registry)["passed"]
+
+
 @pytest.mark.parametrize(("key", "value"), [("confidence", -1.0), ("resamples", 1), ("resamples", 10**12), ("seed", 3)])
 def test_a_report_of_other_intervals_is_refused(registry, candidate, key, value):
     """The numbers say how sure the gate must be, and not a file beside the scores."""

@@ -5,6 +5,7 @@ of a path, and it keeps the items, so that two encoders can be compared pair by 
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections import defaultdict
@@ -90,12 +91,20 @@ class Scores:
         per_type = {name: {"score": score, "n": n} for name, (score, n) in self.per_type().items()}
         return fields | {"n": self.n, "score": self.score, "per_type": per_type}
 
+    @property
+    def sha256(self) -> str:
+        """Hash of all that the file says: every outcome, and of which encoder on which data."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write JSON: the summary first, then the items."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._text())
+
+    def _text(self) -> str:
         names = ("id", "type", "value", "of") if get_unit(self.unit).out_of else ("id", "type", "value")
         content = self.summary() | {"items": [{name: getattr(item, name) for name in names} for item in self.items]}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        return json.dumps(content, indent=1) + "\n"
 
 
 #: The fields that a scores file has as they are.

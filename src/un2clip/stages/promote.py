@@ -96,7 +96,7 @@ def promote(
     if found != lineage["encoder_sha256"]:
         raise UserError(f"{encoder} holds weights {found[:12]}, its lineage.json says {lineage['encoder_sha256'][:12]}")
     check_loads(encoder, lineage["text_sha256"])
-    interval = {"confidence": compare.confidence, "resamples": compare.resamples, "seed": seed}
+    interval: dict[str, Any] = {"confidence": compare.confidence, "resamples": compare.resamples, "seed": seed}
     made = read_json(report / "report.json", ("encoder_sha256", *interval), "compare")
     if made["encoder_sha256"] != found:
         raise UserError(
@@ -111,6 +111,9 @@ def promote(
     run_id = tracking.active_run()
     registry = Registry(params.registered_model) if run_id else None
     with store.as_user_error():
+        if registry:
+            for each in (scores for pair in pairs for scores in pair):
+                store.check_measured(registry.client, each)
         champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
     judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
     judged = dataclasses.replace(judged, objections=_objections(champion, lineage["text_sha256"]))

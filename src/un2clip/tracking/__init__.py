@@ -16,6 +16,7 @@ from un2clip.config import flatten
 from un2clip.datasets.shards import digest
 from un2clip.errors import Stopped, UserError, reason, without_password
 from un2clip.evidence.scores import ROLES, load_scores
+from un2clip.tracking import store
 from un2clip.tracking.results import Result, read_history, result_files
 from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, stage_runs
 
@@ -176,6 +177,8 @@ class _StageRun(_Live):
             for run_id in (self.run_id, self.parent_id):
                 self.client.log_metric(run_id, f"{scores.benchmark}/{scores.role}", scores.score)
                 self.client.log_metric(run_id, f"{scores.benchmark}/n", scores.n)
+            for name, value in store.scores_tags(scores).items():
+                self.client.set_tag(self.run_id, name, value)
         self.client.log_artifact(self.run_id, str(path), result.folder)
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:

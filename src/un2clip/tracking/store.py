@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from un2clip.evidence.scores import Scores
+
 EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
 
@@ -91,6 +93,30 @@ def stage_runs(client: "MlflowClient", parent_id: str) -> list["Run"]:
     """The runs of a parent's stages, the oldest first."""
     wanted = f"tags.`mlflow.parentRunId` = '{parent_id}'"
     return list(client.search_runs([experiment(client)], wanted, order_by=["attributes.start_time ASC"]))
+
+
+def scores_tags(scores: "Scores") -> dict[str, str]:
+    """What a run that measured is tagged with: the hash of what it found, and of the encoder it found it for."""
+    place = f"{scores.benchmark}.{scores.role}"
+    return {f"un2clip.scores.{place}": scores.sha256, f"un2clip.encoder.{place}": scores.encoder_sha256}
+
+
+def check_measured(client: "MlflowClient", scores: "Scores") -> None:
+    """Hold scores against the runs that measured this encoder on this benchmark, where there are any.
+
+    Raises:
+        UserError: there are, and none of them found these outcomes: the file was written by something else.
+    """
+    (found, sha256), (encoder, encoder_sha256) = scores_tags(scores).items()
+
+    def runs(wanted: str) -> list["Run"]:
+        return list(client.search_runs([experiment(client)], wanted, max_results=1))
+
+    if not runs(f"tags.`{found}` = '{sha256}'") and runs(f"tags.`{encoder}` = '{encoder_sha256}'"):
+        raise UserError(
+            f"{scores.benchmark} ({scores.role}) is not what any evaluation of encoder {encoder_sha256[:12]} found, by "
+            "the hashes in their runs; run its evaluation again"
+        )
 
 
 def run_key() -> str:
