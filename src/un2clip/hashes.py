@@ -1,5 +1,6 @@
 """SHA-256 of files and tensors: what is pinned, locked, or written with a score."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,17 @@ def file_sha256(path: Path) -> str:
     """Hash of one file's content, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256_once(path: Path) -> str:
+    """The same, but a file that has not changed since (size, time) is read once a process."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 def folder_sha256(folder: Path) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from un2clip.config import merge
 from un2clip.datasets import loader
-from un2clip.datasets.latents import open_latents
+from un2clip.datasets.latents import latents_sha256, made_of, open_latents
 from un2clip.decoders import load_generator
 from un2clip.errors import UserError
 from un2clip.stages import run_stage
@@ -89,6 +89,41 @@ def test_another_vae_or_other_shards_are_refused(tiny, tmp_path) -> None:
     next((tmp_path / "l/heldout").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="has no latents of heldout/00000.tar; run `un2clip latents` again"):
         open_latents(tmp_path / "l", tiny.shards, generator.vae_sha256())
+
+
+def rewritten(path: Path, change) -> None:
+    """Write a file of the cache again with other latents and the same description."""
+    description = {"made_of": made_of(path)}
+    save_file({"latents": change(load_file(path)["latents"]).contiguous()}, path, metadata=description)
+
+
+def test_latents_that_nobody_made_are_refused(tiny, tmp_path) -> None:
+    """Negated, or those of another file under this one's name: neither is trained on, and `latents` mends both."""
+    made = shutil.copytree(tiny.latents, tmp_path / "l")
+    files = sorted((made / "train").glob("*.safetensors"))
+    first, second = files[:2]
+    before = first.read_bytes()
+    for path in files:
+        rewritten(path, torch.neg)
+    with pytest.raises(UserError, match=r"train/0000\d.safetensors is not what `un2clip latents` wrote"):
+        finetune(tiny, made, tmp_path / "a")
+    shutil.copy(second, first)
+    with pytest.raises(UserError, match=r"train/00000.safetensors is of another VAE or another shard"):
+        finetune(tiny, made, tmp_path / "a")
+    encode(tiny, made)
+    assert first.read_bytes() == before
+    rewritten(first, torch.neg)
+    encode(tiny, made)
+    assert first.read_bytes() == before
+
+
+def test_the_lineage_has_the_hash_of_the_latents(tiny, tmp_path) -> None:
+    """float16 files are other latents, and a training without a cache has none."""
+    finetune(tiny, tiny.latents, tmp_path / "a")
+    finetune(tiny, encode(tiny, tmp_path / "half", dtype="float16"), tmp_path / "b")
+    finetune(tiny, encode(tiny, tmp_path / "none", cache=False), tmp_path / "c")
+    found = [json.loads((tmp_path / name / "lineage.json").read_text())["parents"].get("latents") for name in "abc"]
+    assert found == [latents_sha256(tiny.latents), latents_sha256(tmp_path / "half"), None] and found[0] != found[1]
 
 
 def test_a_phase_of_another_size_encodes_its_own_latents(tiny, tmp_path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from un2clip import hashes
 from un2clip.datasets import loader
 from un2clip.datasets.random_access import locate, read_image
-from un2clip.datasets.shards import read_index, samples
+from un2clip.datasets.shards import INDEX, read_index, samples
 from un2clip.errors import UserError
+from un2clip.hashes import file_sha256
 from un2clip.models.clip import load_clip
 
 SIZES = [5, 1, 7, 3]
@@ -86,6 +88,10 @@ def damaged(tiny, tmp_path) -> Path:
     with second.open("r+b") as file:
         file.seek(third.offset)
         file.write(b"\xff" * 512)
+    text = (tmp_path / "shards" / INDEX).read_text()
+    for tar in (first, second):  # as of data that were so when they were made: otherwise the shard is refused
+        text = text.replace(file_sha256(tiny.shards / "train" / tar.name), file_sha256(tar))
+    (tmp_path / "shards" / INDEX).write_text(text)
     return tmp_path / "shards"
 
 
@@ -101,6 +107,34 @@ def test_what_cannot_be_read_is_marked_and_the_epoch_goes_on(tiny, damaged) -> N
         assert torch.equal(broken[name][broken["valid"]], good[name][broken["valid"]])
     with pytest.raises(UserError, match=r"00000.tar: sample .*; run `un2clip ingest` again"):
         list(loader.strict(loader.read(reader, loader.batched(loader.in_order(whole.sizes), 50), 0)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_with_a_byte_changed_is_refused(tiny, tmp_path, workers: int) -> None:
+    """A picture of the same size and name, with other pixels, would be trained on under the old hash."""
+    shutil.copytree(tiny.shards, tmp_path / "shards")
+    tar = tmp_path / "shards/train/00001.tar"
+    with tar.open("r+b") as file:
+        file.seek(locate(tar)[0].offset + 60)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    reader = open_tiny(tiny, tmp_path / "shards")
+    read = loader.read(reader, loader.batched(loader.in_order(reader.sizes), 50), workers)
+    with pytest.raises(UserError, match=r"^\S*train/00001.tar is not what `un2clip ingest` wrote: its bytes hash to"):
+        list(read)
+    locate.cache_clear()
+
+
+def test_a_shard_is_hashed_once(tiny, monkeypatch) -> None:
+    """Reading 192 samples of three shards hashes three files."""
+    hashed: list[Path] = []
+    monkeypatch.setattr(hashes, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    hashes._file_sha256.cache_clear()
+    reader = open_tiny(tiny)
+    for _ in range(2):
+        list(loader.read(reader, loader.batched(loader.in_order(reader.sizes), 50), 0))
+    assert sorted(hashed) == [reader.folder / shard.name for shard in reader.listed]
 
 
 def test_a_crop_is_by_seed_epoch_and_sample(tiny) -> None:

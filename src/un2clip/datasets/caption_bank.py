@@ -8,7 +8,7 @@ from pathlib import Path
 
 from un2clip.datasets.loader import shuffled
 from un2clip.datasets.random_access import locate, read_bytes
-from un2clip.datasets.shards import read_index
+from un2clip.datasets.shards import check_shard, read_index
 from un2clip.errors import UserError
 
 
@@ -23,6 +23,7 @@ def caption_bank(shards: Path, *, seed: int, size: int) -> list[str]:
     bank: dict[str, None] = {}
     for shard, number, _ in islice(shuffled([each.samples for each in listed], seed), index.count("train")):
         tar = shards / "train" / listed[shard].name
+        check_shard(tar, listed[shard])
         captions = locate(tar, ("txt",))
         try:
             bank[read_bytes(tar, captions[number]).decode(errors="replace")] = None

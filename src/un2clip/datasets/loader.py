@@ -20,7 +20,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import CorruptSample, read_image
-from un2clip.datasets.shards import Shard, read_index
+from un2clip.datasets.shards import Shard, check_shard, read_index
 from un2clip.errors import UserError
 
 View = Callable[[Image.Image], Tensor]
@@ -93,6 +93,7 @@ class Reader(Dataset[Batch]):
 
     def __getitem__(self, index: SampleIndex) -> Batch:
         tar = self.folder / self.listed[index.shard].name
+        check_shard(tar, self.listed[index.shard])
         try:
             key, image = read_image(tar, index.number)
             valid = True
@@ -150,7 +151,11 @@ def batched(indices: Iterator[SampleIndex], batch_size: int, share: slice = slic
 
 
 def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> Iterator[Batch]:
-    """Read batches of indices, by `workers` processes beside this one (0: none), in their order."""
+    """Read batches of indices, by `workers` processes beside this one (0: none), in their order.
+
+    Raises:
+        UserError: a shard or its latents are not those that were made; of a sample that is merely broken, see `strict`.
+    """
     loader: DataLoader[Batch] = DataLoader(
         reader,
         batch_sampler=batches,  # any iterable of lists will do
@@ -158,7 +163,10 @@ def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> 
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:  # from a worker it comes with that process's traceback before it
+        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
 
 
 def strict(batches: Iterator[Batch]) -> Iterator[Batch]:

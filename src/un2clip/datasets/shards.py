@@ -20,6 +20,7 @@ from PIL import Image
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 from un2clip.errors import UserError
+from un2clip.hashes import file_sha256_once
 
 INDEX = "index.json"
 _END = tarfile.NUL * 2 * tarfile.BLOCKSIZE
@@ -126,6 +127,19 @@ def read_index(shards: Path) -> Index:
             if not tar.is_file() or tar.stat().st_size != shard.bytes:
                 raise UserError(f"{tar} is absent or not the {shard.bytes} bytes of {path}; run `un2clip ingest` again")
     return index
+
+
+def check_shard(tar: Path, shard: Shard) -> None:
+    """Hold a shard against its hash in the index, at its first read in this process.
+
+    Raises:
+        UserError: its bytes are others: what is read from it would carry the name of other data.
+    """
+    if (found := file_sha256_once(tar)) != shard.sha256:
+        raise UserError(
+            f"{tar} is not what `un2clip ingest` wrote: its bytes hash to {found[:12]}, {INDEX} says "
+            f"{shard.sha256[:12]}; get it again, or run `un2clip ingest` again"
+        )
 
 
 def digest(shards: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from un2clip import devices, tracking
 from un2clip.datasets import loader
 from un2clip.datasets.caption_bank import caption_bank
-from un2clip.datasets.latents import CachedLatents, open_latents, vae_of
+from un2clip.datasets.latents import CachedLatents, latents_sha256, open_latents, vae_of
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
@@ -114,6 +114,8 @@ def _finetune(job: Job, device: torch.device) -> None:
         "clip": encoder_sha256(job.backbones / "clip"),  # as its scores say it
         "generator": tensors_sha256(decoder.state_dict()),
     }
+    if any(_cache(job, decoder, phase) for phase in params.phases_of(row)):
+        parents["latents"] = latents_sha256(job.latents)
     if row.measures_statistics:
         _measure(job, clip, decoder)
     captions = None
@@ -226,7 +228,8 @@ def _measure(job: Job, clip: Clip, decoder: Decoder) -> None:
     view = loader.generator_view(decoder.image_px)
     reader = loader.open_split(job.shards, "train", clip.preprocess, view, cached)
     indices = loader.batched(loader.shuffled(reader.sizes, job.seed), job.params.compute.max_per_device)
-    pixel_values = (batch["pixel_values"] for batch in loader.read(reader, indices, job.params.compute.workers))
+    batches = loader.read(reader, indices, job.params.compute.workers)
+    pixel_values = (batch["pixel_values"][batch["valid"]] for batch in batches)
     decoder.set_statistics(*measure_statistics(clip, pixel_values, at_most=job.params.statistics_images))
 
 

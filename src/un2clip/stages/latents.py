@@ -3,23 +3,21 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.datasets.latents import INDEX, file_of
+from un2clip.datasets.latents import INDEX, MADE_OF, file_of, kept_sha256, made_of
 from un2clip.datasets.shards import read_index
 from un2clip.decoders import load_generator
 from un2clip.devices import pick_device
-
-MADE_OF = "made_of"
+from un2clip.hashes import file_sha256_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +55,14 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
     """
     generator = load_generator(backbones / "unclip", pick_device(device))
     key, index = generator.vae_sha256(), read_index(shards)
-    kept: set[Path] = set()
+    earlier, kept = kept_sha256(latents), set[Path]()
+    content: dict[str, Any] = {"cached": params.cache, "vae_sha256": key, "shards": {}, "sha256": {}}
     for split, listed in index.splits.items() if params.cache else ():
         reader = loader.open_split(shards, split, _no_view, loader.generator_view(generator.image_px))
         for number, shard in enumerate(tqdm(listed, unit="shard", desc=f"latents {split}", mininterval=1)):
-            path = file_of(latents, reader.folder / shard.name)
+            path, name = file_of(latents, reader.folder / shard.name), f"{split}/{shard.name}"
             what = f"{key} {shard.sha256} {params.dtype}"  # one text: safetensors writes several in any order
-            if _described(path) != what:
+            if made_of(path) != what or file_sha256_once(path) != earlier.get(name):
                 samples = (loader.SampleIndex(number, i) for i in range(shard.samples))
                 indices = loader.batched(samples, params.batch_size)
                 batches = loader.strict(loader.read(reader, indices, params.workers))
@@ -73,13 +72,12 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
                 save_file({"latents": encoded.to(getattr(torch, params.dtype))}, partial, metadata={MADE_OF: what})
                 partial.replace(path)
             kept.add(path)
+            content["shards"][name], content["sha256"][name] = shard.sha256, file_sha256_once(path)
+            _write(latents, content)  # after each: a run that is cut off keeps what it made
     for path in [*latents.glob("*/*.safetensors"), *latents.glob("*/*.partial")]:
         if path not in kept:
             path.unlink()  # of a shard that is no more, or of a run that was cut off
-    made = {f"{split}/{shard.name}": shard.sha256 for split, listed in index.splits.items() for shard in listed}
-    latents.mkdir(parents=True, exist_ok=True)
-    content = {"cached": params.cache, "vae_sha256": key, "shards": made if params.cache else {}}
-    (latents / INDEX).write_text(json.dumps(content, indent=1) + "\n")
+    _write(latents, content)
 
 
 def _no_view(image: Image.Image) -> Tensor:
@@ -87,10 +85,8 @@ def _no_view(image: Image.Image) -> Tensor:
     return torch.empty(0)
 
 
-def _described(path: Path) -> str | None:
-    """What a file of the cache says it is made of (VAE, shard, dtype); None where there is none, or it is broken."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(MADE_OF)
-    except (OSError, SafetensorError):
-        return None
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{INDEX}.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(folder / INDEX)
