@@ -12,11 +12,12 @@ from PIL import Image
 
 from un2clip.config import merge
 from un2clip.datasets import loader
+from un2clip.datasets.random_access import locate
 from un2clip.decoders.kinds import load_decoder
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import Evaluate
 from un2clip.evidence.scores import load_scores
-from un2clip.hashes import tensors_sha256
+from un2clip.hashes import file_sha256, tensors_sha256
 from un2clip.methods.building import new_objective, probe
 from un2clip.methods.conditions import CONDITIONS, load_condition
 from un2clip.methods.objective import Reconstruction
@@ -140,6 +141,43 @@ def test_a_row_moves_its_own_parts_and_keeps_them(tiny, tmp_path, monkeypatch, m
     assert tensors_sha256(condition.state_dict()) == after["condition"]
     phases = tiny.section(Finetune, "finetune").phases_of(row)
     assert lineage["complete"] and lineage["steps_done"] == sum(phase.steps for phase in phases)
+
+
+def spoilt(tiny, to: Path, broken: int) -> Path:
+    """The shards with so many images overwritten, as if they had been made so: their hashes agree."""
+    shutil.copytree(tiny.shards, to)
+    text = (to / "index.json").read_text()
+    for tar in sorted((to / "train").glob("*.tar")):
+        sha256, content = file_sha256(tar), bytearray(tar.read_bytes())
+        for location in locate(tar)[:broken]:
+            content[location.offset : location.offset + 8] = bytes(8)
+        tar.write_bytes(content)
+        broken -= len(locate(tar)[:broken])
+        text = text.replace(sha256, file_sha256(tar))
+    (to / "index.json").write_text(text)
+    return to
+
+
+@pytest.mark.parametrize(("broken", "stops"), [(1, False), (190, True)])
+def test_a_training_that_cannot_read_its_images_stops(tiny, tmp_path, broken: int, stops: bool) -> None:
+    """One of 192 is below 1 % and is counted; with two that can be read a training is no training."""
+    section = merge(tiny.params["finetune"], {"phases": {"tune": {"steps": 12}}})
+    names = {"shards": spoilt(tiny, tmp_path / "shards", broken), "backbones": tiny.backbones,
+             "latents": tmp_path / "none", "encoder": tmp_path / "e"}  # fmt: skip
+    (tmp_path / "none").mkdir()
+    none = {"cached": False, "vae_sha256": "", "shards": {}, "sha256": {}}
+    (tmp_path / "none/latents.json").write_text(json.dumps(none))
+    words = {"method": "un2clip", "seed": 3, "device": "cpu", "checkpoints": ""}
+    if stops:
+        with pytest.raises(
+            UserError, match=r"\d+ of the 16 images read so far are unreadable, more than fine"
+        ):
+            run_stage("finetune", section, **words, **names)
+        assert not (tmp_path / "e").exists()
+    else:
+        run_stage("finetune", section, **words, **names)
+        lineage = json.loads((tmp_path / "e/lineage.json").read_text())
+        assert lineage["complete"] and lineage["corrupt"] == 1
 
 
 @pytest.mark.parametrize(("method", "phase", "rate"), [("un2clip", "tune", 1e30), ("genhancer", "genhancer-2", 1e15)])

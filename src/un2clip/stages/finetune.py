@@ -190,6 +190,7 @@ def _train_phases(
             history,
             done=done,
             on_step=tracking.log_metrics,
+            on_read=job.check_read,
             checkpoints=kept,
             saved=saved,
         )

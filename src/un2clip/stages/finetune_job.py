@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from un2clip.config import at_least, lookup
+from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
+from un2clip.errors import UserError
 from un2clip.methods.table import Method, get_method
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
 
@@ -20,6 +22,7 @@ class Finetune:
     Attributes:
         batch_size: images of one optimiser step, of all processes together.
         statistics_images: how many images `align` measures the normaliser on.
+        corrupt_share: of the images read, how many may be unreadable; more stop the training.
         captions: different captions in the bank of the caption-KL anchor, at most.
         anchors: lambda of each anchor, for the methods that have it.
         scratch: shapes of the decoders that begin from scratch.
@@ -29,6 +32,7 @@ class Finetune:
 
     batch_size: int
     statistics_images: int
+    corrupt_share: float
     captions: int
     anchors: dict[str, float]
     scratch: Scratch
@@ -38,6 +42,8 @@ class Finetune:
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "statistics_images")
         at_least(self, 2, "captions")
+        if not 0.0 <= self.corrupt_share < 1.0:
+            raise ValueError(f"corrupt_share must be at least 0 and below 1, got {self.corrupt_share}")
         for name, weight in self.anchors.items():
             if weight < 0:
                 raise ValueError(f"anchors.{name} must be at least 0, got {weight}")
@@ -68,6 +74,21 @@ class Job:
     @property
     def row(self) -> Method:
         return get_method(self.method)
+
+    def check_read(self, corrupt: int, read: int) -> None:
+        """Stop a training that hardly sees its images: `ingest` kept only what can be read, so the rest is damage.
+
+        The share is one of the whole split at least, for the first batch may meet the only broken image there is.
+
+        Raises:
+            UserError: more than `corrupt_share` could not be read.
+        """
+        share = self.params.corrupt_share
+        if corrupt > share * read and corrupt > share * read_index(self.shards).count("train"):
+            raise UserError(
+                f"{corrupt} of the {read} images read so far are unreadable, more than finetune.corrupt_share "
+                f"({share:g}) allows; run `un2clip ingest` again, or look at the disk"
+            )
 
     def state_folder(self, parents: dict[str, str]) -> Path | None:
         """Where the state of this very training is kept: a folder named by all that decides its result."""

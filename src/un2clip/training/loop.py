@@ -42,6 +42,7 @@ def fit(
     *,
     done: int = 0,
     on_step: Callable[[int, Record], None] = lambda step, record: None,
+    on_read: Callable[[int, int], None] = lambda corrupt, read: None,
     checkpoints: Checkpoints | None = None,
     saved: Saved | None = None,
 ) -> None:
@@ -55,6 +56,7 @@ def fit(
             far). A step none of whose samples could be read leaves none, and changes nothing.
         done: steps of the phases before, from which this one's are numbered.
         on_step: called with each step's number, its record, and images_per_s and memory_gib.
+        on_read: called with the corrupt samples so far and with all that were read, before a step is taken.
         checkpoints: where the state is kept.
         saved: a state to go on from.
 
@@ -81,6 +83,7 @@ def fit(
             own = [float(weights.sum()), float(batch["valid"].sum()), float(interruption.wanted)]
             total, valid, stop = distributed.summed(own, device)
             corrupt += b * world - int(valid)
+            on_read(corrupt, (done + step + 1) * b * world)
             sums: dict[str, Tensor] = {}
             replicas.optimizer.zero_grad(set_to_none=True)
             for number in range(phase.noise_samples):
