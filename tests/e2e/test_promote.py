@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import open_clip
@@ -47,7 +48,7 @@ def registry(store, monkeypatch, request):
     for variable in ("MLFLOW_TRACKING_URI", "UN2CLIP_TRACKING"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(store)
-    return Registry(request.node.name.partition("[")[0])
+    return Registry(re.sub(r"[^\w.-]", "-", request.node.name))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,10 @@ class Candidate:
             promote(params, **HOW, **names)
         return json.loads((names["decision"] / "decision.json").read_text())
 
+    def done(self):
+        """What registry.json says."""
+        return json.loads((self.report.parent / "decision/registry.json").read_text())
+
 
 @pytest.fixture
 def candidate(tmp_path, weights):
@@ -135,7 +140,8 @@ def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     made = candidate("a", detail=160)
     decision = made.promote(registry, champion="manual")
     assert decision["passed"] and registry.aliases() == {"challenger": "1"}
-    assert "for a person to decide" in decision["outcome"] and decision["outcome"] in capsys.readouterr().out
+    outcome = made.done()["outcome"]
+    assert "for a person to decide" in outcome and outcome in capsys.readouterr().out
     description = registry.client.get_model_version(registry.name, "1").description
     assert "against the reference encoder" in description and "mmvp_vlm gained 15 points" in description
     tags = registry.version("1").tags
@@ -150,13 +156,64 @@ def test_the_same_encoder_is_registered_once(registry, candidate):
     made = candidate("a", detail=160)
     made.promote(registry)
     decision = made.promote(registry)
-    assert decision["passed"] and decision["challenger"]["version"] == "1"
-    assert "held this encoder already" in decision["outcome"] and "champion already" in decision["outcome"]
+    assert decision["passed"] and made.done()["version"] == "1"
+    assert made.done()["outcome"].endswith("version 1 is the challenger, and is the champion now.")
     assert registry.aliases() == {"challenger": "1", "champion": "1"}
     assert len(registry.client.search_model_versions(f"name = '{registry.name}'")) == 1
     strict = (Rule(benchmark="mmvp_vlm", gain_above=50.0, data_sha256=""),)
     assert not made.promote(registry, rules=strict)["passed"]
     assert registry.version("1").tags["gate"] == "refused"
+
+
+#: Every call of the registry that changes it, in the order of a promotion.
+CALLS = ("log_artifacts", "register", "describe", "set_alias challenger", "set_alias champion")
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_promotion_that_was_killed_decides_the_same_again(registry, candidate, monkeypatch, call, before):
+    """Cut off before or after any change of the registry: the decision is there, and both files end up the same."""
+    name, _, alias = call.partition(" ")
+    candidate("a", detail=130).promote(registry)
+    made, whole, kept = candidate("b", detail=200), getattr(Registry, name), {}
+    folder = made.report.parent / "decision"
+
+    def killed(self, *given):
+        if alias in ("", given[0]):
+            if not before:
+                whole(self, *given)
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    monkeypatch.setattr(Registry, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        made.promote(registry)
+    kept["killed"] = (folder / "decision.json").read_bytes()
+    assert not (folder / "registry.json").exists()
+    monkeypatch.setattr(Registry, name, whole)
+    for turn in ("again", "once more"):
+        made.promote(registry)
+        kept[turn] = (folder / "decision.json").read_bytes()
+        assert made.done()["outcome"].endswith("version 2 is the challenger, and is the champion now.")
+    assert len(set(kept.values())) == 1 and json.loads(kept["again"])["champion"]["version"] == "1"
+    assert registry.aliases() == {"challenger": "2", "champion": "2"}
+
+
+def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch):
+    """The champion moved while it was judged: it is told, and its decision says whom it was judged against."""
+    first, second = candidate("a", detail=130), candidate("b", detail=200)
+    first.promote(registry)
+    describe = Registry.describe
+
+    def overtaken(self, *given):
+        describe(self, *given)
+        registry.set_alias("champion", "2")  # by another process
+
+    monkeypatch.setattr(Registry, "describe", overtaken)
+    with pytest.raises(UserError, match="version 2 is the challenger, but the alias champion was moved meanwhile"):
+        second.promote(registry)
+    decision = json.loads((second.report.parent / "decision/decision.json").read_text())
+    assert decision["passed"] and decision["champion"]["version"] == "1" and "outcome" not in decision
 
 
 def test_scores_on_other_data_are_refused(registry, candidate):
@@ -276,9 +333,9 @@ def test_export_refuses_other_weights(registry, candidate, tmp_path):
 def test_without_tracking_there_is_a_decision_and_no_version(registry, candidate, monkeypatch):
     """UN2CLIP_TRACKING=off: judged against the reference, written down, said so."""
     monkeypatch.setenv("UN2CLIP_TRACKING", "off")
-    decision = candidate("a", detail=160).promote(registry)
-    assert decision["passed"] and decision["outcome"] == "Nothing was registered: tracking is off."
-    assert decision["challenger"]["version"] is None and registry.aliases() == {}
+    made = candidate("a", detail=160)
+    assert made.promote(registry)["passed"] and registry.aliases() == {}
+    assert made.done() == {"version": None, "outcome": "Nothing was registered: tracking is off."}
 
 
 def test_inputs_that_do_not_belong_together_are_refused(registry, candidate):

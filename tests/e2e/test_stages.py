@@ -169,9 +169,7 @@ def test_a_training_that_cannot_read_its_images_stops(tiny, tmp_path, broken: in
     (tmp_path / "none/latents.json").write_text(json.dumps(none))
     words = {"method": "un2clip", "seed": 3, "device": "cpu", "checkpoints": ""}
     if stops:
-        with pytest.raises(
-            UserError, match=r"\d+ of the 16 images read so far are unreadable, more than fine"
-        ):
+        with pytest.raises(UserError, match=r"\d+ of the 16 images read so far are unreadable, more than fine"):
             run_stage("finetune", section, **words, **names)
         assert not (tmp_path / "e").exists()
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from un2clip.datasets import latents as cache
 from un2clip.datasets.shards import digest, read_index
-from un2clip.evidence.lineage import read_json, read_lineage
+from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage
 from un2clip.evidence.report import data_uri
 from un2clip.evidence.scores import load_scores
 from un2clip.models.clip import encoder_sha256
@@ -82,12 +82,9 @@ def _report(folder: Path) -> Description:
 
 
 def _decision(folder: Path) -> Description:
-    content = read_json(folder / "decision.json", ("passed", "outcome", "challenger"), "promote")
-    return {
-        "passed": content["passed"],
-        "outcome": content["outcome"],
-        "version": content["challenger"]["version"] or "",
-    }
+    decided = read_json(folder / DECISION, ("passed",), "promote")
+    done = read_json(folder / REGISTRY, ("outcome", "version"), "promote")
+    return {"passed": decided["passed"], "outcome": done["outcome"], "version": done["version"] or ""}
 
 
 DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {

@@ -7,6 +7,8 @@ from typing import Any
 from un2clip.errors import UserError
 from un2clip.evidence.scores import ROLES, Role, Scores, collect_scores, mismatch
 
+#: What `promote` writes: the decision, and what happened at the registry.
+DECISION, REGISTRY = "decision.json", "registry.json"
 LINEAGE = ("method", "seed", "params", "parents", "encoder_sha256", "text_sha256")
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from un2clip.config import build
-from un2clip.evidence.lineage import read_json
+from un2clip.evidence.lineage import DECISION, REGISTRY, read_json
 from un2clip.evidence.report import Comparison, print_table
 
 NEXT = """
@@ -21,11 +21,12 @@ def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, e
         UserError: the run is not finished.
     """
     made = read_json(report / "report.json", ("method", "confidence", "benchmarks"), "compare")
-    decided = read_json(decision / "decision.json", ("passed", "outcome", "rules"), "promote")
+    decided = read_json(decision / DECISION, ("passed", "rules"), "promote")
+    done = read_json(decision / REGISTRY, ("outcome",), "promote")
     comparisons = [build(Comparison, each, "report") for each in made["benchmarks"]]
     print_table(comparisons, method=made["method"], confidence=made["confidence"])
     for sentence in [*(finding["sentence"] for finding in decided["rules"]), *decided.get("objections", ())]:
         print(sentence)
-    print(f"The gate {'passed' if decided['passed'] else 'refused'}. {decided['outcome']}")
+    print(f"The gate {'passed' if decided['passed'] else 'refused'}. {done['outcome']}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
     print(NEXT.format(report=report, pictures=pictures, encoder=encoder))

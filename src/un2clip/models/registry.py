@@ -22,6 +22,7 @@ from un2clip.tracking import store
 FILES = (WEIGHTS, CONFIG)
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 EVIDENCE = "evidence_run"
+JUDGED_AGAINST = "judged_against"  # number of the version that a version had to beat; empty for the reference
 
 
 def check_name(name: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from un2clip import tracking
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
-from un2clip.evidence.lineage import read_json, read_lineage, tuned_pairs
+from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage, tuned_pairs
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import clip_files, encoder_sha256
 from un2clip.models.loading import check_loads
-from un2clip.models.registry import EVIDENCE, FILES, Registry, Version, check_name
+from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, Registry, check_name
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -68,7 +68,10 @@ def promote(
     report: Path,
     decision: Path,
 ) -> None:
-    """Write decision/decision.json and register the encoder.
+    """Write decision.json, register the encoder, and write what happened there to registry.json.
+
+    The decision is a function of the scores, the numbers and the champion: a promotion that was killed anywhere and is
+    run again writes the same bytes.
 
     Without a tracked run around it (UN2CLIP_TRACKING=off, or a plain call) the decision is written and
     nothing is registered. The same encoder is registered once: again, it only gets the newer evidence.
@@ -114,49 +117,52 @@ def promote(
         if registry:
             for each in (scores for pair in pairs for scores in pair):
                 store.check_measured(registry.client, each)
-        champion = _champion(registry, found, {pair[0].benchmark: pair[0] for pair in pairs})
+        alias = registry.aliases().get("champion") if registry else None
+        champion = _champion(registry, alias, found, {pair[0].benchmark: pair[0] for pair in pairs})
     judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
     judged = dataclasses.replace(judged, objections=_objections(champion, lineage["text_sha256"]))
     content: dict[str, Any] = {
         "passed": judged.passed,
-        "outcome": "Nothing was registered: tracking is off.",
         "champion": {"who": champion.who, "version": champion.version},
-        "challenger": {"method": lineage["method"], "encoder_sha256": found, "version": None},
+        "challenger": {"method": lineage["method"], "encoder_sha256": found},
         "rules": [dataclasses.asdict(finding) for finding in judged.findings],
         "objections": judged.objections,
     } | interval
-    _write(decision, content)
+    (decision / REGISTRY).unlink(missing_ok=True)  # of an earlier call
+    _write(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
+    done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
         with store.as_user_error(), tempfile.TemporaryDirectory() as folder:
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
-            tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id}
-            version, is_new = _register(registry, encoder, tags, run_id)
+            tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
+            number = _register(registry, encoder, tags, run_id)
             sentences = [f"Judged against {champion.who}:", *judged.sentences]
-            registry.describe(version.number, "\n\n".join(sentences))
-            content["challenger"]["version"] = version.number
-            content["outcome"] = _move_aliases(registry, params, version, is_new, champion, judged)
-        _write(decision, content)
+            registry.describe(number, "\n\n".join(sentences))
+            done = {"version": number, "outcome": _move_aliases(registry, params, number, alias, judged)}
+    _write(decision / REGISTRY, done)
     for sentence in judged.sentences:
         print(sentence)
-    print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {content['outcome']}")
+    print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {done['outcome']}")
 
 
-def _champion(registry: Registry | None, challenger: str, reference: dict[str, Scores]) -> Champion:
-    """The encoder behind the alias with the scores kept at its registration; the reference where there is none."""
-    if registry is None:
-        return Champion(
-            who="the reference encoder (no registry: tracking is off)", version=None, scores=reference, text_sha256=""
-        )
-    number = registry.aliases().get("champion")
-    if number is None:
-        return Champion(
-            who="the reference encoder (there is no champion yet)", version=None, scores=reference, text_sha256=""
-        )
+def _champion(registry: Registry | None, alias: str | None, challenger: str, reference: dict[str, Scores]) -> Champion:
+    """Whom the challenger has to beat, with the scores kept at its registration; the reference where there is none.
+
+    A challenger that is the champion already is held against whom it was judged against when it became that: so a
+    promotion that was cut off after the alias moved decides the same again.
+
+    Args:
+        alias: number behind the alias champion.
+        challenger: hash of the encoder.
+        reference: benchmark -> scores of the untouched encoder.
+    """
+    number = alias
+    if registry and number and (own := registry.version(number)).tags.get("encoder_sha256") == challenger:
+        number = own.tags.get(JUDGED_AGAINST) or None
+    if registry is None or number is None:
+        return Champion(who="the reference encoder", version=None, scores=reference, text_sha256="")
     version = registry.version(number)
     sha256 = version.tags.get("encoder_sha256")
-    if sha256 == challenger:
-        who = f"the reference encoder (this encoder is version {number}, the champion, already)"
-        return Champion(who=who, version=number, scores=reference, text_sha256="")
     who, kept = f"version {number}, the champion", {}
     with tempfile.TemporaryDirectory() as folder:
         if fetched := registry.fetch_scores(version, Path(folder)):
@@ -164,8 +170,8 @@ def _champion(registry: Registry | None, challenger: str, reference: dict[str, S
                 kept = {benchmark: roles["tuned"] for benchmark, roles in collect_scores([fetched]).items()}
             except UserError:  # of an older form, or edited: as good as none
                 who += ", whose scores cannot be read any more: evaluate and promote it again"
-    own = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
-    return Champion(who=who, version=number, scores=own, text_sha256=version.tags.get("text_sha256", ""))
+    its = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
+    return Champion(who=who, version=number, scores=its, text_sha256=version.tags.get("text_sha256", ""))
 
 
 def _objections(champion: Champion, text_sha256: str) -> tuple[str, ...]:
@@ -197,36 +203,41 @@ def _tags(lineage: dict[str, Any], pairs: list[tuple[Scores, Scores]], judged: D
     return tags | {"gate": "passed" if judged.passed else "refused"}
 
 
-def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> tuple[Version, bool]:
-    """The version that holds this encoder, and whether it had to be made."""
+def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> str:
+    """Number of the version that holds this encoder; it is made where there is none."""
     if version := registry.find(tags["encoder_sha256"]):
         registry.tag(version.number, tags)
-        return version, False
+        return version.number
     with tempfile.TemporaryDirectory() as folder:
         for name in clip_files(encoder):
             (Path(folder) / name).symlink_to((encoder / name).resolve())
-        return registry.register(Path(folder), tags, run_id), True
+        return registry.register(Path(folder), tags, run_id).number
 
 
-def _move_aliases(
-    registry: Registry, params: Promote, version: Version, is_new: bool, champion: Champion, judged: Decision
-) -> str:
-    """Move the aliases, and say in words what happened."""
-    registry.set_alias("challenger", version.number)
-    name = f"{registry.name} version {version.number}"
-    done = f"{name} {'is registered as' if is_new else 'held this encoder already and is the'} challenger"
-    if champion.version == version.number:
-        return f"{done}; it is the champion already."
+def _move_aliases(registry: Registry, params: Promote, number: str, alias: str | None, judged: Decision) -> str:
+    """Move the aliases, and say in words how they stand: as they do after a second call, too.
+
+    Args:
+        number: of the challenger's version.
+        alias: number behind the alias champion when the challenger was judged.
+    """
+    registry.set_alias("challenger", number)
+    done = f"{registry.name} version {number} is the challenger"
+    if alias == number:
+        return f"{done}, and is the champion now."
     if not judged.passed:
         return f"{done}; the gate keeps the alias champion where it is."
     if params.champion == "manual":
         return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
-    if registry.aliases().get("champion") != champion.version:
+    if registry.aliases().get("champion") != alias:
         raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
-    registry.set_alias("champion", version.number)
+    registry.set_alias("champion", number)
     return f"{done}, and is the champion now."
 
 
-def _write(decision: Path, content: dict[str, Any]) -> None:
-    decision.mkdir(parents=True, exist_ok=True)
-    (decision / "decision.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
