@@ -199,6 +199,17 @@ def test_a_promotion_that_was_killed_decides_the_same_again(registry, candidate,
     assert registry.aliases() == {"challenger": "2", "champion": "2"}
 
 
+def test_whom_it_was_judged_against_may_be_gone(registry, candidate):
+    """The champion is promoted again after a person deleted the one before: it cannot be judged, and stays champion."""
+    candidate("a", detail=130).promote(registry)
+    made = candidate("b", detail=200)
+    assert made.promote(registry)["passed"]
+    registry.client.delete_model_version(registry.name, "1")
+    decision = made.promote(registry)
+    assert decision["champion"] == {"who": "version 1, which was deleted", "version": "1"} and not decision["passed"]
+    assert registry.aliases() == {"challenger": "2", "champion": "2"}
+
+
 def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch):
     """The champion moved while it was judged: it is told, and its decision says whom it was judged against."""
     first, second = candidate("a", detail=130), candidate("b", detail=200)

@@ -78,6 +78,11 @@ class Registry:
     def version(self, number: str) -> Version:
         return Version(number=number, tags=self.client.get_model_version(self.name, number).tags)
 
+    def exists(self, number: str) -> bool:
+        """Whether there is such a version; a person may have deleted it."""
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        return number in [str(version.version) for version in versions]
+
     def find(self, encoder_sha256: str) -> Version | None:
         """The newest version that holds this very encoder."""
         wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"

@@ -161,6 +161,8 @@ def _champion(registry: Registry | None, alias: str | None, challenger: str, ref
         number = own.tags.get(JUDGED_AGAINST) or None
     if registry is None or number is None:
         return Champion(who="the reference encoder", version=None, scores=reference, text_sha256="")
+    if not registry.exists(number):
+        return Champion(who=f"version {number}, which was deleted", version=number, scores={}, text_sha256="")
     version = registry.version(number)
     sha256 = version.tags.get("encoder_sha256")
     who, kept = f"version {number}, the champion", {}
