@@ -12,7 +12,7 @@ from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
 from un2clip.errors import UserError
-from un2clip.hashes import folder_sha256
+from un2clip.hashes import file_sha256, folder_sha256
 
 
 def data_sha256(folder: Path) -> str:
