@@ -22,9 +22,10 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 	dvc repro
 	@un2clip show
 
-# One thread a process: two processes of two threads each would slow each other down fourfold.
+# One thread a process: two processes of two threads each would slow each other down fourfold. Files in their order, e2e
+# first: xdist would begin with the files of most tests, and end with one process on the longest test.
 test: $(READY) lint download-env  ## every test, style and types
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 golden: $(READY)  ## write tests/golden/golden.json anew: losses of every method, and hashes of this machine
 	python -m tests.golden.golden
