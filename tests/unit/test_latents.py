@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from un2clip.config import merge
+from un2clip.config import build, merge
 from un2clip.datasets import loader
 from un2clip.datasets.latents import latents_sha256, made_of, open_latents
 from un2clip.decoders import load_generator
 from un2clip.errors import UserError
+from un2clip.methods.table import METHODS
 from un2clip.stages import run_stage
+from un2clip.stages.finetune_job import Finetune
 from un2clip.stages.latents import _no_view
 
 
@@ -24,8 +26,8 @@ def encode(tiny, to: Path, shards: Path | None = None, **changes: object) -> Pat
     return to
 
 
-def finetune(tiny, latents: Path, encoder: Path) -> list[dict[str, float]]:
-    words = {"method": "un2clip-anchored", "seed": 3, "device": "cpu", "checkpoints": ""}
+def finetune(tiny, latents: Path, encoder: Path, method: str = "un2clip-anchored") -> list[dict[str, float]]:
+    words = {"method": method, "seed": 3, "device": "cpu", "checkpoints": ""}
     paths = {"shards": tiny.shards, "backbones": tiny.backbones, "latents": latents, "encoder": encoder}
     run_stage("finetune", tiny.params["finetune"], **words, **paths)
     return json.loads((encoder / "history.json").read_text())
@@ -141,3 +143,13 @@ def test_a_phase_of_another_size_encodes_its_own_latents(tiny, tmp_path) -> None
     section = merge(tiny.params["finetune"], {"phases": {"tune": {"image_px": 30}}})
     with pytest.raises(UserError, match="image_px must be a multiple of 4, the VAE's step, got 30"):
         finetune(dataclasses.replace(tiny, params={"finetune": section}), tiny.latents, tmp_path / "e")
+
+
+@pytest.mark.parametrize("method", ["un2clip", "genhancer"])
+def test_frozen_bf16_reads_the_cache_of_the_vae_as_it_was_read(tiny, tmp_path, method: str) -> None:
+    """The VAE is cast for the training, in every phase; the latents are those that its float32 weights made."""
+    section = merge(tiny.params["finetune"], {"compute": {"precision": "bf16", "frozen": "bf16"}})
+    history = finetune(dataclasses.replace(tiny, params={"finetune": section}), tiny.latents, tmp_path / "e", method)
+    phases = build(Finetune, section, "finetune").phases_of(METHODS[method])
+    assert len(history) == sum(phase.steps for phase in phases)
+    assert "latents" in json.loads((tmp_path / "e/lineage.json").read_text())["parents"]

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -114,10 +115,12 @@ def _finetune(job: Job, device: torch.device) -> None:
         "clip": encoder_sha256(job.backbones / "clip"),  # as its scores say it
         "generator": tensors_sha256(decoder.state_dict()),
     }
-    if any(_cache(job, decoder, phase) for phase in params.phases_of(row)):
+    # here, where the VAE is as it was read: in bf16 it would have another hash
+    caches = [_cache(job, decoder, phase) for phase in params.phases_of(row)]
+    if any(caches):
         parents["latents"] = latents_sha256(job.latents)
     if row.measures_statistics:
-        _measure(job, clip, decoder)
+        _measure(job, clip, decoder, caches[0])
     captions = None
     if "captions" in row.anchors:
         captions = embed_bank(clip, caption_bank(job.shards, seed=job.seed, size=params.captions))
@@ -127,7 +130,7 @@ def _finetune(job: Job, device: torch.device) -> None:
     history: list[Record] = []
     failure: UserError | None = None
     try:
-        _train_phases(job, clip, objective, parents, history)
+        _train_phases(job, clip, objective, caches, parents, history)
     except Stopped as stopped:
         raise Stopped(f"{stopped}; the same command goes on") from None
     except UserError as error:
@@ -157,7 +160,12 @@ def _finetune(job: Job, device: torch.device) -> None:
 
 
 def _train_phases(
-    job: Job, clip: Clip, objective: Reconstruction, parents: dict[str, str], history: list[Record]
+    job: Job,
+    clip: Clip,
+    objective: Reconstruction,
+    caches: list[CachedLatents | None],
+    parents: dict[str, str],
+    history: list[Record],
 ) -> None:
     """The phases of the row, one after the other; each goes on from its own state."""
     params, row, folder = job.params, job.row, job.state_folder(parents)
@@ -185,7 +193,7 @@ def _train_phases(
             named.trains,
             phase,
             params.compute,
-            lambda step, done=done, phase=phase: _local_batches(job, clip, objective.decoder, phase, done + step),  # type: ignore[misc]
+            functools.partial(_local_batches, job, clip, objective.decoder, phase, caches[number], done),
             torch.Generator().manual_seed(job.seed + number),
             history,
             done=done,
@@ -198,15 +206,15 @@ def _train_phases(
     objective.decoder.resize(own)
 
 
-def _local_batches(job: Job, clip: Clip, decoder: Decoder, phase: PhaseConfig, step: int) -> Iterator[loader.Batch]:
-    view = loader.generator_view(decoder.image_px)
-    reader = loader.open_split(job.shards, "train", clip.preprocess, view, _cache(job, decoder, phase))
+def _local_batches(
+    job: Job, clip: Clip, decoder: Decoder, phase: PhaseConfig, cached: CachedLatents | None, done: int, step: int
+) -> Iterator[loader.Batch]:
     return local_batches(
-        dataclasses.replace(reader, crop=phase.crop, seed=job.seed),
+        dataclasses.replace(_reader(job, clip, decoder, cached), crop=phase.crop, seed=job.seed),
         lambda batch: decoder.target(batch, at_once=job.params.compute.max_per_device),
         batch_size=job.params.batch_size,
         seed=job.seed,
-        step=step,
+        step=done + step,
         workers=job.params.compute.workers,
         device=clip.device,
     )
@@ -222,12 +230,15 @@ def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | No
     return open_latents(job.latents, job.shards, made_by)
 
 
-def _measure(job: Job, clip: Clip, decoder: Decoder) -> None:
+def _reader(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> loader.Reader:
+    view = loader.generator_view(decoder.image_px)
+    return loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+
+
+def _measure(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> None:
     """Give the unCLIP's normaliser the statistics of this encoder's embeddings."""
     assert isinstance(decoder, Unclip)
-    cached = open_latents(job.latents, job.shards, decoder.vae_sha256())
-    view = loader.generator_view(decoder.image_px)
-    reader = loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+    reader = _reader(job, clip, decoder, cached)
     indices = loader.batched(loader.shuffled(reader.sizes, job.seed), job.params.compute.max_per_device)
     batches = loader.read(reader, indices, job.params.compute.workers)
     pixel_values = (batch["pixel_values"][batch["valid"]] for batch in batches)
