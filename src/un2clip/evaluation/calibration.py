@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +38,14 @@ class Calibration:
 
     def save(self, data: Path) -> Path:
         """Write the record beside the data, as DATA.calibration.MODEL.json, and return where."""
-        path = data.with_name(f"{data.name}.calibration.{self.model}.json")
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        return path
+        return save_record(data, dataclasses.asdict(self))
+
+
+def save_record(data: Path, record: Mapping[str, Any]) -> Path:
+    """Write the record of a `model` beside the data, as DATA.calibration.MODEL.json, and return where."""
+    path = data.with_name(f"{data.name}.calibration.{record['model']}.json")
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def grades(data: Path) -> dict[str, Grade]:

@@ -4,7 +4,6 @@ Data that are read in another order, classes with other names or a wrong preproc
 released model's number shows them before a tuned one is measured.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +15,7 @@ import yaml
 from un2clip.config import lookup
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
-from un2clip.evaluation.calibration import Grade
+from un2clip.evaluation.calibration import Grade, save_record
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.scores import score_of
@@ -80,7 +79,6 @@ def hold(ruler: Ruler, *, data: Path, clip: Path, device: str, params: Evaluate)
         for name in ruler.numbers
     }
     grade = ruler.grade(found)
-    path = data.with_name(f"{data.name}.calibration.{ruler.model}.json")
     record = {
         "model": ruler.model,
         "benchmark": ruler.benchmark,
@@ -91,7 +89,7 @@ def hold(ruler: Ruler, *, data: Path, clip: Path, device: str, params: Evaluate)
         "published": dict(ruler.numbers),
         "grade": grade,
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = save_record(data, record)
     said = "; ".join(
         f"{name or 'score'} {found[name]:.2f} %, published {wanted:.2f}" for name, wanted in ruler.numbers.items()
     )
