@@ -91,13 +91,25 @@ class Diffusion(LatentDecoder):
     Attributes:
         unet: predicts epsilon or v from noisy latents.
         scheduler: noise schedule of the latents.
+        prompt_embeds: (1, L, C) hidden states of the prompt.
+        empty_prompt_embeds: the same of the empty prompt, for the unconditional branch of sampling.
 
     Raises:
-        UserError: U-Net and VAE do not fit each other, or training has no formula for the prediction.
+        UserError: the parts do not fit each other, or training has no formula for the prediction.
     """
 
+    prompt_embeds: Tensor
+    empty_prompt_embeds: Tensor
+
     def __init__(
-        self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDPMScheduler, image_px: int | None = None
+        self,
+        *,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: DDPMScheduler,
+        prompt_embeds: Tensor,
+        empty_prompt_embeds: Tensor,
+        image_px: int | None = None,
     ) -> None:
         if scheduler.config.prediction_type not in PREDICTION_TYPES:
             raise UserError(
@@ -109,8 +121,16 @@ class Diffusion(LatentDecoder):
             raise UserError(
                 f"the U-Net takes latents of {channels} channels and the VAE gives {vae.config.latent_channels}"
             )
+        if prompt_embeds.shape[-1] != unet.config.cross_attention_dim:
+            raise UserError(
+                f"the U-Net takes text of width {unet.config.cross_attention_dim} and the text encoder gives "
+                f"{prompt_embeds.shape[-1]}; unet/ and text_encoder/ are of different checkpoints"
+            )
         super().__init__(vae, int(unet.config.sample_size) * vae_factor(vae) if image_px is None else image_px)
         self.unet, self.scheduler = unet, scheduler
+        self.register_buffer("prompt_embeds", prompt_embeds.detach().clone())
+        self.register_buffer("empty_prompt_embeds", empty_prompt_embeds.detach().clone())
+        self.requires_grad_(False).eval()
 
     @property
     def network(self) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -98,18 +99,12 @@ def load_generator(folder: Path, device: torch.device = CPU) -> Unclip:
         normalizer = StableUnCLIPImageNormalizer.from_pretrained(
             folder, subfolder="image_normalizer", use_safetensors=True, torch_dtype=torch.float32
         )
-        prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
         generator = Unclip(
-            unet=load_unet(folder),
-            vae=load_vae(folder),
-            scheduler=load_noise_schedule(folder, "scheduler"),
+            **_parts(folder, options),
             image_noising_scheduler=load_noise_schedule(folder, "image_noising_scheduler"),
             mean=normalizer.mean,
             std=normalizer.std,
-            prompt_embeds=prompt_embeds,
-            empty_prompt_embeds=empty_prompt_embeds,
             normalise=options.normalise,
-            image_px=options.image_px or None,
         )
     return generator.to(device)
 
@@ -122,18 +117,22 @@ def load_text_to_image(folder: Path, device: torch.device = CPU) -> TextToImage:
     """
     if read_layout(folder) != TEXT_TO_IMAGE:
         raise UserError(f"{folder} is an unCLIP, which reads an embedding; a {TEXT_TO_IMAGE} is needed here")
-    options = Options.of(folder)
     with _named(folder):
-        prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
-        generator = TextToImage(
-            unet=load_unet(folder),
-            vae=load_vae(folder),
-            scheduler=load_noise_schedule(folder, "scheduler"),
-            prompt_embeds=prompt_embeds,
-            empty_prompt_embeds=empty_prompt_embeds,
-            image_px=options.image_px or None,
-        )
+        generator = TextToImage(**_parts(folder, Options.of(folder)))
     return generator.to(device)
+
+
+def _parts(folder: Path, options: Options) -> dict[str, Any]:
+    """What every Diffusion is made of."""
+    prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
+    return {
+        "unet": load_unet(folder),
+        "vae": load_vae(folder),
+        "scheduler": load_noise_schedule(folder, "scheduler"),
+        "prompt_embeds": prompt_embeds,
+        "empty_prompt_embeds": empty_prompt_embeds,
+        "image_px": options.image_px or None,
+    }
 
 
 @contextmanager

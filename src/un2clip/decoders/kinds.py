@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Decoder
 from un2clip.decoders.flow import Flow, FlowSize
-from un2clip.decoders.folder import CPU, INDEX, load_generator, load_text_to_image, load_vae, save_generator
+from un2clip.decoders.folder import (
+    CPU,
+    INDEX,
+    UNCLIP,
+    load_generator,
+    load_text_to_image,
+    load_vae,
+    read_layout,
+    save_generator,
+)
 from un2clip.decoders.pixels import Pixels, PixelsSize
 from un2clip.errors import UserError
 
@@ -77,14 +86,13 @@ def load_decoder(folder: Path, device: torch.device = CPU) -> Decoder:
     """
     try:
         if (folder / INDEX).is_file():
-            unclip = json.loads((folder / INDEX).read_text()).get("_class_name") == "StableUnCLIPImg2ImgPipeline"
-            kind = "unclip" if unclip else "text_to_image"
+            kind = "unclip" if read_layout(folder) == UNCLIP else "text_to_image"
         else:
-            kind = json.loads((folder / OURS).read_text())["kind"]
+            kind = read_description(folder)["kind"]
         return KINDS[kind].read(folder).to(device)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"cannot read the decoder in {folder}: {' '.join(str(error).split())[:200]}") from None
 
 

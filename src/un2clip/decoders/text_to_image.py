@@ -1,7 +1,6 @@
 """A text-to-image U-Net: a decoder whose cross-attention reads a sequence in the place of a text (arXiv 2112.10752)."""
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from un2clip.decoders.decoder import Cond, NoiseSample
@@ -11,28 +10,8 @@ from un2clip.decoders.diffusion import Diffusion
 class TextToImage(Diffusion):
     """Stable Diffusion's U-Net, VAE and noise schedule.
 
-    Attributes:
-        prompt_embeds: (1, L, C) hidden states of the prompt, to which a condition may add.
-        empty_prompt_embeds: the same of the empty prompt: what a dropped condition is.
+    A condition may add to `prompt_embeds`; where it is dropped, `empty_prompt_embeds` stand in its place.
     """
-
-    prompt_embeds: Tensor
-    empty_prompt_embeds: Tensor
-
-    def __init__(
-        self,
-        *,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        scheduler: DDPMScheduler,
-        prompt_embeds: Tensor,
-        empty_prompt_embeds: Tensor,
-        image_px: int | None = None,
-    ) -> None:
-        super().__init__(unet, vae, scheduler, image_px)
-        self.register_buffer("prompt_embeds", prompt_embeds.detach().clone())
-        self.register_buffer("empty_prompt_embeds", empty_prompt_embeds.detach().clone())
-        self.requires_grad_(False).eval()
 
     def told(self, cond: Cond, noise_sample: NoiseSample) -> Cond:
         """`cond.sequence` (B, L, C) stands in the place of the text's; the empty prompt's where it is dropped."""

@@ -4,8 +4,10 @@ It does what diffusers' StableUnCLIPImg2ImgPipeline does, but with gradients, wi
 and with the embedding given. docs/generators.md lists the traps on this path and where each is handled.
 """
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
@@ -23,16 +25,15 @@ MADE_FOR = {
 class Unclip(Diffusion):
     """U-Net, VAE, noise augmentation and normaliser of an unCLIP.
 
-    The normaliser's statistics are buffers here: diffusers holds them as parameters and makes them anew,
-    trainable again, at every `.to()`.
+    `parts` are those that every Diffusion has. The normaliser's statistics are buffers here: diffusers holds them as
+    parameters and makes them anew, trainable again, at every `.to()`.
 
     Attributes:
         unet: its `class_labels` carry the embedding.
         image_noising_scheduler: noise schedule of the embedding.
         normalise: whether the embedding is normalised before its noise is added.
         mean, std: (1, D) float32 statistics of the embedding.
-        prompt_embeds: (1, L, C) hidden states of the prompt, in the U-Net's dtype.
-        empty_prompt_embeds: the same of the empty prompt, for the unconditional branch of sampling.
+        prompt_embeds, empty_prompt_embeds: in the U-Net's dtype.
 
     Raises:
         UserError: the parts do not fit each other, or training has no formula for them.
@@ -40,41 +41,27 @@ class Unclip(Diffusion):
 
     mean: Tensor
     std: Tensor
-    prompt_embeds: Tensor
-    empty_prompt_embeds: Tensor
 
     def __init__(
         self,
         *,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        scheduler: DDPMScheduler,
         image_noising_scheduler: DDPMScheduler,
         mean: Tensor,
         std: Tensor,
-        prompt_embeds: Tensor,
-        empty_prompt_embeds: Tensor,
         normalise: bool,
-        image_px: int | None = None,
+        **parts: Any,
     ) -> None:
-        super().__init__(unet, vae, scheduler, image_px)
+        super().__init__(unet=unet, **parts)
         self.image_noising_scheduler = image_noising_scheduler
         self.normalise = normalise
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("std", std.detach().clone())
-        self.register_buffer("prompt_embeds", prompt_embeds.detach().clone())
-        self.register_buffer("empty_prompt_embeds", empty_prompt_embeds.detach().clone())
-        self.requires_grad_(False).eval()
         width = unet.config.projection_class_embeddings_input_dim
         if unet.config.class_embed_type != "projection" or width != 2 * self.embed_dim:
             raise UserError(
                 f"the U-Net takes class labels of {width} numbers and the normaliser gives 2 x {self.embed_dim}; "
                 "unet/ and image_normalizer/ are of different checkpoints"
-            )
-        if prompt_embeds.shape[-1] != unet.config.cross_attention_dim:
-            raise UserError(
-                f"the U-Net takes text of width {unet.config.cross_attention_dim} and the text encoder gives "
-                f"{prompt_embeds.shape[-1]}; unet/ and text_encoder/ are of different checkpoints"
             )
 
     @property
