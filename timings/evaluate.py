@@ -102,6 +102,8 @@ def render(folder: Path, image_px: int, pairs: int, photographs: int) -> None:
         "image_px": image_px,
         "pairs_per_type": pairs,
         "segmentation_images": photographs,
+        "probe_train_scenes": 1,
+        "probe_test_per_attribute": 1,
         "train_scenes": 1,
         "heldout_scenes": 1,
         "images_per_class": 1,

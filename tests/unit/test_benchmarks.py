@@ -14,8 +14,8 @@ from PIL import Image
 from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks, measuring
+from un2clip.evaluation.benchmarks import probe, segmentation
 from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, PROTOCOL, pair_correct, read_questions
-from un2clip.evaluation.benchmarks.segmentation import Options
 from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.scores import ROLES, Item, load_scores, mismatch
@@ -24,14 +24,19 @@ from un2clip.models.clip import Clip, load_clip
 from un2clip.stages import stage_params
 from un2clip.stages.evaluate import evaluate
 
+SECTION = {
+    "batch_size": 16,
+    "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
+    "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
+}
+
 
 def run(name: str, clip: Clip, folder: Path, batch_size: int) -> tuple[Item, ...]:
-    segmentation = Options(method="clip", protocol="laptop", pictures=1)
-    params = Evaluate(batch_size=batch_size, segmentation=segmentation)
+    params = build(Evaluate, SECTION | {"batch_size": batch_size}, "evaluate")
     return get_benchmark(name, "clip").run(clip, folder, params).items
 
 
-@pytest.mark.parametrize("name", ["mmvp_vlm", "zeroshot", "segmentation"])
+@pytest.mark.parametrize("name", ["mmvp_vlm", "zeroshot", "segmentation", "probe"])
 def test_an_embedding_that_is_not_finite_has_no_score(tiny, name) -> None:
     """Weights that are finite and overflow on the way: every benchmark says so instead of a number."""
     clip = load_clip(tiny.backbones / "clip")
@@ -113,24 +118,24 @@ def test_bad_questions_are_named(tiny, tmp_path, change, message: str) -> None:
 def test_two_revisions_of_the_questions_are_never_compared(tiny, tmp_path) -> None:
     """One word of a statement differs: the protocol says which file of which revision, and compare refuses both."""
     subject = Subject(model=load_clip(tiny.backbones / "clip"), method="reference", encoder_sha256="e" * 64)
-    params = Evaluate(batch_size=16, segmentation=Options(method="clip", protocol="laptop", pictures=1))
+    params = build(Evaluate, SECTION, "evaluate")
     benchmark, found = get_benchmark("mmvp_vlm", "clip"), {}
     for commit, word in (("69218ac4ba2ec1fa", "a"), ("211372d000000000", "one")):
         folder = shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / commit / "mmvp_vlm")
         edit(folder, lambda rows, word=word: rows[1].__setitem__(2, word + rows[1][2]))
-        before = measure(benchmark, {"reference": subject}, folder, params)["reference"]
+        (before,) = measure(benchmark, {"reference": subject}, folder, params)
         assert before.protocol == f"pairs in MMVP-VLM's layout, not calibrated; {PROTOCOL}", "nothing says which it is"
         sha256 = file_sha256(folder / "Questions.csv")
         lock = {"location": "MMVP/MMVP_VLM", "revision": commit, "sha256": {"Questions.csv": sha256}}
         (tmp_path / commit / "mmvp_vlm.lock.yaml").write_text(yaml.safe_dump(lock))
-        after = measure(benchmark, {"reference": subject}, folder, params)["reference"]
+        (after,) = measure(benchmark, {"reference": subject}, folder, params)
         assert after.protocol == f"{before.protocol}; Questions.csv {sha256[:12]} of revision {commit[:12]}"
         found[commit] = before, after
     (unsaid, first), (also_unsaid, second) = found.values()
     assert "measured in different ways" in mismatch(first, second) and mismatch(first, first) is None
     assert mismatch(unsaid, also_unsaid).startswith("data_sha256 differs")
     edit(folder, lambda rows: rows[1].__setitem__(2, "edited since"))
-    assert measure(benchmark, {"reference": subject}, folder, params)["reference"].protocol == unsaid.protocol
+    assert measure(benchmark, {"reference": subject}, folder, params)[0].protocol == unsaid.protocol
     (tmp_path / commit / "mmvp_vlm.lock.yaml").write_text("a: b")
     with pytest.raises(UserError, match="mmvp_vlm.lock.yaml is no lock; delete it"):
         measure(benchmark, {"reference": subject}, folder, params)
@@ -176,22 +181,20 @@ def test_unknown_benchmark_lists_those_there_are() -> None:
         get_benchmark("mmvp", "clip")
 
 
-SECTION = {"batch_size": 16, "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2}}
-
-
 def test_the_section_is_built_of_the_files() -> None:
     """What params.yaml has, as the stage reads it: numbers of all benchmarks, and those that a file owns."""
     read = stage_params("evaluate", SECTION)
-    assert read == Evaluate(batch_size=16, segmentation=Options(method="clip", protocol="laptop", pictures=2))
+    own = {"segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2)}
+    assert read == Evaluate(batch_size=16, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
     assert isinstance(read, Evaluate)
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, segmentation"),
+        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, probe, segmentation"),
         (
-            {"batch_size": 16},
+            {key: value for key, value in SECTION.items() if key != "segmentation"},
             r"missing parameter evaluate\.segmentation: a mapping of method, protocol, pictures",
         ),
         (SECTION | {"batch_size": 0}, r"evaluate\.batch_size must be at least 1, got 0"),
@@ -259,8 +262,8 @@ def test_a_file_and_its_numbers_are_all_that_a_benchmark_needs(with_a_new_file, 
     }
     chosen = with_a_new_file.get_benchmark("new-set", "mllm")
     found = with_a_new_file.measure(chosen, subjects, tmp_path / "data", params)
-    assert {role: each.score for role, each in found.items()} == {"reference": 25.0, "tuned": 100.0}
-    tuned = found["tuned"]
+    assert [(each.role, each.score) for each in found] == [("reference", 25.0), ("tuned", 100.0)]
+    tuned = found[1]
     assert (tuned.benchmark, tuned.role, tuned.method, tuned.encoder_sha256) == ("new-set", "tuned", "n", "b")
     assert (tuned.unit, tuned.protocol) == ("%", "prompt 'Is it ', 16 at once")
     assert tuned.data_sha256 == data_sha256(tmp_path / "data")
@@ -275,11 +278,11 @@ def test_a_model_of_another_kind_is_refused_before_anything_is_loaded(tmp_path) 
 
 
 def test_every_file_says_what_it_measures() -> None:
-    """All that are here measure a CLIP, and only segmentation has options."""
+    """All that are here measure a CLIP, and two of them have options."""
     names = [module.name for module in iter_modules(benchmarks.__path__)]
-    assert len(names) == 5
+    assert len(names) == 6
     files = {name: get_benchmark(f"{name}-set", "clip").file for name in names}
-    assert [name for name, file in files.items() if hasattr(file, "Options")] == ["segmentation"]
+    assert [name for name, file in files.items() if hasattr(file, "Options")] == ["probe", "segmentation"]
 
 
 def test_measures_each_role_by_its_own_model(tiny) -> None:
@@ -292,7 +295,8 @@ def test_measures_each_role_by_its_own_model(tiny) -> None:
         role: Subject(model=model, method=role, encoder_sha256=role)
         for role, model in (("reference", clip), ("tuned", other))
     }
-    found = measure(get_benchmark("mmvp_vlm", "clip"), subjects, folder, tiny.section(Evaluate, "evaluate"))
+    scores = measure(get_benchmark("mmvp_vlm", "clip"), subjects, folder, tiny.section(Evaluate, "evaluate"))
+    found = {each.role: each for each in scores}
     for role, model in (("reference", clip), ("tuned", other)):
         assert {item.id: item.value for item in found[role].items} == naive_mmvp(model, folder)
         assert (found[role].method, found[role].encoder_sha256) == (role, role)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from un2clip.__main__ import main
+from un2clip.config import build, read_params
 from un2clip.errors import UserError
-from un2clip.evaluation.benchmarks.segmentation import Options
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.evaluation.second_ruler import Ruler, get_ruler, hold, rulers
 from un2clip.evidence.scores import score_of
@@ -21,7 +21,7 @@ from un2clip.sources.catalogue import catalogue
 
 ROOT = Path(__file__).parents[2]
 TABLE = yaml.safe_load((files("un2clip.evaluation") / "clip_benchmark.yaml").read_text())
-PARAMS = Evaluate(batch_size=16, segmentation=Options(method="clip", protocol="laptop", pictures=1))
+PARAMS = build(Evaluate, read_params(ROOT / "params.yaml")["evaluate"], "evaluate")
 
 
 @pytest.mark.parametrize(

@@ -472,7 +472,7 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):
         names = {"backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path / out}
-        params = Evaluate(batch_size=16, segmentation=options())
+        params = dataclasses.replace(tiny.section(Evaluate, "evaluate"), segmentation=options())
         evaluate(params, benchmark="segmentation", device="cpu", benchmarks=tiny.benchmarks, **names)
     reference, tuned = load_scores(tmp_path / "one/reference.json"), load_scores(tmp_path / "one/tuned.json")
     assert reference.items == tuned.items and reference.protocol == tuned.protocol and reference.unit == "mIoU"

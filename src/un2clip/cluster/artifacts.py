@@ -30,7 +30,7 @@ def describe(name: str, folder: str) -> Description:
 
 def scores_of(folder: str) -> dict[str, float]:
     """The score of each scores file, by benchmark and role, for Kubeflow's table of metrics."""
-    found = map(load_scores, sorted(Path(folder).glob("*.json")))
+    found = map(load_scores, sorted(Path(folder).rglob("*.json")))
     return {f"{scores.benchmark} {scores.role}": scores.score for scores in found}
 
 

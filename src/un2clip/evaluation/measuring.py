@@ -110,10 +110,8 @@ class Subject:
     encoder_sha256: str
 
 
-def measure(
-    benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate
-) -> dict[Role, Scores]:
-    """The scores of each subject, on the same data with the same options.
+def measure(benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate) -> list[Scores]:
+    """The scores of each subject, on the same data with the same options: the benchmark's own, then what it has also.
 
     Args:
         benchmark: what `get_benchmark` gave.
@@ -125,17 +123,21 @@ def measure(
         UserError: the data are not as they must be; the message names the file.
     """
     sha256 = data_sha256(folder)
-    found: dict[Role, Scores] = {}
+    found: list[Scores] = []
     for role, subject in subjects.items():
         result = benchmark.run(subject.model, folder, params)
-        found[role] = Scores(
-            benchmark=benchmark.name,
-            role=role,
-            method=subject.method,
-            unit=result.unit,
-            protocol=result.protocol,
-            data_sha256=sha256,
-            encoder_sha256=subject.encoder_sha256,
-            items=result.items,
-        )
+        named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
+        found += [
+            Scores(
+                benchmark=name,
+                role=role,
+                method=subject.method,
+                unit=each.unit,
+                protocol=each.protocol,
+                data_sha256=sha256,
+                encoder_sha256=subject.encoder_sha256,
+                items=each.items,
+            )
+            for name, each in named.items()
+        ]
     return found

@@ -34,7 +34,8 @@ class Encoder(nn.Module):
         layer: of the tokens: -1 the last block's after the final norm, -2 the one before (as LLaVA reads), ...
 
     Raises:
-        UserError: the tower has no projection for its tokens (an attention pool such as SigLIP's is none).
+        UserError: the tower has no projection for its tokens (an attention pool such as SigLIP's is none), no patch
+            tokens (it is no transformer), or no such layer.
     """
 
     def __init__(self, visual: nn.Module, tokens: Tokens = "none", layer: int = -1) -> None:
@@ -42,6 +43,9 @@ class Encoder(nn.Module):
         if tokens == "projected" and getattr(visual, "proj", None) is None:
             raise UserError(f"{type(visual).__name__} has no projection for its patches; take raw tokens")
         self.visual, self.tokens, self.layer = visual, tokens, layer
+        if tokens != "none" and not -self._blocks() <= layer < 0:
+            blocks = f"{self._blocks()} blocks, and none is layer {layer}" if self._blocks() else "no patch tokens"
+            raise UserError(f"{type(visual).__name__} has {blocks}")
 
     def forward(self, pixel_values: Tensor) -> Features:
         """pixel_values (B, 3, H, W) -> Features."""
@@ -58,5 +62,6 @@ class Encoder(nn.Module):
         return Features(pooled=given["image_features"].float(), tokens=tokens.float())
 
     def _blocks(self) -> int:
-        tower: Any = self.visual
-        return len(tower.trunk.blocks if isinstance(self.visual, TimmModel) else tower.transformer.resblocks)
+        """How many blocks the transformer has; 0 for a tower of another kind, such as a ResNet."""
+        of, blocks = ("trunk", "blocks") if isinstance(self.visual, TimmModel) else ("transformer", "resblocks")
+        return len(getattr(getattr(self.visual, of, None), blocks, ()))

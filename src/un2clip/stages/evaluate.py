@@ -14,6 +14,8 @@ def evaluate(
 ) -> None:
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
+    A benchmark that has further scores has them in folders beside these, each called as in the report.
+
     Args:
         benchmark: a file of evaluation/benchmarks/ that measures a CLIP, or `file-dataset` where one file reads
             several data sets.
@@ -21,16 +23,17 @@ def evaluate(
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
-        scores: folder of the two scores files, and of a PNG where the benchmark has pictures to show.
+        scores: folder of the scores files, and of a PNG where the benchmark has pictures to show.
     """
     chosen, data, where = get_benchmark(benchmark, "clip"), benchmarks / benchmark, pick_device(device)
     subjects = {
         role: Subject(model=load_clip(folder, where), method=method, encoder_sha256=encoder_sha256(folder))
         for role, method, folder in encoder_pair(backbones, encoder)
     }
-    for role, result in measure(chosen, subjects, data, params).items():
-        result.save(scores / f"{role}.json")
+    for result in measure(chosen, subjects, data, params):
+        folder = scores if result.benchmark == benchmark else scores / result.benchmark
+        result.save(folder / f"{result.role}.json")
         score = f"{result.score:.{get_unit(result.unit).digits}f}"
-        print(f"{benchmark}: {role} {score} {result.unit} of {result.n}")
+        print(f"{result.benchmark}: {result.role} {score} {result.unit} of {result.n}")
     clips = {role: subject.model for role, subject in subjects.items()}
     chosen.draw(clips, data, scores / f"{benchmark}.png", params)

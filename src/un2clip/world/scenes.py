@@ -100,13 +100,18 @@ def canonical(scenes: Ints) -> Ints:
 
 def is_heldout(scenes: Ints) -> NDArray[np.bool_]:
     """Whether each combination of attributes belongs to the held-out half of the world, (n,) bool."""
+    return hashed(scenes) % np.uint64(8) == 0
+
+
+def hashed(scenes: Ints) -> NDArray[np.uint64]:
+    """A number for each combination of attributes that looks random and is always the same, (n,) uint64."""
     code = np.zeros(len(scenes), np.uint64)
     for column, values in enumerate(ATTRIBUTES.values()):
         code = code * np.uint64(len(values)) + scenes[:, column].astype(np.uint64)
     # splitmix64's finaliser: a plain product is linear, and two neighbours would never both be held out
     code = (code ^ (code >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     code = (code ^ (code >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (code ^ (code >> np.uint64(31))) % np.uint64(8) == 0
+    return code ^ (code >> np.uint64(31))
 
 
 def render(rng: np.random.Generator, scenes: Ints, image_px: int) -> NDArray[np.uint8]:

@@ -5,6 +5,8 @@
   what no caption tells: background, light, jitter);
 - objects x colours in clip-benchmark's webdataset layout;
 - four scenes a photograph, with their objects' masks, in PASCAL VOC's layout.
+
+The scenes that attributes are read from are in world/probing.py.
 """
 
 import csv
@@ -51,6 +53,8 @@ class Shapes:
     pairs_per_type: int
     images_per_class: int
     segmentation_images: int
+    probe_train_scenes: int
+    probe_test_per_attribute: int
     scenes_per_tar: int
     plain: float
     captions: Captions
@@ -59,7 +63,7 @@ class Shapes:
         if not 32 <= self.image_px <= 256:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
         at_least(self, 1, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
-        at_least(self, 1, "segmentation_images", "scenes_per_tar")
+        at_least(self, 1, "segmentation_images", "probe_train_scenes", "probe_test_per_attribute", "scenes_per_tar")
         if not 0 <= self.plain < 1:
             raise ValueError(f"plain must be a probability below 1, got {self.plain}")
 
@@ -72,7 +76,7 @@ def encode_scenes(rng: np.random.Generator, scenes: Ints, split: str, params: Sh
         for i, pixels in enumerate(world.render(rng, chunk, params.image_px), start):
             metadata = {name: ATTRIBUTES[name][scenes[i, column]] for name, column in COLUMN.items()}
             yield EncodedSample(
-                key=f"{split}{i:06d}", image=_png(pixels), extension="png", caption=texts[i], metadata=metadata
+                key=f"{split}{i:06d}", image=png(pixels), extension="png", caption=texts[i], metadata=metadata
             )
             progress.update()
     progress.close()
@@ -123,7 +127,7 @@ def write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> Non
     (folder / "test").mkdir(parents=True, exist_ok=True)
     with wds.TarWriter(str(folder / "test" / "0.tar"), mtime=0) as tar:
         for i, pixels in enumerate(world.render(rng, scenes, params.image_px)):
-            tar.write({"__key__": f"{i:06d}", "png": _png(pixels), "cls": str(labels[i]).encode()})
+            tar.write({"__key__": f"{i:06d}", "png": png(pixels), "cls": str(labels[i]).encode()})
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
@@ -174,7 +178,8 @@ def _square(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (tiles[:2], tiles[2:])])
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (H, W, 3) as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", compress_level=1)
     return buffer.getvalue()

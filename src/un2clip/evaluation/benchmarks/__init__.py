@@ -9,7 +9,8 @@ A file has
 - where it has pictures to show, `draw(models by role, folder, png, *, batch_size)`, with `options` as `run` has them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from un2clip.evidence.items import Item
@@ -22,9 +23,10 @@ class BenchmarkResult:
     """What one model reached: every item, in the order of the data, the unit of their score, and the protocol.
 
     The unit is a row of UNITS. The protocol is one line on how it was measured, as far as that moves the number and is
-    not in the data's hash.
+    not in the data's hash. `also` has further scores of the same pass, by what is added to the benchmark's name.
     """
 
     unit: str
     protocol: str
     items: tuple[Item, ...]
+    also: Mapping[str, "BenchmarkResult"] = field(default_factory=dict)

@@ -1,0 +1,84 @@
+"""Images with labels of their attributes, in parts (train and test) and in either of two layouts.
+
+- PART/*.tar in webdataset form: an image and .json a sample, {"colour": "red", "pose": null}.
+- PART/metadata.csv beside its images, as Hugging Face's ImageFolder has it: a column file_name, and a column each
+  attribute.
+
+A label is a text or a whole number; null, or an empty cell, means that this image is not asked for this attribute.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from un2clip.errors import UserError
+from un2clip.evaluation.readers import read_image, read_tars
+
+Labelled = tuple[str, Image.Image, dict[str, str | None]]
+FILE_NAME = "file_name"
+
+
+def read_part(folder: Path, part: str) -> Iterator[Labelled]:
+    """Id, image in RGB, and labels, attribute -> value or None, of every image of a part, in its order.
+
+    Raises:
+        UserError: the part has neither layout, or both; while it is read, an image, a row or a label is not as it
+            must be.
+    """
+    where = folder / part
+    tars, table = sorted(where.glob("*.tar")), where / "metadata.csv"
+    if bool(tars) == table.is_file():
+        raise UserError(
+            f"{where} must hold either *.tar, with an image and .json a sample, or metadata.csv beside its images"
+        )
+    return _from_tars(tars) if tars else _from_table(table)
+
+
+def _from_tars(tars: list[Path]) -> Iterator[Labelled]:
+    for key, image, text in read_tars(tars, "json"):
+        name = f"{tars[0].parent}: sample {key}"
+        try:
+            labels = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}: its .json is not JSON: {error}") from None
+        if not isinstance(labels, dict):
+            raise UserError(f"{name}: its .json must be a mapping from attribute to value, got {text[:60]!r}")
+        yield key, image, _labels(labels, name)
+
+
+def _from_table(table: Path) -> Iterator[Labelled]:
+    seen: set[str] = set()
+    for line, row in _rows(table):
+        name, where = row.pop(FILE_NAME) or "", f"{table}, line {line}"
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or name in seen:
+            raise UserError(f"{where}: {FILE_NAME} must name an image below its folder, each once; got {name!r}")
+        if None in row:
+            raise UserError(f"{where}: more cells than the header has columns")
+        seen.add(name)
+        yield name, read_image(table.parent / path, f"{where}: {name}"), _labels(row, where)
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if FILE_NAME not in (rows.fieldnames or ()):
+                raise UserError(f"{table} must have a column {FILE_NAME}; got {rows.fieldnames}")
+            for row in rows:
+                yield rows.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is not a table in UTF-8: {error}") from None
+
+
+def _labels(values: dict[str, Any], where: str) -> dict[str, str | None]:
+    for attribute, value in values.items():
+        if not isinstance(value, str | int | None) or "@" in attribute:  # @ parts an item's id
+            raise UserError(
+                f"{where}: a label is a text or a whole number of an attribute without @; got {attribute}: {value!r}"
+            )
+    return {attribute: None if value in (None, "") else str(value) for attribute, value in values.items()}
