@@ -61,7 +61,8 @@ def main() -> None:
             clip, data = new_encoder(name, Path(folder) / "clip", args.smallest), Path(folder) / "benchmarks"
             render(data, image_px, pairs, photographs)
             chosen = PARAMS["evaluate"]["segmentation"] | {"protocol": protocol}
-            params = build(Evaluate, {"batch_size": batch_size, "segmentation": chosen}, "evaluate")
+            section = PARAMS["evaluate"] | {"batch_size": batch_size, "segmentation": chosen}
+            params = build(Evaluate, section, "evaluate")
             for benchmark, n, loop in (
                 ("mmvp_vlm", f"{9 * pairs} pairs", loop_pairs),
                 ("segmentation", f"{photographs} images", loop_photographs),

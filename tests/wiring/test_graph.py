@@ -116,6 +116,20 @@ def test_the_graph_is_the_one_meant(tmp_path: Path) -> None:
     assert {("shapes", "ingest"), ("evaluate", "compare"), ("diffusion_loss", "promote")} <= dvc_edges(tmp_path)
 
 
+def test_every_benchmark_of_the_laptop_world_fits_into_the_matrix(tmp_path: Path) -> None:
+    """One that is not in the default list, too: it waits for `shapes`, and `compare` for it."""
+    files = read_files(ROOT / "params.yaml")
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    for name, content in files.items():
+        changed = content | ({"benchmarks": ["zeroshot", "probe"]} if "benchmarks" in content else {})
+        (tmp_path / name).write_text(yaml.safe_dump(changed))
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        (stage,) = (each for each in repo.index.stages if each.name == "evaluate@probe")
+        edges = {(after.name, before.name) for after, before in repo.index.graph.edges}
+    assert "--benchmark=probe " in stage.cmd and "--scores=scores/probe" in stage.cmd
+    assert {("evaluate@probe", "shapes"), ("compare", "evaluate@probe")} <= edges
+
+
 def test_an_artifact_keeps_its_name() -> None:
     """An input is fed from the output of the same name, not from another one of the same stage."""
     for stage, _, artifacts in all_tasks():
