@@ -55,10 +55,11 @@ def test_noise_is_read_at_chance(d: int) -> None:
 
 
 def test_what_does_not_vary_is_not_read() -> None:
-    """A constant feature, also one whose mean is not a binary fraction, takes no part; of nothing, the majority."""
+    """A feature that is constant but for float32's last bit takes no part; of nothing, the majority is read."""
     train, classes = drawn(100, 5, 0, 2.0)
     test, _ = drawn(50, 5, 1, 2.0)
-    constant = torch.full((100, 1), 0.1)
+    constant = torch.tensor([1000.0, 1000.00006]).repeat(50)[:, None]
+    assert len(constant.unique()) == 2
     found = Ridge(torch.cat([train, constant], dim=1), PENALTIES).classify(
         classes, torch.cat([test, torch.randn(50, 1) * 1e6], dim=1)
     )
