@@ -44,7 +44,7 @@ def test_encoder_and_decision(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "lineage.json").write_text(json.dumps(lineage))
     assert describe("encoder", str(tmp_path)) == {k: v for k, v in lineage.items() if k not in ("params", "unreadable")}
-    (tmp_path / "decision.json").write_text(json.dumps({"passed": False}))
+    (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "rules": []}))
     (tmp_path / "registry.json").write_text(json.dumps({"outcome": "kept", "version": None}))
     assert describe("decision", str(tmp_path)) == {"passed": False, "outcome": "kept", "version": ""}
 

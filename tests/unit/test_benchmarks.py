@@ -102,7 +102,7 @@ def edit(folder, change) -> None:
         (lambda rows: rows[1].__setitem__(0, "99"), "no image"),
         (lambda rows: rows[1].__setitem__(0, "one"), "line 2: need a number"),
         (lambda rows: rows[1].__setitem__(2, ""), "line 2: need a number"),
-        (lambda rows: rows[1].append("x"), "line 2: need a number"),
+        (lambda rows: rows[1].append("x"), "line 2: need 3 values"),
         (lambda rows: (rows.pop(1), rows.pop(2)), "are not a pair"),
         (lambda rows: rows.__delitem__(slice(1, None)), "has no question"),
     ],

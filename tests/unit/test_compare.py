@@ -188,7 +188,7 @@ def test_missing_inputs_are_named(world):
     with pytest.raises(UserError, match=r"does not say which CLIP was tuned \(parents.clip\)"):
         run(world)
     path.write_text('{"method": "un2clip"}')
-    with pytest.raises(UserError, match="has no seed, params, parents"):
+    with pytest.raises(UserError, match="missing parameter lineage.seed: an integer.*finetune"):
         run(world)
 
 

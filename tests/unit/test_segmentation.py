@@ -466,8 +466,8 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     """Two scores files of one protocol, equal for equal encoders, and a PNG that shows every class in its colour."""
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny.backbones / "clip", encoder)
-    lineage = dict.fromkeys(("seed", "params", "encoder_sha256", "text_sha256")) | {
-        "method": "un2clip", "parents": {"clip": "c"}
+    lineage = {
+        "method": "un2clip", "seed": 0, "params": {}, "parents": {"clip": "c"}, "encoder_sha256": "e", "text_sha256": "t"
     }  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):

@@ -84,7 +84,7 @@ def test_both_layouts_give_the_same_outcomes(tiny, folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "add_att.json is not JSON"),
+        ("{", "add_att.json is not valid JSON"),
         ("3", "must be a mapping or a list of rows, got int"),
         ('{"7": "x"}', "add_att.json, row 7: needs filename, caption and negative_caption"),
         (json.dumps([row("1.jpg", "a", "")]), "add_att.json, row 0: needs"),

@@ -3,17 +3,19 @@
 Equal artifacts give equal descriptions (no clock, no place), for they are part of a cache key.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from un2clip.datasets import latents as cache
+from un2clip.config import convert
+from un2clip.datasets.latents import read_cache
 from un2clip.datasets.shards import digest, read_index
-from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage
+from un2clip.evidence.lineage import read_lineage
 from un2clip.evidence.report import data_uri
 from un2clip.evidence.scores import load_scores
+from un2clip.evidence.summary import read_decision
 from un2clip.models.clip import encoder_sha256
+from un2clip.texts import read_json
 
 Description = dict[str, Any]
 
@@ -58,8 +60,8 @@ def _backbones(folder: Path) -> Description:
 
 
 def _latents(folder: Path) -> Description:
-    content = read_json(folder / cache.INDEX, ("cached", "vae_sha256", "shards"), "latents")
-    return {"cached": content["cached"], "vae_sha256": content["vae_sha256"], "files": len(content["shards"])}
+    cache = read_cache(folder)
+    return {"cached": cache.cached, "vae_sha256": cache.vae_sha256, "files": len(cache.shards)}
 
 
 def _encoder(folder: Path) -> Description:
@@ -77,14 +79,14 @@ def _scores(folder: Path) -> Description:
 
 
 def _report(folder: Path) -> Description:
-    content: Description = json.loads((folder / "metrics.json").read_text())
+    path = folder / "metrics.json"
+    content: Description = convert(dict[str, dict[str, float]], read_json(path), str(path))
     return content
 
 
 def _decision(folder: Path) -> Description:
-    decided = read_json(folder / DECISION, ("passed",), "promote")
-    done = read_json(folder / REGISTRY, ("outcome", "version"), "promote")
-    return {"passed": decided["passed"], "outcome": done["outcome"], "version": done["version"] or ""}
+    decided, done = read_decision(folder)
+    return {"passed": decided.passed, "outcome": done.outcome, "version": done.version or ""}
 
 
 DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {

@@ -39,7 +39,7 @@ def check_prerequisites(**names: Any) -> None:
         print(check)
     if failed := [f"{check.name}: {check.message}; {check.fix}" for check in checks if check.state == "FAIL"]:
         refused("; ".join(failed))
-        raise UserError("the run was not started.\n" + "\n".join(failed))
+        raise UserError("the run was not started.", *failed)
 
 
 def examine(

@@ -11,15 +11,17 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from un2clip.config.files import FILES, flags, read_files, read_params, read_yaml, split, unite
 from un2clip.config.overlays import RENAMED, complete, flatten, merge, stack, unknown
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
+from un2clip.texts import read_json
 
 __all__ = [
     "FILES", "RENAMED", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",
-    "read_params", "read_yaml", "split", "stack", "unite",
+    "read_params", "read_record", "read_yaml", "record", "split", "stack", "unite",
 ]  # fmt: skip
 T = TypeVar("T")
 
@@ -42,6 +44,33 @@ def at_least(section: object, lowest: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {lowest}, got {getattr(section, name)}")
 
 
+def read_record(cls: type[T], path: Path, made_by: str, *, nan: bool = False) -> T:
+    """Read a JSON file that a stage wrote, as the dataclass that describes it.
+
+    Args:
+        cls: a key that it does not have is passed over, and a field with a default may be absent: other versions wrote
+            other files.
+        made_by: the stage.
+        nan: as of `read_json`.
+
+    Raises:
+        UserError: it is absent or broken, or something in it is missing or mistyped; the message names the stage.
+    """
+    try:
+        return record(cls, read_json(path, nan=nan), path.stem)
+    except UserError as error:
+        said = str(error) if str(path) in str(error) else f"cannot read {path}: {error}"
+        raise UserError(f"{said}; run `un2clip {made_by}` to make it") from None
+
+
+def record(cls: type[T], content: Any, name: str) -> T:
+    """As `build`, of what a stage wrote: a key that `cls` does not have is passed over."""
+    if isinstance(content, Mapping):
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        content = {key: content[key] for key in known if key in content}
+    return build(cls, content, name)
+
+
 def build(cls: type[T], values: Any, name: str) -> T:
     """Build the dataclass `cls` from a mapping; `name` is the section's name, for messages.
 
@@ -49,16 +78,16 @@ def build(cls: type[T], values: Any, name: str) -> T:
         UserError: a key is unknown, missing or mistyped, or the class's own `__post_init__` refuses it.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{name} must be a mapping, got {values!r}")
+        raise UserError(f"{name} must be a mapping, got {cause(repr(values))}")
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
-        if key not in names:
-            raise UserError(unknown(f"{name}.{key}", names, values[key]))
-    for key in names:
-        if key not in values:
+        if key not in fields:
+            raise UserError(unknown(f"{name}.{key}", fields, values[key]))
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING:
             raise UserError(f"missing parameter {name}.{key}: {describe(hints[key])}")
-    converted = {key: convert(hints[key], values[key], f"{name}.{key}") for key in names}
+    converted = {key: convert(hints[key], values[key], f"{name}.{key}") for key in fields if key in values}
     try:
         return cls(**converted)
     except UserError:
@@ -73,6 +102,8 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     KFP hands every number over as a float and `dvc exp run -S` writes 1e-06 without a dot, which YAML
     reads as text; so an integral float counts as an int and a numeric text as a float, nothing else.
     """
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, name)
     origin, args = get_origin(hint), get_args(hint)
@@ -96,13 +127,13 @@ def convert(hint: Any, value: Any, name: str) -> Any:
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
     elif hint is str and isinstance(value, str):
         return value
-    raise UserError(f"{name} must be {describe(hint)}, got {value!r}")
+    raise UserError(f"{name} must be {describe(hint)}, got {cause(repr(value))}")
 
 
 def _is_integral(value: Any) -> bool:
@@ -118,7 +149,7 @@ def describe(hint: Any) -> str:
     if origin is tuple:
         return f"a list, each {describe(args[0])}"
     if origin is dict:
-        return f"a mapping, each {describe(args[1])}"
+        return f"a mapping, each {describe(args[1])}" if args[1] is not Any else "a mapping"
     if dataclasses.is_dataclass(hint):
         return "a mapping of " + ", ".join(field.name for field in dataclasses.fields(hint))
     return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from un2clip import texts
 from un2clip.config.overlays import WHOLE, merge, stack
 from un2clip.errors import UserError
 
@@ -15,16 +14,13 @@ FILES = ("params.yaml", "world.yaml", "download.yaml")
 Content = Mapping[str, Any]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: texts.File) -> dict[str, Any]:
     """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; run from the repository's root or pass --params=FILE"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        content = texts.read_yaml(path)
+    except UserError as error:
+        hint = "" if path.is_file() else "; run from the repository's root or pass --params=FILE"
+        raise UserError(f"{error}{hint}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, got {type(content).__name__}")
     return content

@@ -18,6 +18,7 @@ from un2clip.datasets.images import check_image
 from un2clip.datasets.shards import EncodedSample, Index, Shard
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 from un2clip.errors import UserError
+from un2clip.texts import decode, parse_json
 
 #: Held-out first: what it keeps never depends on the training data when duplicates are rejected.
 SPLITS = ("heldout", "train")
@@ -150,9 +151,9 @@ def _metadata(group: Group) -> dict[str, Any] | None:
     if "json" not in group.members:
         return None
     try:
-        metadata = json.loads(group.members["json"])
-    except (ValueError, RecursionError) as error:
-        raise Rejected("broken json", f"{type(error).__name__}: {error}") from None
+        metadata = parse_json(decode(group.members["json"], group.key), group.key, nan=True)
+    except UserError as error:
+        raise Rejected("broken json", str(error)) from None
     if not isinstance(metadata, dict):
         raise Rejected("broken json", f"an object is needed, got {type(metadata).__name__}")
     return metadata

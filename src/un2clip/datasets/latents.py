@@ -5,20 +5,36 @@ Crops are deterministic, so the latents of an image never change and training ne
 
 import functools
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from un2clip.config import read_record
 from un2clip.datasets.shards import read_index
 from un2clip.errors import UserError
 from un2clip.hashes import file_sha256_once
 
 INDEX = "latents.json"
 MADE_OF = "made_of"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """latents.json: what the folder holds.
+
+    Attributes:
+        cached: whether there are files, or latents are encoded as they are needed.
+        vae_sha256: hash of the VAE.
+        shards: split/shard.tar -> hash of the shard that its latents are of.
+        sha256: split/shard.tar -> hash of its file.
+    """
+
+    cached: bool
+    vae_sha256: str
+    shards: dict[str, str]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +82,22 @@ def made_of(path: Path) -> str:
 
 def latents_sha256(folder: Path) -> str:
     """One hash of the whole cache: of the VAE that made it, and of every file."""
-    index = _index(folder)
-    lines = [f"{name} {sha256}\n" for name, sha256 in sorted(index["sha256"].items())]
-    return hashlib.sha256("".join([f"{index['vae_sha256']}\n", *lines]).encode()).hexdigest()
+    cache = read_cache(folder)
+    lines = [f"{name} {sha256}\n" for name, sha256 in sorted(cache.sha256.items())]
+    return hashlib.sha256("".join([f"{cache.vae_sha256}\n", *lines]).encode()).hexdigest()
 
 
 def kept_sha256(folder: Path) -> dict[str, str]:
     """split/shard.tar -> hash of each file that an earlier run made; nothing where it left no list of them."""
     try:
-        return dict(_index(folder)["sha256"])
+        return read_cache(folder).sha256
     except UserError:
         return {}
 
 
 def vae_of(folder: Path) -> str:
     """Hash of the VAE that made the cache."""
-    return str(_index(folder)["vae_sha256"])
+    return read_cache(folder).vae_sha256
 
 
 def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents | None:
@@ -93,27 +109,26 @@ def open_latents(folder: Path, shards: Path, vae_sha256: str) -> CachedLatents |
     Raises:
         UserError: the cache is of other shards or of another VAE, or a file of it is missing.
     """
-    index = _index(folder)
-    made_by, files = index["vae_sha256"], index["shards"]
-    if not index["cached"]:
+    cache = read_cache(folder)
+    made_by = cache.vae_sha256
+    if not cache.cached:
         return None
     if made_by != vae_sha256:
         raise UserError(f"{folder} was made by VAE {made_by[:12]}, not {vae_sha256[:12]}; run `un2clip latents` again")
     for split, listed in read_index(shards).splits.items():
         for shard in listed:
             name, path = f"{split}/{shard.name}", file_of(folder, shards / split / shard.name)
-            if files.get(name) != shard.sha256 or name not in index["sha256"] or not path.is_file():
+            if cache.shards.get(name) != shard.sha256 or name not in cache.sha256 or not path.is_file():
                 raise UserError(f"{folder} has no latents of {name}; run `un2clip latents` again")
             if made_of(path).split(" ")[:2] != [vae_sha256, shard.sha256]:
                 raise UserError(f"{path} is of another VAE or another shard; run `un2clip latents` again")
-    return CachedLatents(folder=folder, sha256=index["sha256"])
+    return CachedLatents(folder=folder, sha256=cache.sha256)
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        if missing := {"cached", "vae_sha256", "shards", "sha256"} - index.keys():
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"cannot read {folder / INDEX} ({error}); run `un2clip latents` to make it") from None
-    return index
+def read_cache(folder: Path) -> Cache:
+    """What `un2clip latents` says of the folder that it wrote.
+
+    Raises:
+        UserError: it says nothing, or what it says is broken.
+    """
+    return read_record(Cache, folder / INDEX, "latents")

@@ -123,7 +123,7 @@ def open_split(
     shards: Path, split: str, encoder_view: View, image_view: View, cached: CachedLatents | None = None
 ) -> Reader:
     """The samples of a split that `ingest` wrote (train or heldout)."""
-    listed = read_index(shards).splits[split]
+    listed = read_index(shards).splits.get(split, ())
     return Reader(folder=shards / split, listed=listed, encoder_view=encoder_view, image_view=image_view, cached=cached)
 
 
@@ -166,7 +166,8 @@ def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> 
     try:
         yield from loader
     except UserError as error:  # from a worker it comes with that process's traceback before it
-        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
+        said = str(error.args[0]).strip().splitlines()[-1]
+        raise UserError(said.partition("UserError: ")[2] or said) from None
 
 
 def strict(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from un2clip.config import at_least, read_record
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 from un2clip.errors import UserError
@@ -57,10 +58,9 @@ class Shard:
     sha256: str
 
     def __post_init__(self) -> None:
-        for name in ("samples", "bytes"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{name} of {self.name} must be a whole number of at least 0, got {value!r}")
+        at_least(self, 0, "samples", "bytes")
+        if self.name != Path(self.name).name:
+            raise ValueError(f"name must be that of a file, got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,13 @@ class Index:
     captions: dict[str, Any]
     damaged_tars: dict[str, str]
 
+    def __post_init__(self) -> None:
+        if other := self.splits.keys() - {"train", "heldout"}:
+            raise ValueError(f"splits must be train and heldout, got {min(other)!r}")
+
     def count(self, split: str) -> int:
         """Samples kept in `split`."""
-        return sum(shard.samples for shard in self.splits[split])
+        return sum(shard.samples for shard in self.splits.get(split, ()))
 
     @property
     def kept(self) -> int:
@@ -102,6 +106,16 @@ class Index:
         return {"read": self.read, "kept": self.kept, "rejected_total": self.read - self.kept, "samples": counts}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What `Index.totals` wrote into the file."""
+
+    read: int | None = None
+    kept: int | None = None
+    rejected_total: int | None = None
+    samples: dict[str, int] | None = None
+
+
 def read_index(shards: Path) -> Index:
     """Read the index of the folder that `ingest` wrote.
 
@@ -109,18 +123,14 @@ def read_index(shards: Path) -> Index:
         UserError: there is none, it is broken, or a shard it lists is absent or of another size.
     """
     path = shards / INDEX
-    try:
-        content = json.loads(path.read_text())
-        content["splits"] = {
-            split: tuple(Shard(**shard) for shard in listed) for split, listed in content["splits"].items()
-        }
-        index = Index(**{field.name: content[field.name] for field in dataclasses.fields(Index)})
-        for name, total in index.totals().items():
-            if content.get(name, total) != total:
-                raise ValueError(f"{name} is {content[name]}, but its shards and rejects add up to {total}")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read {path} ({what}); run `un2clip ingest` to make it") from None
+    index = read_record(Index, path, "ingest")
+    said = read_record(Totals, path, "ingest")
+    for name, total in index.totals().items():
+        if getattr(said, name) not in (None, total):
+            raise UserError(
+                f"cannot read {path}: {name} is {getattr(said, name)}, but its shards and rejects add up to {total}; "
+                "run `un2clip ingest` to make it"
+            )
     for split, listed in index.splits.items():
         for shard in listed:
             tar = shards / split / shard.name

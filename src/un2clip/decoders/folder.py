@@ -19,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from un2clip.config import build
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.decoders.unclip import Unclip
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
+from un2clip.texts import read_json
 
 disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
 
@@ -60,12 +61,9 @@ class Options:
     @classmethod
     def of(cls, folder: Path) -> "Options":
         """Those of a directory; one that nobody wrote options for is used as diffusers' pipeline uses it."""
-        try:
-            return build(cls, json.loads((folder / OPTIONS).read_text()), str(folder / OPTIONS))
-        except FileNotFoundError:
+        if not (folder / OPTIONS).is_file():
             return cls(prompt="", normalise=True, image_px=0)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{folder / OPTIONS} is not valid JSON: {error}") from None
+        return build(cls, read_json(folder / OPTIONS), str(folder / OPTIONS))
 
 
 def read_layout(folder: Path) -> str:
@@ -75,11 +73,15 @@ def read_layout(folder: Path) -> str:
         UserError: it is no pipeline of diffusers', or one that this project has no use for.
     """
     try:
-        found = json.loads((folder / INDEX).read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is not a generator in {UNCLIP}'s layout: it has no readable {INDEX}") from None
+        found = read_json(folder / INDEX)["_class_name"]
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is not a generator in {UNCLIP}'s layout: it has no readable {INDEX} ({cause(error)})"
+        ) from None
     if found not in (UNCLIP, TEXT_TO_IMAGE):
-        raise UserError(f"{folder} is laid out for {found!r}; a generator is a {UNCLIP}, or a {TEXT_TO_IMAGE} to align")
+        raise UserError(
+            f"{folder} is laid out for {cause(repr(found))}; a generator is a {UNCLIP}, or a {TEXT_TO_IMAGE} to align"
+        )
     return str(found)
 
 

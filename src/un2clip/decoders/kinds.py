@@ -25,6 +25,7 @@ from un2clip.decoders.folder import (
 )
 from un2clip.decoders.pixels import Pixels, PixelsSize
 from un2clip.errors import UserError
+from un2clip.texts import read_json
 
 OURS = "decoder.json"  # of a decoder for which diffusers has no pipeline
 WEIGHTS = "decoder.safetensors"
@@ -104,7 +105,7 @@ def write_description(folder: Path, kind: str, **content: Any) -> None:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """What `write_description` wrote."""
-    content: dict[str, Any] = json.loads((folder / OURS).read_text())
+    content: dict[str, Any] = read_json(folder / OURS)
     return content
 
 

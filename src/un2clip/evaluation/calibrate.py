@@ -13,8 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from un2clip.config import read_yaml
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import mmvp_vlm
@@ -60,7 +59,7 @@ def published(model: str) -> Published:
     Raises:
         UserError: nothing is known of it; lists the models.
     """
-    table: dict[str, Any] = yaml.safe_load((files("un2clip.evaluation") / "mmvp_vlm.yaml").read_text())
+    table: dict[str, Any] = read_yaml(files("un2clip.evaluation") / "mmvp_vlm.yaml")
     if model not in table["models"]:
         raise UserError(f"no published counts of {model!r}; there are those of {', '.join(table['models'])}")
     known, pairs, types = table["models"][model], table["pairs_per_type"], table["types"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from un2clip.errors import UserError
 from un2clip.evaluation.readers import data_sha256
+from un2clip.texts import read_json
 
 #: From best to worst: the same count in every type; a few pairs apart in all; neither.
 Grade = Literal["exact", "close", "none"]
@@ -70,8 +71,8 @@ def best_grade(data: Path) -> Grade:
 def _records(data: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json")):
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            content = read_json(path)
+        except UserError as error:
             raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
         if isinstance(content, dict):
             yield content

@@ -6,7 +6,7 @@
 - a data set as it is published, unpacked, for clip-benchmark's own readers (most of them torchvision's).
 """
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from un2clip.datasets.images import published_formats_only
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
+from un2clip.texts import read_json, read_lines
 
 Preprocess = Callable[[Image.Image], Tensor]
 #: The sets of clip-benchmark's builder that it reads without ever downloading. ImageNetV2 is not one of them.
@@ -83,19 +84,19 @@ def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
 
 def _from_tars(tars: list[Path], names: list[str], preprocess: Preprocess) -> Iterator[tuple[str, Tensor, int]]:
     for key, image, text in read_tars(tars, "cls"):
-        if not text.strip().isdecimal() or int(text) >= len(names):
-            raise UserError(f"sample {key} has class {text.strip()!r}, but there are {len(names)} names, from 0")
-        yield key, preprocess(image), int(text)
+        if not re.fullmatch("[0-9]{1,9}", label := text.strip()) or int(label) >= len(names):
+            raise UserError(f"sample {key} has class {cause(repr(label))}, but there are {len(names)} names, from 0")
+        yield key, preprocess(image), int(label)
 
 
 def _lines_or_shipped(path: Path, shipped: str, dataset: str, otherwise: str = "") -> tuple[list[str], str]:
     """A file's lines and "", or the texts that clip-benchmark ships and for which data set it does."""
     if path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_lines(path)]
         if not lines or "" in lines:  # passing over a line would shift every label behind it
             raise UserError(f"{path}: line {lines.index('') + 1 if lines else 1} is empty")
         return lines, ""
-    known: dict[str, list[str]] = json.loads((files("clip_benchmark.datasets") / f"{shipped}.json").read_text())
+    known: dict[str, list[str]] = read_json(files("clip_benchmark.datasets") / f"{shipped}.json")
     for name in (dataset, otherwise if dataset else ""):
         if name in known:
             return known[name], name

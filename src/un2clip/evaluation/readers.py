@@ -11,8 +11,10 @@ from PIL import Image
 from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.hashes import file_sha256, folder_sha256
+from un2clip.texts import decode as decode_text
+from un2clip.texts import read_text
 
 
 def data_sha256(folder: Path) -> str:
@@ -49,7 +51,7 @@ def read_image(source: Path | bytes, name: str) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
-        raise UserError(f"{name} is not a readable image: {error}") from None
+        raise UserError(f"{name} is not a readable image: {cause(error)}") from None
 
 
 def find_tars(folder: Path) -> list[Path]:
@@ -60,15 +62,15 @@ def find_tars(folder: Path) -> list[Path]:
     """
     tars = sorted((folder / "test").glob("*.tar")) or sorted(folder.glob("*.tar"))
     count = folder / "test" / "nshards.txt"
-    if tars and count.is_file() and count.read_text().strip() != str(len(tars)):
-        raise UserError(f"{folder}/test has {len(tars)} tars, but its nshards.txt says {count.read_text().strip()!r}")
+    if tars and count.is_file() and (said := read_text(count).strip()) != str(len(tars)):
+        raise UserError(f"{folder}/test has {len(tars)} tars, but its nshards.txt says {cause(repr(said))}")
     return tars
 
 
 def dataset_type(folder: Path) -> str:
     """What clip-benchmark's dataset_type.txt says: retrieval, multilabel; "" where there is none."""
     path = folder / "dataset_type.txt"
-    return path.read_text().strip() if path.is_file() else ""
+    return read_text(path).strip() if path.is_file() else ""
 
 
 def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Image, str]]:
@@ -99,8 +101,5 @@ def _image_and_text(group: Group, extension: str, name: str) -> tuple[Image.Imag
         raise UserError(f"{name} is refused: {group.fault}")
     if len(group.image_extensions) != 1 or extension not in group.members:
         raise UserError(f"{name} must have one image and .{extension}; it has {', '.join(group.members)}")
-    try:
-        text = group.members[extension].decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: its .{extension} is not UTF-8: {error}") from None
+    text = decode_text(group.members[extension], f"{name}: its .{extension}")
     return read_image(group.members[group.image_extensions[0]], name), text

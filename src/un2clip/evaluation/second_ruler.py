@@ -10,9 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from un2clip.config import lookup
+from un2clip.config import lookup, read_yaml
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.evaluation.calibration import Grade, save_record
@@ -54,7 +52,7 @@ def rulers(model: str) -> dict[str, Ruler]:
     Raises:
         UserError: nothing is known of it; lists the models.
     """
-    table: dict[str, Any] = yaml.safe_load((files("un2clip.evaluation") / "clip_benchmark.yaml").read_text())
+    table: dict[str, Any] = read_yaml(files("un2clip.evaluation") / "clip_benchmark.yaml")
     numbers = iter(lookup(table["models"], model, "model of clip-benchmark's table")["numbers"])
     limits = {"exact": table["exact_points"], "close": table["close_points"]}
     return {

@@ -1,41 +1,71 @@
 """What is known about one tuned encoder: its lineage, and its scores beside the reference's."""
 
-import json
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from un2clip.config import read_record
 from un2clip.errors import UserError
 from un2clip.evidence.scores import ROLES, Role, Scores, collect_scores, mismatch
+from un2clip.texts import read_json
 
 #: What `promote` writes: the decision, and what happened at the registry.
 DECISION, REGISTRY = "decision.json", "registry.json"
-LINEAGE = ("method", "seed", "params", "parents", "encoder_sha256", "text_sha256")
+LINEAGE, HISTORY = "lineage.json", "history.json"
 
 
-def read_json(path: Path, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
-    """Read a JSON mapping that must have `keys`.
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """lineage.json of a tuned checkpoint.
 
-    Raises:
-        UserError: it is absent or broken; the message names the stage that makes it.
+    Attributes:
+        method: row of the method table.
+        params: the section `finetune` that it trained with.
+        steps_done, corrupt: steps, and images that could not be read.
+        complete: false where the training failed, and the weights are the last good ones.
+        parents: clip, generator, shards, ... -> hash.
+        encoder_sha256, text_sha256: of the weights, and of those of the text tower, which no method touches.
     """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        missing = [key for key in keys if key not in content]
-    except (OSError, ValueError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read {path} ({reason}); run `un2clip {made_by}` first") from None
-    if missing:
-        raise UserError(f"{path} has no {', '.join(missing)}; run `un2clip {made_by}` again")
-    return content
+
+    method: str
+    seed: int
+    params: dict[str, Any]
+    steps_done: int = 0
+    corrupt: int = 0
+    complete: bool = True
+    parents: dict[str, str]
+    encoder_sha256: str
+    text_sha256: str
+
+    def __post_init__(self) -> None:
+        if "clip" not in self.parents:
+            raise ValueError("parents does not say which CLIP was tuned (parents.clip)")
 
 
 def read_lineage(encoder: Path) -> dict[str, Any]:
-    """Read the lineage of a tuned checkpoint: method, seed, params, parents and hashes."""
-    path = encoder / "lineage.json"
-    lineage = read_json(path, LINEAGE, "finetune")
-    if not isinstance(lineage["parents"], dict) or "clip" not in lineage["parents"]:
-        raise UserError(f"{path} does not say which CLIP was tuned (parents.clip); run `un2clip finetune` again")
-    return lineage
+    """The lineage of a tuned checkpoint, as plain data.
+
+    Raises:
+        UserError: it is absent or broken.
+    """
+    return dataclasses.asdict(read_record(Lineage, encoder / LINEAGE, "finetune"))
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The curves of a training, a list of {"step": number, name: number, ...}.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    content = read_json(path, nan=True)
+    if not isinstance(content, list) or not all(map(_is_record, content)):
+        raise UserError(f"{path} is no list of records with a step and numbers; run `un2clip finetune` again")
+    return content
+
+
+def _is_record(row: object) -> bool:
+    return isinstance(row, dict) and "step" in row and all(type(value) in (int, float) for value in row.values())
 
 
 def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
@@ -43,7 +73,7 @@ def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]
 
     A folder without a lineage was not made by `finetune`: its method is "imported". It can be scored, not promoted.
     """
-    method = read_lineage(encoder)["method"] if (encoder / "lineage.json").is_file() else "imported"
+    method = read_lineage(encoder)["method"] if (encoder / LINEAGE).is_file() else "imported"
     return [("reference", "reference", backbones / "clip"), ("tuned", method, encoder)]
 
 

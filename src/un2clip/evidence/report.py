@@ -11,8 +11,9 @@ from typing import Any
 
 import jinja2
 
-from un2clip.config import flatten
+from un2clip.config import flatten, read_record
 from un2clip.evidence.items import Item, by_type
+from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.scores import Scores, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
 from un2clip.evidence.units import UNITS, get_unit
@@ -62,6 +63,24 @@ class Comparison:
         differences = [row.difference for row in (self.whole, *self.types)]
         bounds = [bound for each in differences for bound in (each.low, each.high)]
         return max((abs(bound) for bound in bounds if bound is not None), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """report.json: every comparison of one tuned encoder, its lineage, and how the intervals were made."""
+
+    method: str
+    encoder_sha256: str
+    confidence: float
+    resamples: int
+    seed: int
+    benchmarks: tuple[Comparison, ...]
+    lineage: Lineage
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json; a UserError says what is wrong with it."""
+    return read_record(Report, path, "compare")
 
 
 def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.units import get_unit
+from un2clip.texts import read_json
 
 Role = Literal["reference", "tuned"]
 ROLES: tuple[Role, ...] = ("reference", "tuned")
@@ -56,6 +57,8 @@ class Scores:
         if self.role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
         unit = get_unit(self.unit)
+        if self.benchmark != Path(self.benchmark).name:
+            raise ValueError(f"benchmark must be a name that a folder can have, got {self.benchmark!r}")
         if len(self.protocol.splitlines()) > 1:
             raise ValueError(f"protocol must be one line, got {self.protocol!r}")
         if len({item.id for item in self.items}) != self.n:
@@ -126,22 +129,30 @@ def load_scores(path: Path) -> Scores:
         UserError: the file is not a scores file, or its summary disagrees with its items.
     """
     try:
-        content = json.loads(path.read_text())
-        items = tuple(
-            Item(id=str(i["id"]), type=str(i["type"]), value=float(i["value"]), of=float(i.get("of", 1.0)))
-            for i in content["items"]
-        )
-        fields: dict[str, Any] = {name: str(content[name]) for name in DESCRIPTION}
-        number = float(content["score"]) if get_unit(fields["unit"]).set_level else None
+        content = read_json(path, nan=True)  # the outcome of a model that failed
+        items = tuple(map(_item, content["items"]))
+        fields: dict[str, Any] = {name: _typed(content[name], str) for name in DESCRIPTION}
+        number = float(_typed(content["score"], float, int)) if get_unit(fields["unit"]).set_level else None
         scores = Scores(**fields, items=items, number=number)
         said = [content["n"], content["score"], *_summary(content["per_type"])]
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is not a scores file ({reason}); run `evaluate` again") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        why = cause(f"{type(error).__name__}: {error}")
+        raise UserError(f"{path} is not a scores file ({why}); run `evaluate` again") from None
     found = [scores.n, scores.score, *_summary(scores.summary()["per_type"])]
     if len(said) != len(found) or not all(map(_same, said, found)):
         raise UserError(f"{path} was edited by hand: its summary disagrees with its items; run `evaluate` again")
     return scores
+
+
+def _item(content: dict[str, Any]) -> Item:
+    value, of = (float(_typed(each, float, int)) for each in (content["value"], content.get("of", 1.0)))
+    return Item(id=_typed(content["id"], str), type=_typed(content["type"], str), value=value, of=of)
+
+
+def _typed(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        raise TypeError(f"{value!r} is no {types[0].__name__}")
+    return value
 
 
 def collect_scores(folders: list[Path]) -> dict[str, dict[str, Scores]]:

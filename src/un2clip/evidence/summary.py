@@ -1,10 +1,13 @@
 """What a finished run says, for people: the table, the gate's sentences, where the pictures lie, how to go on."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip.config import build
-from un2clip.evidence.lineage import DECISION, REGISTRY, read_json
-from un2clip.evidence.report import Comparison, print_table
+from un2clip.config import read_record
+from un2clip.errors import shown
+from un2clip.evidence.gate import Finding
+from un2clip.evidence.lineage import DECISION, REGISTRY
+from un2clip.evidence.report import print_table, read_report
 
 NEXT = """
 report          {report}/index.html
@@ -14,19 +17,42 @@ registry        mlflow ui --backend-store-uri sqlite:///mlflow.db   (then /#/mod
 get it back     un2clip export --alias challenger --to my-encoder"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """decision.json, as far as it is read again: the gate's findings, and what nobody's rule asks about."""
+
+    passed: bool
+    rules: tuple[Finding, ...]
+    objections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """registry.json: the number of the version, where there is one, and what happened, in words."""
+
+    version: str | None = None
+    outcome: str
+
+
+def read_decision(folder: Path) -> tuple[Decided, Registered]:
+    """What `promote` decided, and what happened at the registry.
+
+    Raises:
+        UserError: a file is absent or broken.
+    """
+    return read_record(Decided, folder / DECISION, "promote"), read_record(Registered, folder / REGISTRY, "promote")
+
+
 def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, encoder: Path) -> None:
     """Print the before/after table of a finished run, the gate's decision, and the paths of what it made.
 
     Raises:
         UserError: the run is not finished.
     """
-    made = read_json(report / "report.json", ("method", "confidence", "benchmarks"), "compare")
-    decided = read_json(decision / DECISION, ("passed", "rules"), "promote")
-    done = read_json(decision / REGISTRY, ("outcome",), "promote")
-    comparisons = [build(Comparison, each, "report") for each in made["benchmarks"]]
-    print_table(comparisons, method=made["method"], confidence=made["confidence"])
-    for sentence in [*(finding["sentence"] for finding in decided["rules"]), *decided.get("objections", ())]:
-        print(sentence)
-    print(f"The gate {'passed' if decided['passed'] else 'refused'}. {done['outcome']}")
+    made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
+    print_table(made.benchmarks, method=made.method, confidence=made.confidence)
+    for sentence in [*(finding.sentence for finding in decided.rules), *decided.objections]:
+        print(shown(sentence))
+    print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
     print(NEXT.format(report=report, pictures=pictures, encoder=encoder))

@@ -21,6 +21,7 @@ from un2clip.decoders.pixels import Pixels
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.errors import UserError
 from un2clip.methods.features import Features, Tokens
+from un2clip.texts import read_json
 
 NAME, WEIGHTS = "condition.json", "condition.safetensors"
 
@@ -169,7 +170,7 @@ def load_condition(folder: Path, features: Features, decoder: Decoder) -> Condit
         UserError: it is absent, or made for another encoder or decoder.
     """
     try:
-        name = json.loads((folder / NAME).read_text())["condition"]
+        name = read_json(folder / NAME)["condition"]
         condition = new_condition(name, features, decoder, seed=0)
         condition.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError) as error:

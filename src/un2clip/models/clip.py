@@ -21,6 +21,7 @@ from torch import Tensor
 
 from un2clip.errors import UserError
 from un2clip.hashes import tensors_sha256
+from un2clip.texts import read_json
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -93,7 +94,7 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a CLIP checkpoint: it has no {name}")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
         check_config(config["model_cfg"], str(folder))
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         never = {"trust_remote_code": False} if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}

@@ -31,6 +31,7 @@ from un2clip.models.clip import (
 )
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
+from un2clip.texts import read_json
 
 #: In the order in which open_clip itself prefers them.
 WEIGHTS_NAMES = (
@@ -202,7 +203,7 @@ def _config_of(folder: Path, name: str) -> dict[str, Any]:
             f"{name}: {folder} is a lone file of weights; say its architecture, as ViT-H-14:laion2b_s32b_b79k"
         )
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
         return {"model_cfg": config["model_cfg"], "preprocess_cfg": config["preprocess_cfg"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name}: cannot use {folder / CONFIG}: {type(error).__name__} {error}") from None

@@ -1,5 +1,6 @@
 """The catalogue of benchmark data sets (catalogue.yaml), and the check that a folder holds one of them."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from tqdm import tqdm
 
-from un2clip.config import build, lookup
+from un2clip.config import build, lookup, read_yaml
 from un2clip.datasets.tars import DamagedTar, groups
 from un2clip.errors import UserError
 from un2clip.hashes import folder_sha256
+from un2clip.texts import read_lines
 
 NAMED = 3  # so many missing files are named, of all that are missing
 
@@ -59,7 +60,7 @@ class Entry:
 
 def catalogue() -> dict[str, Entry]:
     """All entries by name, in the order of the file."""
-    content = yaml.safe_load((files("un2clip.sources") / "catalogue.yaml").read_text())
+    content = read_yaml(files("un2clip.sources") / "catalogue.yaml")
 
     def entry(name: str, fields: dict[str, Any]) -> Entry:
         return build(
@@ -154,7 +155,7 @@ def _ids(ids: str, folder: Path) -> list[str]:
         return []
     if not (folder / ids).is_file():
         raise UserError(f"{folder} has no {ids}, the list of its images")
-    return (folder / ids).read_text().split()
+    return " ".join(read_lines(folder / ids)).split()
 
 
 def _each(pattern: str, ids: list[str]) -> Iterator[str]:
@@ -167,7 +168,7 @@ def _each(pattern: str, ids: list[str]) -> Iterator[str]:
 def _exists(folder: Path, path: str) -> bool:
     if re.search(r"[*?]", path):
         return any(each.is_file() for each in folder.glob(path))
-    return (folder / path).is_file()
+    return os.path.isfile(folder / path)
 
 
 def _samples(tars: list[Path]) -> int:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from un2clip.evidence.lineage import read_lineage, tuned_pairs
+from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
 from un2clip.evidence.report import compare_scores, print_table, render
 
 
@@ -83,5 +83,5 @@ def compare(
 
 def _history(encoder: Path) -> list[dict[str, float]]:
     """The training history, or nothing where the encoder was made without one."""
-    path = encoder / "history.json"
-    return json.loads(path.read_text()) if path.is_file() else []
+    path = encoder / HISTORY
+    return read_history(path) if path.is_file() else []

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from un2clip import tracking
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
-from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage, tuned_pairs
+from un2clip.evidence.lineage import DECISION, REGISTRY, read_lineage, tuned_pairs
+from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import clip_files, encoder_sha256
 from un2clip.models.loading import check_loads
@@ -100,12 +101,11 @@ def promote(
         raise UserError(f"{encoder} holds weights {found[:12]}, its lineage.json says {lineage['encoder_sha256'][:12]}")
     check_loads(encoder, lineage["text_sha256"])
     interval: dict[str, Any] = {"confidence": compare.confidence, "resamples": compare.resamples, "seed": seed}
-    made = read_json(report / "report.json", ("encoder_sha256", *interval), "compare")
-    if made["encoder_sha256"] != found:
-        raise UserError(
-            f"{report} is about encoder {made['encoder_sha256'][:12]}, not {found[:12]}; run `compare` again"
-        )
-    if differs := [f"{key} {made[key]}, not {value}" for key, value in interval.items() if made[key] != value]:
+    made = read_report(report / "report.json")
+    if made.encoder_sha256 != found:
+        raise UserError(f"{report} is about encoder {made.encoder_sha256[:12]}, not {found[:12]}; run `compare` again")
+    there = {key: getattr(made, key) for key in interval}
+    if differs := [f"{key} {there[key]}, not {value}" for key, value in interval.items() if there[key] != value]:
         raise UserError(f"{report} was made with {' and '.join(differs)} as the numbers say; run `compare` again")
     pairs = tuned_pairs(scores, lineage)
     for _, tuned in pairs:

@@ -22,6 +22,7 @@ from un2clip.stages.compare import Compare
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
+from un2clip.texts import read_json, read_text
 from un2clip.training.config import DECIDING
 
 #: Parts of params.yaml that decide what a study finds.
@@ -101,7 +102,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
                 })
             )  # fmt: skip
         _write(to, results, section, compare)  # a seed at a time: its bootstraps take seconds
-    print((to / "study.md").read_text())
+    print(read_text(to / "study.md"))
 
 
 def _with_steps(params: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
     """Refuse to continue a study that was begun with other numbers; its seeds and methods may grow."""
     now = _deciding(params)
     if kept.is_file():
-        before = _deciding(json.loads(kept.read_text()))
+        before = _deciding(read_json(kept))
         other = [
             f"{name} {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
             for name in sorted(before | now)

@@ -13,10 +13,8 @@ from typing import Any
 
 from scipy.stats import t
 
-from un2clip.config import build
 from un2clip.errors import UserError
-from un2clip.evidence.lineage import read_json
-from un2clip.evidence.report import LONGEST, Comparison, Row
+from un2clip.evidence.report import LONGEST, Comparison, Row, read_report
 from un2clip.evidence.units import get_unit
 
 #: Seed, method, benchmark -> comparison of that seed's two encoders.
@@ -98,10 +96,10 @@ def aggregate(reports: Sequence[Path]) -> str:
     first: dict[str, object] = {}
     for path in reports:
         file = path / "report.json" if path.is_dir() else path
-        made = read_json(file, ("method", "confidence", "benchmarks", "lineage"), "compare")
-        compared = {each["benchmark"]: build(Comparison, each, str(file)) for each in made["benchmarks"]}
-        same: dict[str, object] = {"method": made["method"], "confidence": made["confidence"]}
-        same |= {"parameters": made["lineage"]["params"], "benchmarks": sorted(compared)}
+        made = read_report(file)
+        compared = {each.benchmark: each for each in made.benchmarks}
+        same: dict[str, object] = {"method": made.method, "confidence": made.confidence}
+        same |= {"parameters": made.lineage.params, "benchmarks": sorted(compared)}
         for name, each in compared.items():
             same |= {f"data of {name}": each.data_sha256, f"protocol of {name}": each.protocol}
             same |= {f"reference of {name}": each.reference_sha256, f"unit of {name}": each.unit}
@@ -113,11 +111,11 @@ def aggregate(reports: Sequence[Path]) -> str:
                     f"only the seed may differ, but {name} does: {_short(value)} in {reports[0]}, "
                     f"{_short(same[name])} in {path}"
                 )
-        seed = int(made["lineage"]["seed"])
+        seed = made.lineage.seed
         if seed in [other for other, *_ in results]:
             raise UserError(f"seed {seed} is there twice; the second is {path}")
-        results.append((seed, str(made["method"]), compared))
-    return table(sorted(results, key=lambda result: result[0]), float(made["confidence"]))
+        results.append((seed, made.method, compared))
+    return table(sorted(results, key=lambda result: result[0]), made.confidence)
 
 
 def table(results: Sequence[Result], confidence: float) -> str:

@@ -1,9 +1,10 @@
 """What is worth keeping of a stage's run: its small result files, its curves, its parameters as flat names."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from un2clip.evidence import lineage
 
 SUFFIXES = (".png", ".html", ".json")
 LARGEST = 20_000_000  # bytes
@@ -45,7 +46,7 @@ def read_history(path: Path, below: str) -> list[tuple[int, str, float]]:
     """Points (step, name, value) of a history file, a list of {"step": int, name: number, ...}."""
     return [
         (int(row["step"]), f"{below}/{name}" if below else name, float(value))
-        for row in json.loads(path.read_text())
+        for row in lineage.read_history(path)
         for name, value in row.items()
-        if name != "step" and isinstance(value, int | float)
+        if name != "step"
     ]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from un2clip.hashes import file_sha256
+from un2clip.texts import read_json
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
@@ -80,7 +81,7 @@ class Checkpoints:
         """The newest checkpoint that is whole, on the CPU; warns if it skips a damaged one."""
         for folder in self._found():
             try:
-                content = json.loads((folder / CONTENT).read_text())
+                content = read_json(folder / CONTENT, nan=True)
                 if file_sha256(folder / TENSORS) != content["sha256"]:
                     raise ValueError(f"{TENSORS} is not what was written")
                 tensors = load_file(folder / TENSORS)

@@ -5,7 +5,8 @@ encoder that does not react to a pattern at all scores near 0, not near 25. In t
 0.74 points of the average and 6.67 points of a type.
 """
 
-import csv
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import Grade, best_grade
 from un2clip.evaluation.readers import locked_revision, read_image
 from un2clip.evidence.items import Item
 from un2clip.hashes import file_sha256
 from un2clip.models.clip import Clip
+from un2clip.texts import read_csv
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
@@ -95,13 +97,7 @@ def read_questions(folder: Path) -> list[Question]:
         raise UserError(
             f"{folder} is not MMVP_VLM: it needs Questions.csv and a folder named {' or '.join(IMAGE_FOLDERS)}"
         )
-    with (folder / QUESTIONS).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise UserError(
-                f"{folder}/Questions.csv must have the columns {', '.join(COLUMNS)}; got {reader.fieldnames}"
-            )
-        questions = [_question(trees[0], row, reader.line_num) for row in reader]
+    questions = [_question(trees[0], row, line) for line, row in read_csv(folder / QUESTIONS, COLUMNS)]
     if not questions:
         raise UserError(f"{folder}/Questions.csv has no question")
     if len(questions) % 2:
@@ -115,14 +111,15 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def _question(tree: Path, row: dict[str, str], line: int) -> Question:
-    if not (row["Question ID"] or "").isdecimal() or not row["Type"] or not row["Statement"] or None in row:
+    if not re.fullmatch("[0-9]{1,9}", row["Question ID"]) or not row["Type"] or not row["Statement"].strip():
         raise UserError(
-            f"{tree.parent}/Questions.csv, line {line}: need a number, a type and a statement; got {list(row.values())}"
+            f"{tree.parent}/Questions.csv, line {line}: need a number, a type and a statement; "
+            f"got {cause(list(row.values()))}"
         )
     found = [tree / row["Type"] / f"{row['Question ID']}{suffix}" for suffix in (".jpg", ".JPG", ".png")]
-    image = next((path for path in found if path.is_file()), None)
-    if image is None:
-        raise UserError(f"{tree.parent}/Questions.csv, line {line}: no image {found[0]}")
+    image = next((path for path in found if os.path.isfile(path)), None)  # which holds of a name too long as well
+    if image is None or row["Type"] != Path(row["Type"]).name:
+        raise UserError(f"{tree.parent}/Questions.csv, line {line}: no image {cause(found[0])}")
     return Question(id=int(row["Question ID"]), type=row["Type"], statement=row["Statement"].strip(), image=image)
 
 

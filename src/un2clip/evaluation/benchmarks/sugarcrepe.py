@@ -4,7 +4,7 @@ How the number misleads: chance is 50 %, and the score is the mean over all rows
 types, or their unweighted mean. It tests the text tower, which no method here changes, as much as the image tower.
 """
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ import torch
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
+from un2clip.texts import read_json
 
 #: COCO's archive has the first, and so has clip-benchmark.
 IMAGE_FOLDERS = ("val2017", "images")
@@ -79,10 +80,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _rows(file: Path, tree: Path) -> Iterator[Row]:
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
+    content = read_json(file)
     if not isinstance(content, dict | list):
         raise UserError(f"{file} must be a mapping or a list of rows, got {type(content).__name__}")
     for key, row in content.items() if isinstance(content, dict) else enumerate(content):
@@ -92,8 +90,8 @@ def _rows(file: Path, tree: Path) -> Iterator[Row]:
         if not all(isinstance(text, str) and text.strip() for text in wanted):
             raise UserError(f"{where}: needs filename, caption and negative_caption, each a text")
         kind, filename, caption, negative_caption = wanted
-        if Path(filename).name != filename or not (tree / filename).is_file():
-            raise UserError(f"{where}: no image {tree / filename}")
+        if Path(filename).name != filename or not os.path.isfile(tree / filename):
+            raise UserError(f"{where}: no image {cause(tree / filename)}")
         yield Row(
             id=f"{filename}@{file.stem} {key}",
             type=kind,

@@ -5,17 +5,21 @@ A layout is a row of LAYOUTS. A folder named `segmentation-<layout>` has that la
 names after commas, the background first where there is one) takes the place of the official names.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from un2clip.config import build, read_yaml
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evaluation.dense.names import Names, check_names, packaged_names, read_names
+from un2clip.texts import read_lines
 
 #: The label of a pixel that does not count, in every public set; and such a pixel's class.
 VOID, IGNORED = 255, -1
+#: As many labels as 16 bits have: no mask that is read here has more.
+LABELS = 65536
 UNLABELLED = ("unlabeled", "unlabelled", "void", "ignore")
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -178,8 +182,9 @@ def _own(folder: Path) -> tuple[Names, dict[int, int]]:
     labels: dict[int, tuple[str, ...]] = {}
     for label, text in content.items():
         called = tuple(name.strip() for name in str(text).split(",") if name.strip())
-        if not isinstance(label, int) or not 0 <= label < 65536 or not called:
-            raise UserError(f"{path}: a class is a label between 0 and 65535 and its names; got {label!r}: {text!r}")
+        if type(label) is not int or not 0 <= label < LABELS or not called:
+            got = cause(f"{label!r}: {text!r}")
+            raise UserError(f"{path}: a class is a label between 0 and {LABELS - 1} and its names; got {got}")
         labels[label] = called
     counting = sorted(
         (label for label in labels if labels[label][0].lower() not in UNLABELLED),
@@ -195,7 +200,7 @@ def _ids(folder: Path, layout: Layout) -> list[str]:
         path = folder / layout.listed
         if not path.is_file():
             raise UserError(f"no {path}, which lists the images")
-        return path.read_text().split()
+        return " ".join(read_lines(path)).split()
     start, _, end = layout.images.partition("{id}")
     found = (path.relative_to(folder / start).as_posix() for path in (folder / start).rglob("*") if path.is_file())
     if not end:
@@ -207,8 +212,8 @@ def _photograph(folder: Path, layout: Layout, name: str) -> Photograph:
     stem = name if layout.names else name.rpartition(".")[0]
     image, mask = folder / layout.images.format(id=name), folder / layout.masks.format(id=stem)
     if ".." in Path(name).parts or Path(name).is_absolute():
-        raise UserError(f"{folder / layout.listed}: {name!r} is not the name of an image")
+        raise UserError(f"{folder / layout.listed}: {cause(repr(name))} is not the name of an image")
     for path, what in ((image, "image"), (mask, "mask")):
-        if not path.is_file():
-            raise UserError(f"no {what} {path}")
+        if not os.path.isfile(path):
+            raise UserError(f"no {what} {cause(path)}")
     return Photograph(id=stem, image=image, mask=mask)

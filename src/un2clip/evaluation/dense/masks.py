@@ -1,12 +1,15 @@
 """Photographs and their masks as arrays, checked."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from un2clip.datasets.images import open_image
-from un2clip.errors import UserError
-from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph
+from un2clip.errors import UserError, cause
+from un2clip.evaluation.dense.layouts import IGNORED, LABELS, DataSet, Photograph
 
 Pixels = NDArray[np.uint8]
 Classes = NDArray[np.int64]
@@ -31,13 +34,28 @@ def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) ->
     if labels.shape != (height, width):
         size = f"{labels.shape[1]} x {labels.shape[0]}"
         raise UserError(f"{photograph.mask} is {size}, but its photograph is {width} x {height}")
-    table = np.full(max(65536, int(labels.max()) + 1), _UNKNOWN)
-    table[list(data.classes)] = list(data.classes.values())
-    found: Classes = table[labels]
-    if (found == _UNKNOWN).any():
-        known = [label for label, each in data.classes.items() if each != IGNORED]
+    return classes_of(labels, data.classes, str(photograph.mask))
+
+
+def classes_of(labels: NDArray[Any], classes: Mapping[int, int], name: str) -> Classes:
+    """The class of every label; `name` is the mask's, for messages.
+
+    Args:
+        labels: (H, W) integers of any kind.
+        classes: label, from 0 to LABELS - 1 -> class.
+
+    Raises:
+        UserError: a label is below 0 or belongs to no class.
+    """
+    table = np.full(LABELS, _UNKNOWN)
+    table[list(classes)] = list(classes.values())
+    unknown = (labels < 0) | (labels >= LABELS)
+    found: Classes = table[np.where(unknown, 0, labels)]
+    unknown |= found == _UNKNOWN
+    if unknown.any():
+        known = [label for label, each in classes.items() if each != IGNORED]
         raise UserError(
-            f"{photograph.mask} has the label {labels[found == _UNKNOWN].min()}, which no class has; "
+            f"{name} has the label {labels[unknown].min()}, which no class has; "
             f"the {len(known)} classes have labels from {min(known)} to {max(known)}"
         )
     return found
@@ -69,4 +87,4 @@ def _open(photograph: Photograph, mask: bool = False) -> Image.Image:
             image.load()
             return image
     except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
-        raise UserError(f"{path} is not a readable image: {error}") from None
+        raise UserError(f"{path} is not a readable image: {cause(error)}") from None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from un2clip.errors import UserError
 from un2clip.models.clip import Clip, text_sha256
+from un2clip.texts import read_lines
 
 #: The names of each class; the first one is what the class is called.
 Names = tuple[tuple[str, ...], ...]
@@ -23,7 +24,7 @@ _FEATURES: dict[tuple[str, Names], Tensor] = {}
 
 def packaged_names(file: str) -> Names:
     """The official names of a public data set, from the package: voc, context, coco_object, ..."""
-    return _parse((files("un2clip.evaluation.dense") / "names" / f"{file}.txt").read_text())
+    return _parse(read_lines(files("un2clip.evaluation.dense") / "names" / f"{file}.txt"))
 
 
 def read_names(path: Path) -> Names:
@@ -32,7 +33,7 @@ def read_names(path: Path) -> Names:
     Raises:
         UserError: there is no class, or two are called the same.
     """
-    return check_names(_parse(path.read_text(encoding="utf-8-sig")), path)
+    return check_names(_parse(read_lines(path)), path)
 
 
 def check_names(names: Names, path: Path) -> Names:
@@ -69,6 +70,6 @@ def text_features(clip: Clip, names: Names) -> Tensor:
     return _FEATURES[key].to(clip.device)
 
 
-def _parse(text: str) -> Names:
-    lines = [tuple(name.strip() for name in line.split(",") if name.strip()) for line in text.splitlines()]
-    return tuple(line for line in lines if line)
+def _parse(lines: list[str]) -> Names:
+    names = (tuple(name.strip() for name in line.split(",") if name.strip()) for line in lines)
+    return tuple(each for each in names if each)

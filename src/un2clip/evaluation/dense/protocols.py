@@ -1,7 +1,7 @@
 """Protocols: everybody's settings, read from protocols.yaml."""
 
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 
 from un2clip.config import at_least, build, lookup, read_yaml
 from un2clip.errors import UserError
@@ -62,8 +62,7 @@ class Protocol:
 
 def load_protocols() -> dict[str, Protocol]:
     """All protocols of the package, read strictly."""
-    with as_file(files("un2clip.evaluation.dense") / "protocols.yaml") as path:
-        content = read_yaml(path)
+    content = read_yaml(files("un2clip.evaluation.dense") / "protocols.yaml")
     return {name: build(Protocol, values, name) for name, values in content.items()}
 
 

@@ -26,6 +26,7 @@ from un2clip.errors import UserError
 from un2clip.hashes import file_sha256
 from un2clip.sources.download.environment import interpreter
 from un2clip.sources.download.rows import finished, may_pass, outcomes, read_lists
+from un2clip.texts import parse_json, read_text
 
 #: What img2dataset's processes get of our environment: no tokens, no keys.
 _ENVIRONMENT = (
@@ -130,7 +131,7 @@ def _begin(to: Path, source: str, retry: bool, rows: int) -> Path | None:
     """The folder to work in, of these lists; None where nothing is left to do."""
     work = to.with_name(f"{to.name}.partial")
     for folder in (to, work):
-        if folder.exists() and (not (folder / _SOURCE).is_file() or (folder / _SOURCE).read_text() != source):
+        if folder.exists() and (not (folder / _SOURCE).is_file() or read_text(folder / _SOURCE) != source):
             raise UserError(f"{folder} was not downloaded from these lists; delete it or name another folder")
     if to.exists():
         if not (retry and any(map(may_pass, outcomes(to, rows)))):
@@ -241,7 +242,7 @@ def _report(to: Path, became: Counter[str], source: str, params: Download) -> No
         "rows": became.total(),
         "outcomes": dict(became.most_common()),
         "may_pass": sum(count for name, count in became.items() if may_pass(name)),
-        "lists": json.loads(source),
+        "lists": parse_json(source, _SOURCE),
         "params": asdict(params),
     }
     to.with_name(f"{to.name}.report.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from un2clip.errors import UserError
+from un2clip.texts import read_text
 
 LOCK = Path(__file__).with_name("img2dataset.lock")
 _NEWEST_PYTHON = (3, 12)  # img2dataset 1.47.0 imports imghdr, which 3.13 has no more
@@ -26,7 +27,7 @@ def interpreter(environment: Path) -> Path:
         return Path(sys.executable)
     python = environment / "bin" / "python"
     stamp, wanted = environment / "img2dataset.lock.sha256", hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    if not stamp.is_file() or stamp.read_text().strip() != wanted:
+    if not stamp.is_file() or read_text(stamp).strip() != wanted:
         _install(environment, python)
         stamp.write_text(wanted + "\n")
     return python
