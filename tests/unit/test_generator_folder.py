@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableUnCLIPImg2ImgPipeline
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
@@ -74,6 +75,77 @@ def test_missing_part_is_named(unclip: Path, tmp_path: Path, part: str) -> None:
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(UserError, match="broken"):
         load_generator(folder)
+
+
+PARTS = {
+    "unet": "conv_in.weight", "vae": "decoder.conv_in.weight", "text_encoder": "final_layer_norm.weight",
+    "image_normalizer": "std",
+}  # fmt: skip
+FAULTS = {
+    "missing": (lambda weights, name: weights.pop(name), "NAME is missing"),
+    "surplus": (lambda weights, name: weights.update(more=torch.ones(1)), "more has no place"),
+    "integer": (lambda weights, name: weights.update({name: weights[name].int()}), "NAME is I32"),
+    "not finite": (lambda weights, name: weights[name].view(-1)[:1].fill_(torch.nan), "NAME is not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_that_are_not_a_parts_own_are_refused(unclip: Path, tmp_path: Path, part: str, fault: str) -> None:
+    """The libraries would make up a missing weight at random, so that two loads differ, and cast an integer."""
+    shutil.copytree(unclip, tmp_path / "g")
+    (file,) = (tmp_path / "g" / part).glob("*.safetensors")
+    weights = load_file(file)
+    (name,) = (each for each in weights if each.endswith(PARTS[part]))
+    change, says = FAULTS[fault]
+    change(weights, name)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{part}.*{says.replace('NAME', name)}"):
+        load_generator(tmp_path / "g")
+
+
+def test_what_older_versions_wrote_beside_the_weights_is_passed_over(unclip: Path, tmp_path: Path) -> None:
+    """Published text encoders have their positions' numbers, integers, as a tensor."""
+    shutil.copytree(unclip, tmp_path / "g")
+    file = tmp_path / "g/text_encoder/model.safetensors"
+    weights = load_file(file)
+    prefix = next(iter(weights)).partition("embeddings.")[0]
+    weights[f"{prefix}embeddings.position_ids"] = torch.arange(16)[None]
+    save_file(weights, file, metadata={"format": "pt"})
+    assert torch.equal(load_generator(tmp_path / "g").prompt_embeds, load_generator(unclip).prompt_embeds)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_end": 40.0}, "scheduler/ are no noise schedule"),
+        ("image_noising_scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "1 to 100000 num_train"),
+        ("image_noising_scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "larger than any"),
+        ("text_encoder/config.json", {"max_position_embeddings": 10**9}, "larger than any"),
+        ("unet/config.json", {"block_out_channels": "x"}, "g: "),
+        ("vae/config.json", {"latent_channels": [1]}, "g: "),
+    ],
+)
+def test_numbers_that_no_part_has_are_refused(
+    unclip: Path, tmp_path: Path, file: str, changes: dict[str, object], says: str
+) -> None:
+    """One line, neither a traceback nor gigabytes."""
+    shutil.copytree(unclip, tmp_path / "g")
+    content = json.loads((tmp_path / "g" / file).read_text())
+    (tmp_path / "g" / file).write_text(json.dumps(content | changes))
+    with pytest.raises(UserError, match=says):
+        load_generator(tmp_path / "g")
+
+
+def test_a_deviation_of_zero_is_refused(unclip: Path, tmp_path: Path) -> None:
+    """The embedding is divided by it."""
+    shutil.copytree(unclip, tmp_path / "g")
+    (file,) = (tmp_path / "g/image_normalizer").glob("*.safetensors")
+    weights = load_file(file)
+    weights["std"][0, 3] = 0.0
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="a deviation of image_normalizer/ is not positive"):
+        load_generator(tmp_path / "g")
 
 
 @pytest.mark.parametrize("found", ["StableDiffusionXLPipeline", "StableDiffusionPipeline"])

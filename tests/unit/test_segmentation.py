@@ -467,7 +467,8 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny.backbones / "clip", encoder)
     lineage = {
-        "method": "un2clip", "seed": 0, "params": {}, "parents": {"clip": "c"}, "encoder_sha256": "e", "text_sha256": "t"
+        "method": "un2clip", "seed": 0, "params": {}, "parents": {"clip": "c"}, "encoder_sha256": "e",
+        "text_sha256": "t",
     }  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):

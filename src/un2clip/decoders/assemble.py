@@ -12,7 +12,8 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from un2clip.decoders.folder import load_noise_schedule, load_unet, load_vae, new_normalizer
+from un2clip.decoders.folder import new_normalizer
+from un2clip.decoders.parts import check_json, load_noise_schedule, load_part, named
 from un2clip.errors import UserError
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import image_processor, to_hugging_face_vision
@@ -60,15 +61,12 @@ def from_text_to_image(folder: Path, clip: Clip) -> StableUnCLIPImg2ImgPipeline:
         UserError: a part is missing or damaged, or the U-Net has a class embedding of its own.
     """
     dim = clip.embed_dim
-    try:
+    with named(folder):
         scheduler = DDIMScheduler.from_config(load_noise_schedule(folder, "scheduler").config)
-        unet, vae = load_unet(folder), load_vae(folder)
+        unet, vae = load_part(UNet2DConditionModel, folder, "unet"), load_part(AutoencoderKL, folder, "vae")
+        check_json(folder / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {' '.join(str(error).split())[:300]}") from None
+        text_encoder = load_part(CLIPTextModel, folder, "text_encoder")
     add_class_projection(unet, dim)
     return assemble(
         clip,

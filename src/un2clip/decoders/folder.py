@@ -3,20 +3,19 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from un2clip.config import build
+from un2clip.decoders.parts import check_json, load_noise_schedule, load_part, named
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.decoders.unclip import Unclip
 from un2clip.errors import UserError, cause
@@ -97,10 +96,10 @@ def load_generator(folder: Path, device: torch.device = CPU) -> Unclip:
             "where an unCLIP is assembled from it, and train that by `finetune --method=align`"
         )
     options = Options.of(folder)
-    with _named(folder):
-        normalizer = StableUnCLIPImageNormalizer.from_pretrained(
-            folder, subfolder="image_normalizer", use_safetensors=True, torch_dtype=torch.float32
-        )
+    with named(folder):
+        normalizer = load_part(StableUnCLIPImageNormalizer, folder, "image_normalizer")
+        if not (normalizer.std > 0).all():
+            raise UserError("a deviation of image_normalizer/ is not positive")
         generator = Unclip(
             **_parts(folder, options),
             image_noising_scheduler=load_noise_schedule(folder, "image_noising_scheduler"),
@@ -119,7 +118,7 @@ def load_text_to_image(folder: Path, device: torch.device = CPU) -> TextToImage:
     """
     if read_layout(folder) != TEXT_TO_IMAGE:
         raise UserError(f"{folder} is an unCLIP, which reads an embedding; a {TEXT_TO_IMAGE} is needed here")
-    with _named(folder):
+    with named(folder):
         generator = TextToImage(**_parts(folder, Options.of(folder)))
     return generator.to(device)
 
@@ -128,8 +127,8 @@ def _parts(folder: Path, options: Options) -> dict[str, Any]:
     """What every Diffusion is made of."""
     prompt_embeds, empty_prompt_embeds = _embed_prompts(folder, options.prompt, "")
     return {
-        "unet": load_unet(folder),
-        "vae": load_vae(folder),
+        "unet": load_part(UNet2DConditionModel, folder, "unet"),
+        "vae": load_part(AutoencoderKL, folder, "vae"),
         "scheduler": load_noise_schedule(folder, "scheduler"),
         "prompt_embeds": prompt_embeds,
         "empty_prompt_embeds": empty_prompt_embeds,
@@ -137,48 +136,12 @@ def _parts(folder: Path, options: Options) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong while a directory is read is a UserError that names it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {' '.join(str(error).split())[:300]}") from None
-
-
-def load_unet(folder: Path) -> UNet2DConditionModel:
-    """The U-Net in float32; files in half precision are cast up."""
-    return UNet2DConditionModel.from_pretrained(
-        folder, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
-    )
-
-
-def load_vae(folder: Path) -> AutoencoderKL:
-    """The VAE in float32; files in half precision are cast up."""
-    return AutoencoderKL.from_pretrained(folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32)
-
-
-def load_noise_schedule(folder: Path, part: str) -> DDPMScheduler:
-    """Training's scheduler, with the betas and the prediction type of whatever sampler the directory ships.
-
-    Other samplers' configurations lack `clip_sample`, which diffusers would then switch on: it clips the predicted
-    latents to [-1, 1], which is meant for pixels. StableDiffusionPipeline mends this, the unCLIP pipeline does not.
-    """
-    config = DDPMScheduler.load_config(folder, subfolder=part)
-    if "beta_schedule" not in config:
-        raise UserError(f"{part}/ has no beta_schedule: {config.get('_class_name')} is no diffusion with betas")
-    return DDPMScheduler.from_config(config, clip_sample=False)
-
-
 @torch.no_grad()
 def _embed_prompts(folder: Path, *prompts: str) -> list[Tensor]:
     """Hidden states (1, L, C) of each prompt, as StableUnCLIPImg2ImgPipeline.encode_prompt gives them."""
+    check_json(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(
-        folder, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
-    ).eval()
+    text_encoder = load_part(CLIPTextModel, folder, "text_encoder").eval()
     if tokenizer.model_max_length > text_encoder.config.max_position_embeddings:  # transformers makes up a missing one
         raise UserError("tokenizer/ is missing, damaged, or another text encoder's")
     embeds = []

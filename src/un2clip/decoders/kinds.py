@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, SD3Transformer2DModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderDC, AutoencoderKL, SD3Transformer2DModel
+from safetensors.torch import save_file
 
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Decoder
@@ -19,12 +19,12 @@ from un2clip.decoders.folder import (
     UNCLIP,
     load_generator,
     load_text_to_image,
-    load_vae,
     read_layout,
     save_generator,
 )
+from un2clip.decoders.parts import load_part, read_weights
 from un2clip.decoders.pixels import Pixels, PixelsSize
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.texts import read_json
 
 OURS = "decoder.json"  # of a decoder for which diffusers has no pipeline
@@ -93,8 +93,8 @@ def load_decoder(folder: Path, device: torch.device = CPU) -> Decoder:
         return KINDS[kind].read(folder).to(device)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"cannot read the decoder in {folder}: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # a broken configuration raises nearly anything in the libraries
+        raise UserError(f"cannot read the decoder in {folder}: {type(error).__name__}: {cause(error)}") from None
 
 
 def write_description(folder: Path, kind: str, **content: Any) -> None:
@@ -127,8 +127,8 @@ def _save_flow(flow: Flow, folder: Path, backbones: Path) -> None:
 
 
 def _read_flow(folder: Path) -> Flow:
-    transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer", use_safetensors=True)
-    return Flow(transformer, load_vae(folder), read_description(folder)["image_px"])
+    transformer, vae = load_part(SD3Transformer2DModel, folder, "transformer"), load_part(AutoencoderKL, folder, "vae")
+    return Flow(transformer, vae, read_description(folder)["image_px"])
 
 
 def _save_pixels(pixels: Pixels, folder: Path, backbones: Path) -> None:
@@ -140,7 +140,7 @@ def _save_pixels(pixels: Pixels, folder: Path, backbones: Path) -> None:
 def _read_pixels(folder: Path) -> Pixels:
     content = read_description(folder)
     pixels = Pixels(AutoencoderDC(**content["config"]), content["image_px"])
-    pixels.decoder.load_state_dict(load_file(folder / WEIGHTS))
+    pixels.decoder.load_state_dict(read_weights(folder / WEIGHTS))
     return pixels
 
 

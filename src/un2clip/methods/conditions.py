@@ -10,16 +10,17 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Cond, Decoder, NoiseSample
 from un2clip.decoders.flow import Flow
+from un2clip.decoders.parts import read_weights
 from un2clip.decoders.pixels import Pixels
 from un2clip.decoders.text_to_image import TextToImage
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.methods.features import Features, Tokens
 from un2clip.texts import read_json
 
@@ -172,9 +173,9 @@ def load_condition(folder: Path, features: Features, decoder: Decoder) -> Condit
     try:
         name = read_json(folder / NAME)["condition"]
         condition = new_condition(name, features, decoder, seed=0)
-        condition.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"cannot read the condition in {folder}: {' '.join(str(error).split())[:200]}") from None
+        condition.load_state_dict(read_weights(folder / WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"cannot read the condition in {folder}: {cause(error)}") from None
     return condition
 
 
