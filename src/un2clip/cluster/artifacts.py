@@ -14,8 +14,8 @@ from un2clip.evidence.lineage import read_lineage
 from un2clip.evidence.report import data_uri
 from un2clip.evidence.scores import load_scores
 from un2clip.evidence.summary import read_decision
+from un2clip.files.texts import read_json
 from un2clip.models.clip import encoder_sha256
-from un2clip.texts import read_json
 
 Description = dict[str, Any]
 

@@ -105,7 +105,7 @@ def finetune_on_nodes(
         timeout_s=timeout_s,
     )
     trainjob.run(job, client)
-    shutil.copytree(folder / "encoder", encoder, dirs_exist_ok=True)
+    shutil.copytree(folder / "encoder", encoder, copy_function=shutil.copyfile, dirs_exist_ok=True)
     shutil.rmtree(folder)
 
 
@@ -178,6 +178,6 @@ def _bring(source: Path, target: Path) -> Path:
         print(f"copying {target.name} to {target}", flush=True)
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
+        shutil.copytree(source, partial, copy_function=shutil.copyfile)
         partial.rename(target)
     return target

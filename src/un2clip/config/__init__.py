@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from un2clip.config.files import FILES, flags, read_files, read_params, read_yaml, split, unite
 from un2clip.config.overlays import RENAMED, complete, flatten, merge, stack, unknown
 from un2clip.errors import UserError, cause
-from un2clip.texts import read_json
+from un2clip.files.texts import read_json
 
 __all__ = [
     "FILES", "RENAMED", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",

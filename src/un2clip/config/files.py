@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from un2clip import texts
 from un2clip.config.overlays import WHOLE, merge, stack
 from un2clip.errors import UserError
+from un2clip.files import texts
 
 #: The method; the laptop world and its toy networks; `un2clip download`. A file may hold a part of a section.
 FILES = ("params.yaml", "world.yaml", "download.yaml")

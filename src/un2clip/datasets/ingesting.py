@@ -18,7 +18,7 @@ from un2clip.datasets.images import check_image
 from un2clip.datasets.shards import EncodedSample, Index, Shard
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 from un2clip.errors import UserError
-from un2clip.texts import decode, parse_json
+from un2clip.files.texts import decode, parse_json
 
 #: Held-out first: what it keeps never depends on the training data when duplicates are rejected.
 SPLITS = ("heldout", "train")

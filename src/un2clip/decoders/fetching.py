@@ -12,6 +12,7 @@ from un2clip.decoders.folder import (
     load_text_to_image,
     read_layout,
 )
+from un2clip.files.outputs import permit
 from un2clip.models.clip import Clip
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import Source
@@ -80,6 +81,7 @@ def fetch_generator(params: GeneratorSource, clip: Clip, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if read_layout(found) == TEXT_TO_IMAGE:
         from_text_to_image(found, clip).save_pretrained(folder, safe_serialization=True)
+        permit(folder)
     else:
         copy_generator(found, folder)
     params.options.save(folder)

@@ -19,7 +19,8 @@ from un2clip.decoders.parts import check_json, load_noise_schedule, load_part, n
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.decoders.unclip import Unclip
 from un2clip.errors import UserError, cause
-from un2clip.texts import read_json
+from un2clip.files.outputs import permit
+from un2clip.files.texts import read_json
 
 disable_progress_bar()  # a bar for the tensors of one small text encoder, in every stage
 
@@ -162,7 +163,9 @@ def copy_generator(source: Path, folder: Path) -> None:
 
     for part in PARTS:
         if (source / part).is_dir():
-            shutil.copytree(source / part, folder / part, ignore=unopened, dirs_exist_ok=True)
+            shutil.copytree(
+                source / part, folder / part, ignore=unopened, copy_function=shutil.copyfile, dirs_exist_ok=True
+            )
     shutil.copyfile(source / INDEX, folder / INDEX)
 
 
@@ -177,11 +180,13 @@ def save_generator(generator: Unclip | TextToImage, like: Path, folder: Path) ->
     generator.unet.save_pretrained(folder / "unet", safe_serialization=True)
     if isinstance(generator, Unclip):
         save_statistics(generator.mean, generator.std, folder)
+    permit(folder)
 
 
 def save_statistics(mean: Tensor, std: Tensor, folder: Path) -> None:
     """Write the normaliser's statistics, both (1, D), in the pipeline's own class."""
     new_normalizer(mean, std).save_pretrained(folder / "image_normalizer", safe_serialization=True)
+    permit(folder / "image_normalizer")
 
 
 def new_normalizer(mean: Tensor, std: Tensor) -> StableUnCLIPImageNormalizer:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, SD3Transformer2DModel
-from safetensors.torch import save_file
 
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Decoder
@@ -25,7 +24,8 @@ from un2clip.decoders.folder import (
 from un2clip.decoders.parts import load_part, read_weights
 from un2clip.decoders.pixels import Pixels, PixelsSize
 from un2clip.errors import UserError, cause
-from un2clip.texts import read_json
+from un2clip.files.outputs import permit, save_tensors
+from un2clip.files.texts import read_json
 
 OURS = "decoder.json"  # of a decoder for which diffusers has no pipeline
 WEIGHTS = "decoder.safetensors"
@@ -124,6 +124,7 @@ def _save_flow(flow: Flow, folder: Path, backbones: Path) -> None:
     write_description(folder, "flow", image_px=flow.image_px)
     flow.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
     flow.vae.save_pretrained(folder / "vae", safe_serialization=True)
+    permit(folder)
 
 
 def _read_flow(folder: Path) -> Flow:
@@ -134,7 +135,7 @@ def _read_flow(folder: Path) -> Flow:
 def _save_pixels(pixels: Pixels, folder: Path, backbones: Path) -> None:
     config = {name: value for name, value in pixels.config.items() if not name.startswith("_")}
     write_description(folder, "pixels", image_px=pixels.image_px, config=config)
-    save_file({name: value.contiguous() for name, value in pixels.decoder.state_dict().items()}, folder / WEIGHTS)
+    save_tensors(pixels.decoder.state_dict(), folder / WEIGHTS)
 
 
 def _read_pixels(folder: Path) -> Pixels:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from un2clip.errors import UserError
 from un2clip.evaluation.readers import data_sha256
-from un2clip.texts import read_json
+from un2clip.files.texts import read_json
 
 #: From best to worst: the same count in every type; a few pairs apart in all; neither.
 Grade = Literal["exact", "close", "none"]

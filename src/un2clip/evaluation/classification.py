@@ -20,7 +20,7 @@ from torch import Tensor
 from un2clip.datasets.images import published_formats_only
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
-from un2clip.texts import read_json, read_lines
+from un2clip.files.texts import read_json, read_lines
 
 Preprocess = Callable[[Image.Image], Tensor]
 #: The sets of clip-benchmark's builder that it reads without ever downloading. ImageNetV2 is not one of them.

@@ -12,9 +12,9 @@ from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, groups
 from un2clip.errors import UserError, cause
+from un2clip.files.texts import decode as decode_text
+from un2clip.files.texts import read_text
 from un2clip.hashes import file_sha256, folder_sha256
-from un2clip.texts import decode as decode_text
-from un2clip.texts import read_text
 
 
 def data_sha256(folder: Path) -> str:

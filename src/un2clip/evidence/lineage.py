@@ -8,7 +8,7 @@ from typing import Any
 from un2clip.config import read_record
 from un2clip.errors import UserError
 from un2clip.evidence.scores import ROLES, Role, Scores, collect_scores, mismatch
-from un2clip.texts import read_json
+from un2clip.files.texts import read_json
 
 #: What `promote` writes: the decision, and what happened at the registry.
 DECISION, REGISTRY = "decision.json", "registry.json"

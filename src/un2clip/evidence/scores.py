@@ -17,7 +17,7 @@ from typing import Any, Literal
 from un2clip.errors import UserError, cause
 from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.units import get_unit
-from un2clip.texts import read_json
+from un2clip.files.texts import read_json
 
 Role = Literal["reference", "tuned"]
 ROLES: tuple[Role, ...] = ("reference", "tuned")

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
@@ -21,8 +20,9 @@ from un2clip.decoders.parts import read_weights
 from un2clip.decoders.pixels import Pixels
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.errors import UserError, cause
+from un2clip.files.outputs import save_tensors
+from un2clip.files.texts import read_json
 from un2clip.methods.features import Features, Tokens
-from un2clip.texts import read_json
 
 NAME, WEIGHTS = "condition.json", "condition.safetensors"
 
@@ -160,7 +160,7 @@ def new_condition(name: str, features: Features, decoder: Decoder, seed: int) ->
 def save_condition(condition: Condition, name: str, folder: Path) -> None:
     """Write its weights and its name into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in condition.state_dict().items()}, folder / WEIGHTS)
+    save_tensors(condition.state_dict(), folder / WEIGHTS)
     (folder / NAME).write_text(json.dumps({"condition": name}) + "\n")
 
 

@@ -16,12 +16,13 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.errors import UserError
+from un2clip.files.outputs import save_tensors
+from un2clip.files.texts import read_json
 from un2clip.hashes import tensors_sha256
-from un2clip.texts import read_json
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -150,7 +151,7 @@ def save_model(model: torch.nn.Module, config: Mapping[str, Any], folder: Path) 
     """Write weights and configuration alone."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    save_tensors(model.state_dict(), folder / WEIGHTS)
 
 
 def encoder_sha256(folder: Path) -> str:

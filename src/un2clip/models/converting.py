@@ -18,6 +18,7 @@ from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_d
 from torch import Tensor, nn
 
 from un2clip.errors import UserError
+from un2clip.files.texts import read_json
 from un2clip.models.clip import (
     CONFIG,
     TOKENIZER,
@@ -31,7 +32,6 @@ from un2clip.models.clip import (
 )
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
-from un2clip.texts import read_json
 
 #: In the order in which open_clip itself prefers them.
 WEIGHTS_NAMES = (

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from un2clip.errors import UserError
+from un2clip.files.outputs import permit
 from un2clip.models.clip import Clip
 from un2clip.models.state_dicts import clip_state, clip_vision_state, siglip_state
 
@@ -49,6 +50,7 @@ def save_hugging_face(clip: Clip, folder: Path) -> None:
     model.save_pretrained(folder)
     processor_class(images, tokenizer_of(clip)).save_pretrained(folder)
     images.save_pretrained(folder)  # LLaVA reads preprocessor_config.json
+    permit(folder)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from un2clip.config import build, read_yaml
 from un2clip.errors import UserError
+from un2clip.files.outputs import replaced
 from un2clip.sources.catalogue import Entry, about_revision, check, describe, get_entry
 from un2clip.sources.hub import Source, obtain, pin, verify
 
@@ -86,12 +87,8 @@ def _copy(folder: Path, to: Path) -> None:
     """Copy a folder's files under another name, and rename when all are there."""
     if to.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--to={to} lies inside --from={folder}, which cannot be copied into itself")
-    partial = to.with_name(f"{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=f"copy to {to}", unit="file", mininterval=1) as progress:
-        shutil.copytree(folder, partial, copy_function=_counting(progress))
-    partial.rename(to)
+    with replaced(to) as partial, tqdm(desc=f"copy to {to}", unit="file", mininterval=1) as progress:
+        shutil.copytree(folder, partial, copy_function=_counting(progress), dirs_exist_ok=True)
 
 
 def _counting(progress: Any) -> Callable[[str, str], None]:

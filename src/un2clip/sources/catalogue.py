@@ -13,8 +13,8 @@ from tqdm import tqdm
 from un2clip.config import build, lookup, read_yaml
 from un2clip.datasets.tars import DamagedTar, groups
 from un2clip.errors import UserError
+from un2clip.files.texts import read_lines
 from un2clip.hashes import folder_sha256
-from un2clip.texts import read_lines
 
 NAMED = 3  # so many missing files are named, of all that are missing
 

@@ -4,9 +4,7 @@ Takes tars of `jpg|png|webp + txt (+ json)` as CC3M is distributed, or the lapto
 trusted, nothing is unpacked to disk, and what comes out can be read without further checks.
 """
 
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +13,8 @@ from un2clip.datasets.duplicates import Duplicates
 from un2clip.datasets.ingesting import SPLITS, Ingest, Report, check_in_order, find_sources, read_sources
 from un2clip.datasets.shards import INDEX, Index, ShardWriter
 from un2clip.datasets.tars import Rejected
-from un2clip.errors import UserError
+from un2clip.errors import UserError, shown
+from un2clip.files.outputs import replaced
 
 REJECTED = "rejected.jsonl"
 
@@ -32,7 +31,8 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
         UserError: no tars, no usable sample, or `shards` is a folder that something else made.
     """
     sources = find_sources(images, shards)
-    with _replaced(shards) as partial, ExitStack() as stack:
+    _check_ours(shards)
+    with replaced(shards) as partial, ExitStack() as stack:
         writers = {
             split: stack.enter_context(ShardWriter(partial / split, params.samples_per_shard)) for split in SPLITS
         }
@@ -56,7 +56,11 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
         if not index.kept:
             raise UserError(f"no usable sample in {images}: {_summary(index)}; first: {report.first}")
         index.save(partial)
-    print(f"ingest: {_summary(index)}", f"; each is listed in {shards / REJECTED}" if index.rejected else "", sep="")
+    print(
+        f"ingest: {shown(_summary(index))}",
+        f"; each is listed in {shards / REJECTED}" if index.rejected else "",
+        sep="",
+    )
 
 
 def _summary(index: Index) -> str:
@@ -67,26 +71,8 @@ def _summary(index: Index) -> str:
     return "; ".join(parts)
 
 
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which it replaces at the end; after an error nothing has changed.
-
-    Raises:
-        UserError: `folder` holds something that is not an earlier output of `ingest`.
-    """
+def _check_ours(folder: Path) -> None:
+    """Raise a UserError where a folder holds something that is not an earlier output of `ingest`."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not (folder / INDEX).is_file():
         raise UserError(f"{folder} exists and was not made by ingest; delete it or name another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    older = folder.with_name(f".{folder.name}.older")
-    if folder.exists():
-        folder.rename(older)
-    partial.rename(folder)
-    shutil.rmtree(older, ignore_errors=True)

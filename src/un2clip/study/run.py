@@ -17,12 +17,12 @@ from un2clip.config import build, flatten, merge
 from un2clip.errors import UserError
 from un2clip.evidence.report import compare_scores
 from un2clip.evidence.scores import collect_scores
+from un2clip.files.texts import read_json, read_text
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
-from un2clip.texts import read_json, read_text
 from un2clip.training.config import DECIDING
 
 #: Parts of params.yaml that decide what a study finds.

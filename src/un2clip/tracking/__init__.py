@@ -184,7 +184,8 @@ class _StageRun(_Live):
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        hidden = {key: without_password(value) for key, value in params.items()}
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in hidden.items()])
 
     def _log_dataset(self, name: str, shards: Path, context: str) -> None:
         """Log name and digest of a folder of shards; MLflow has room for 36 letters of a digest."""

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from un2clip.files.outputs import save_tensors
+from un2clip.files.texts import read_json
 from un2clip.hashes import file_sha256
-from un2clip.texts import read_json
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
@@ -66,7 +67,7 @@ class Checkpoints:
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial / TENSORS)
+        save_tensors(tensors, partial / TENSORS)
         content = {"step": step, "sha256": file_sha256(partial / TENSORS), "history": list(history), "tags": self.tags}
         (partial / CONTENT).write_text(json.dumps(content) + "\n")
         for path in (partial / TENSORS, partial / CONTENT):

@@ -20,9 +20,9 @@ from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import Grade, best_grade
 from un2clip.evaluation.readers import locked_revision, read_image
 from un2clip.evidence.items import Item
+from un2clip.files.texts import read_csv
 from un2clip.hashes import file_sha256
 from un2clip.models.clip import Clip
-from un2clip.texts import read_csv
 
 #: The hub has the first; DIVA's script and MMVP's README spell it otherwise.
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")

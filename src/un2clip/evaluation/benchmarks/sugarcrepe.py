@@ -18,8 +18,8 @@ from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.items import Item
+from un2clip.files.texts import read_json
 from un2clip.models.clip import Clip
-from un2clip.texts import read_json
 
 #: COCO's archive has the first, and so has clip-benchmark.
 IMAGE_FOLDERS = ("val2017", "images")

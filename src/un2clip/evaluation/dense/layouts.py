@@ -14,7 +14,7 @@ from typing import Any
 from un2clip.config import build, read_yaml
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.dense.names import Names, check_names, packaged_names, read_names
-from un2clip.texts import read_lines
+from un2clip.files.texts import read_lines
 
 #: The label of a pixel that does not count, in every public set; and such a pixel's class.
 VOID, IGNORED = 255, -1

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from un2clip.errors import UserError
+from un2clip.files.texts import read_lines
 from un2clip.models.clip import Clip, text_sha256
-from un2clip.texts import read_lines
 
 #: The names of each class; the first one is what the class is called.
 Names = tuple[tuple[str, ...], ...]

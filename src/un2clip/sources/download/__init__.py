@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.errors import UserError
+from un2clip.files.texts import parse_json, read_text
 from un2clip.hashes import file_sha256
 from un2clip.sources.download.environment import interpreter
 from un2clip.sources.download.rows import finished, may_pass, outcomes, read_lists
-from un2clip.texts import parse_json, read_text
 
 #: What img2dataset's processes get of our environment: no tokens, no keys.
 _ENVIRONMENT = (

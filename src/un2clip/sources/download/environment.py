@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from un2clip.errors import UserError
-from un2clip.texts import read_text
+from un2clip.files.texts import read_text
 
 LOCK = Path(__file__).with_name("img2dataset.lock")
 _NEWEST_PYTHON = (3, 12)  # img2dataset 1.47.0 imports imghdr, which 3.13 has no more

@@ -172,17 +172,12 @@ def _no_constant(text: str) -> float:
 
 
 def _check_depth(content: Any) -> None:
-    level = [content]
-    for _ in range(DEPTH + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-        if not level:
-            return
-    raise RecursionError
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(DEPTH):
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, dict | list)]
+    if level:
+        raise RecursionError
 
 
 class _Open:

@@ -1,0 +1,55 @@
+"""What is written for others: files with the permissions that any new file has, folders that appear whole."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_tensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors; the same tensors give the same bytes."""
+    from safetensors.torch import save_file  # here, since the download image has none
+
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    permit(path)
+
+
+def permit(path: Path) -> None:
+    """Give a file of safetensors, or all of them below a folder, the permissions that any new file has here.
+
+    Their library makes them for their owner alone, whatever the umask says: nobody else of a team, and no container of
+    another user, can read them.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in [path] if path.is_file() else path.rglob("*.safetensors"):
+        if not file.is_symlink():
+            file.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which it replaces at the end; after an error nothing has changed.
+
+    A folder that is a link to another disk stays one: what is new is made, and replaced, where it leads.
+    """
+    folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    older = folder.with_name(f".{folder.name}.older")
+    if folder.exists():
+        shutil.rmtree(older, ignore_errors=True)  # of a call that was killed while it deleted it
+        folder.rename(older)
+    partial.rename(folder)
+    shutil.rmtree(older, ignore_errors=True)
