@@ -178,13 +178,12 @@ def test_types_of_another_name(tiny, data, recorded):
 
 
 def test_a_record_that_is_no_record(tiny, data):
-    """A broken file beside the data is named; JSON of another kind calibrates nothing."""
+    """A broken file beside the data is named, and so is JSON of another kind, or without its grade."""
     path = data.parent / "mmvp_vlm.calibration.x.json"
-    path.write_text("[]")
-    assert best_grade(data) == "none"
-    path.write_text("{")
-    with pytest.raises(UserError, match="is not a calibration record"):
-        best_grade(data)
+    for content in ("[]", "{", '{"model": "m", "data_sha256": "d", "apart": {}, "passed": true}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="is not a calibration record"):
+            best_grade(data)
 
 
 @pytest.mark.parametrize("model", TABLE["models"])

@@ -21,11 +21,12 @@ from un2clip.decoders.folder import (
     read_layout,
     save_generator,
 )
-from un2clip.decoders.parts import load_part, read_weights
+from un2clip.decoders.parts import load_part
 from un2clip.decoders.pixels import Pixels, PixelsSize
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import permit, save_tensors
 from un2clip.files.texts import read_json
+from un2clip.files.weights import read_weights
 
 OURS = "decoder.json"  # of a decoder for which diffusers has no pipeline
 WEIGHTS = "decoder.safetensors"

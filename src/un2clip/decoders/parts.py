@@ -12,19 +12,15 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from un2clip.errors import UserError, cause
 from un2clip.files.texts import read_json
+from un2clip.files.weights import check_kinds
 from un2clip.models.clip import check_finite
 
 #: No size of a network is larger, by far; one that is would take the machine's memory before it fits no weight.
 LARGEST_SIZE, MOST_TIMESTEPS = 10_000_000, 100_000
-#: Not a weight: older versions of transformers wrote it, newer ones pass over it.
-PASSED_OVER = "position_ids"
 NAMED = 3  # so many wrong weights are named
 
 
@@ -97,32 +93,6 @@ def check_json(folder: Path) -> None:
                 sizes = value if isinstance(value, list) else [value]
                 if any(type(size) in (int, float) and abs(size) > LARGEST_SIZE for size in sizes):
                     raise UserError(f"{file}: {key} is {cause(repr(value))}, larger than any that is known")
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of one file of safetensors, on the CPU.
-
-    Raises:
-        UserError: it is absent or damaged, or holds integers or what is not finite.
-    """
-    check_kinds(file)
-    weights = load_file(file)
-    for key, value in weights.items():
-        if not value.isfinite().all():
-            raise UserError(f"{file}: {key} is not finite; the file is damaged or of a training that failed")
-    return weights
-
-
-def check_kinds(file: Path) -> None:
-    """Refuse a file of safetensors that holds anything but floating-point numbers; only its header is read."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():
-                kind = tensors.get_slice(key).get_dtype()
-                if not kind.startswith(("F", "BF")) and not key.endswith(PASSED_OVER):
-                    raise UserError(f"{file}: {key} is {kind}, and weights are floating-point numbers")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {file}: {cause(error)}") from None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from un2clip.config import record
 from un2clip.errors import UserError
 from un2clip.evaluation.readers import data_sha256
 from un2clip.files.texts import read_json
@@ -42,23 +43,19 @@ class Calibration:
         return save_record(data, dataclasses.asdict(self))
 
 
-def save_record(data: Path, record: Mapping[str, Any]) -> Path:
+def save_record(data: Path, content: Mapping[str, Any]) -> Path:
     """Write the record of a `model` beside the data, as DATA.calibration.MODEL.json, and return where."""
-    path = data.with_name(f"{data.name}.calibration.{record['model']}.json")
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = data.with_name(f"{data.name}.calibration.{content['model']}.json")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 
 def grades(data: Path) -> dict[str, Grade]:
     """Model -> grade, of all calibrations on this very data. Records without a grade passed exactly or not at all."""
-    records = [record for record in _records(data) if "model" in record]
-    if not records:
-        return {}
-    sha256 = data_sha256(data)
+    records = list(_records(data))
+    sha256 = data_sha256(data) if records else ""
     return {
-        str(record["model"]): record.get("grade", "exact" if record.get("passed") is True else "none")
-        for record in records
-        if record.get("data_sha256") == sha256
+        each.model: each.grade or ("exact" if each.passed else "none") for each in records if each.data_sha256 == sha256
     }
 
 
@@ -68,11 +65,25 @@ def best_grade(data: Path) -> Grade:
     return "exact" if "exact" in found else "close" if "close" in found else "none"
 
 
-def _records(data: Path) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is read again of a record, of pairs (`apart`) or of a benchmark; the oldest ones have no grade."""
+
+    model: str
+    data_sha256: str
+    grade: Grade | None = None
+    passed: bool = False
+    apart: dict[str, int] | None = None
+    benchmark: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.grade is None and (self.apart is not None or self.benchmark is not None):
+            raise ValueError("grade is missing")
+
+
+def _records(data: Path) -> Iterator[_Record]:
     for path in sorted(data.parent.glob(f"{data.name}.calibration.*.json")):
         try:
-            content = read_json(path)
+            yield record(_Record, read_json(path), path.name)
         except UserError as error:
             raise UserError(f"{path} is not a calibration record ({error}); run `un2clip calibrate` again") from None
-        if isinstance(content, dict):
-            yield content

@@ -30,7 +30,7 @@ class Decided:
 class Registered:
     """registry.json: the number of the version, where there is one, and what happened, in words."""
 
-    version: str | None = None
+    version: str | None
     outcome: str
 
 

@@ -16,12 +16,12 @@ from torch.nn.functional import pixel_unshuffle
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Cond, Decoder, NoiseSample
 from un2clip.decoders.flow import Flow
-from un2clip.decoders.parts import read_weights
 from un2clip.decoders.pixels import Pixels
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
+from un2clip.files.weights import read_weights
 from un2clip.methods.features import Features, Tokens
 
 NAME, WEIGHTS = "condition.json", "condition.safetensors"

@@ -22,6 +22,7 @@ from torch import Tensor
 from un2clip.errors import UserError
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
+from un2clip.files.weights import check_kinds
 from un2clip.hashes import tensors_sha256
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
@@ -97,6 +98,7 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     try:
         config = read_json(folder / CONFIG)
         check_config(config["model_cfg"], str(folder))
+        check_kinds(folder / WEIGHTS)
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         never = {"trust_remote_code": False} if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
@@ -119,6 +121,8 @@ def check_config(model_cfg: Any, name: str) -> None:
     """Refuse a configuration that would run code of its folder, or have open_clip fetch what nobody pinned."""
     if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         raise UserError(f"{name}: model_cfg of {CONFIG} must have embed_dim, vision_cfg and text_cfg")
+    if not all(isinstance(model_cfg[key], dict) for key in ("vision_cfg", "text_cfg")):
+        raise UserError(f"{name}: vision_cfg and text_cfg of {CONFIG} must be mappings")
     options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
     if foreign := [key for key in options if key not in TOKENIZER_OPTIONS]:
         raise UserError(f"{name}: tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}, got {foreign[0]}")

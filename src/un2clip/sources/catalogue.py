@@ -13,9 +13,10 @@ from tqdm import tqdm
 from un2clip.config import build, lookup, read_yaml
 from un2clip.datasets.tars import DamagedTar, groups
 from un2clip.errors import UserError
-from un2clip.files.texts import read_lines
+from un2clip.files.texts import File, read_lines
 from un2clip.hashes import folder_sha256
 
+CATALOGUE = files("un2clip.sources") / "catalogue.yaml"
 NAMED = 3  # so many missing files are named, of all that are missing
 
 
@@ -58,16 +59,23 @@ class Entry:
         return self.url or f"https://huggingface.co/datasets/{self.location}"
 
 
-def catalogue() -> dict[str, Entry]:
+@dataclass(frozen=True, kw_only=True)
+class _Catalogue:
+    """The file: layouts by their name, and entries, which have the name of a layout in its place."""
+
+    layouts: dict[str, dict[str, Any]]
+    benchmarks: dict[str, dict[str, Any]]
+
+
+def catalogue(file: File = CATALOGUE) -> dict[str, Entry]:
     """All entries by name, in the order of the file."""
-    content = read_yaml(files("un2clip.sources") / "catalogue.yaml")
+    content = build(_Catalogue, read_yaml(file), "catalogue")
 
     def entry(name: str, fields: dict[str, Any]) -> Entry:
-        return build(
-            Entry, {"also": {}} | fields | {"name": name, "layout": content["layouts"][fields["layout"]]}, name
-        )
+        layout = lookup(content.layouts, str(fields.get("layout")), "layout")
+        return build(Entry, {"also": {}} | fields | {"name": name, "layout": layout}, name)
 
-    return {name: entry(name, fields) for name, fields in content["benchmarks"].items()}
+    return {name: entry(name, fields) for name, fields in content.benchmarks.items()}
 
 
 def get_entry(name: str) -> Entry:

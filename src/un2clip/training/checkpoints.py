@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from un2clip.config import record
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.hashes import file_sha256
@@ -37,6 +38,20 @@ class Saved:
     tensors: dict[str, Tensor]
     history: list[Record]
     tags: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """state.json."""
+
+    step: int
+    sha256: str
+    history: tuple[dict[str, Any], ...]
+    tags: dict[str, str | None]
+
+    def __post_init__(self) -> None:
+        if not all(type(value) in (int, float) for row in self.history for value in row.values()):
+            raise ValueError("history must be of numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +97,11 @@ class Checkpoints:
         """The newest checkpoint that is whole, on the CPU; warns if it skips a damaged one."""
         for folder in self._found():
             try:
-                content = read_json(folder / CONTENT, nan=True)
-                if file_sha256(folder / TENSORS) != content["sha256"]:
+                content = record(_Content, read_json(folder / CONTENT, nan=True), CONTENT)
+                if file_sha256(folder / TENSORS) != content.sha256:
                     raise ValueError(f"{TENSORS} is not what was written")
-                tensors = load_file(folder / TENSORS)
-                return Saved(step=content["step"], tensors=tensors, history=content["history"], tags=content["tags"])
+                tensors, history = load_file(folder / TENSORS), list(content.history)
+                return Saved(step=content.step, tensors=tensors, history=history, tags=content.tags)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 print(f"un2clip: {folder} is damaged ({error}); trying the one before", file=sys.stderr)
         return None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -23,6 +24,8 @@ _MESSAGES = {
     "timeout": r"timed out",
     "connection error": r"^<urlopen error|^IncompleteRead|^Remote end closed|[Rr]eset by peer|got more than",
 }
+_SCHEMA = pa.schema([("caption", pa.string()), ("url", pa.string())])
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 _MAY_PASS = re.compile(r"timeout|connection error|http (408|425|429|5\d\d)")
 
 
@@ -35,7 +38,8 @@ def read_lists(lists: Iterable[Path], caption_column: str, url_column: str) -> t
         caption_column: of csv and parquet; so is `url_column`.
 
     Returns:
-        The table (caption and url: string; row: int64, from 0) and the number of lines that have not two fields.
+        The table (caption and url: string; row: int64, from 0) and the number of lines that are left out: they have
+        not two fields, or control characters in one.
 
     Raises:
         UserError: a file is absent, broken or of another kind, or has no such column.
@@ -57,9 +61,10 @@ def read_lists(lists: Iterable[Path], caption_column: str, url_column: str) -> t
                 f"cannot read {path}: {what}; a list is a tsv (caption, tab, url; no header), or a csv or parquet "
                 "whose columns --caption-column and --url-column name"
             ) from None
-        tables.append(
-            table.rename_columns(["caption", "url"]).cast(pa.schema([("caption", pa.string()), ("url", pa.string())]))
-        )
+        table = table.rename_columns(["caption", "url"]).cast(_SCHEMA)
+        damaged = pc.or_(*(pc.fill_null(pc.match_substring_regex(each, _CONTROL), False) for each in table.columns))
+        malformed += pc.sum(damaged).as_py() or 0
+        tables.append(table.filter(pc.invert(damaged)))
     table = pa.concat_tables(tables)
     return table.append_column("row", pa.array(range(len(table)), pa.int64())), malformed
 
