@@ -81,7 +81,7 @@ def _parameters(package: Path) -> dict[str, dict[str, Any]]:
     try:
         spec = next(yaml.safe_load_all(package.read_text()))
         parameters: dict[str, dict[str, Any]] = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    except (yaml.YAMLError, UnicodeDecodeError, StopIteration, KeyError, TypeError):
+    except (yaml.YAMLError, ValueError, RecursionError, StopIteration, KeyError, TypeError, AttributeError):
         sys.exit(f"kfp: {package} is not a compiled pipeline; make one with `python -m pipelines.un2clip`")
     return parameters
 
@@ -115,8 +115,9 @@ def _find_token() -> None:
     if path and "KFP_EXISTING_TOKEN" not in os.environ:
         try:
             os.environ["KFP_EXISTING_TOKEN"] = Path(path).read_text().strip()
-        except OSError as error:
-            sys.exit(f"kfp: cannot read the token at {path}, which KF_PIPELINES_SA_TOKEN_PATH names: {error.strerror}")
+        except (OSError, UnicodeDecodeError) as error:
+            what = getattr(error, "strerror", None) or "it is not UTF-8"
+            sys.exit(f"kfp: cannot read the token at {path}, which KF_PIPELINES_SA_TOKEN_PATH names: {what}")
 
 
 def main() -> None:

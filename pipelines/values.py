@@ -38,7 +38,7 @@ def read_value(word: str, declared: Mapping[str, Mapping[str, Any]]) -> str:
     kind, default = declared[key]["parameterType"], declared[key].get("defaultValue")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = {"true": True, "false": False}.get(text.lower(), text)
     if kind == "STRING" and not isinstance(value, str):
         value = text  # 8, true and null are texts, where a text is declared

@@ -107,11 +107,15 @@ def test_live_points_are_not_sent_twice(client, tmp_path, monkeypatch):
 def test_a_failed_stage_is_a_failed_run(client, tmp_path, monkeypatch):
     """The exception is the stage's own, run and parent say FAILED; a later success mends the parent."""
     monkeypatch.setenv("UN2CLIP_RUN", "job-2")
-    error = ZeroDivisionError("the stage's own")
-    with pytest.raises(ZeroDivisionError) as caught, tracking.stage_run("shapes", params={}, names={}):
+    address = "https://me:p@ss@host/a?token=t0k"
+    error = ZeroDivisionError(f"the stage's own, at {address}")
+    params = {"weights": address}
+    with pytest.raises(ZeroDivisionError) as caught, tracking.stage_run("shapes", params=params, names={}):
         raise error
     assert caught.value is error
     parent, (child,) = runs(client, "job-2")
+    said = f"{child.data} {parent.data}"
+    assert "https://***@host/a?token=***" in said and not any(each in said for each in ("p@ss", "ss@host", "t0k"))
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
     assert tracking.active_run() is None
     with tracking.stage_run("shapes", params={}, names={}):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.files.weights import check_kinds
@@ -104,8 +104,9 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
     except UserError:
         raise
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # a broken configuration raises nearly anything in open_clip
+        what = f"{type(error).__name__}: {cause(error)}"
+        raise UserError(f"{folder} does not load as an open_clip model: {what}") from None
     check_finite(model, str(folder / WEIGHTS))
     return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
 
