@@ -17,8 +17,8 @@ NUL_AND_OTHERS = (b"\xff\xfe", b"\x00", b"\xe9", b"\x1b[31m", b"\xef\xbb\xbf", b
 DEEP = "[" * 200 + "]" * 200
 #: What is put in the place of a node of JSON, written as it stands in the file.
 WRONG = (
-    "null", "true", '"x"', '"1"', "[]", "{}", "-1", "0", "7", "0.5", "1e308", "1e999", "9" * 400, "9" * 5000, "NaN",
-    "-Infinity", '"' + "x" * 300 + '"', '"../../x"', '"\\u001b[2J"', '"\\ud800"', DEEP, "[[1], {}]",
+    "null", "true", '"x"', '"1"', "[]", "{}", "-1", "0", "7", "1000000", "0.5", "1e308", "1e999", "9" * 400, "9" * 5000,
+    "NaN", "-Infinity", '"' + "x" * 300 + '"', '"../../x"', '"\\u001b[2J"', '"\\ud800"', DEEP, "[[1], {}]",
 )  # fmt: skip
 BOMB = b"a0: &a0 x\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 10)

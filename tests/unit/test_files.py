@@ -18,6 +18,7 @@ from un2clip.evaluation.dense.layouts import IGNORED
 from un2clip.evaluation.dense.masks import classes_of
 from un2clip.files import texts
 from un2clip.files.outputs import permit, replaced, save_tensors
+from un2clip.stages import run_stage
 from un2clip.stages.ingest import Ingest, ingest
 
 BOM = b"\xef\xbb\xbf"
@@ -226,6 +227,15 @@ def test_a_folder_that_is_a_link_stays_one(tiny, tmp_path: Path) -> None:
         ingest(tiny.section(Ingest, "ingest"), images=tiny.images, shards=here / "shards")
         assert (here / "shards").is_symlink() and (disk / "shards/index.json").is_file()
         assert [path.name for path in here.iterdir()] == [path.name for path in disk.iterdir()] == ["shards"]
+
+
+def test_a_link_to_nowhere_is_named(tiny, tmp_path: Path) -> None:
+    """A disk that is not mounted: nothing is made in the place where it would be."""
+    (tmp_path / "images").symlink_to(tmp_path / "disk/images")
+    names = {"seed": 1, "images": tmp_path / "images", "benchmarks": tmp_path / "benchmarks"}
+    with pytest.raises(UserError, match="images is a link to .*disk/images, which is not there; make it, or mount"):
+        run_stage("shapes", tiny.params["shapes"], **names)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from un2clip.config import flatten, read_record
+from un2clip.errors import shown
 from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.scores import Scores, score_of
@@ -222,7 +223,7 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"reference and {method}"), title_justify="left", header_style="bold")
+    table = Table(title=Text(f"reference and {shown(method)}"), title_justify="left", header_style="bold")
     table.add_column("benchmark")
     for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -232,7 +233,7 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
         for row in (comparison.whole, *listed):
             whole, unit = row is comparison.whole, comparison.unit
             table.add_row(
-                Text(f"{comparison.benchmark} ({unit})" if whole else f"  {row.type}"),
+                Text(f"{shown(comparison.benchmark)} ({unit})" if whole else f"  {shown(row.type)}"),
                 str(row.difference.n),
                 number(row.reference, unit),
                 number(row.tuned, unit),

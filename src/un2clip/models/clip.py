@@ -24,6 +24,7 @@ from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.files.weights import check_kinds
 from un2clip.hashes import tensors_sha256
+from un2clip.models.sizes import check_sizes
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -99,11 +100,12 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         config = read_json(folder / CONFIG)
         check_config(config["model_cfg"], str(folder))
         check_kinds(folder / WEIGHTS)
+        check_sizes(config, folder / WEIGHTS)
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         never = {"trust_remote_code": False} if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
     except Exception as error:  # a broken configuration raises nearly anything in open_clip
         what = f"{type(error).__name__}: {cause(error)}"
         raise UserError(f"{folder} does not load as an open_clip model: {what}") from None

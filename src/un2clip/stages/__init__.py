@@ -65,9 +65,17 @@ def sections(name: str) -> list[str]:
 
 def _argument(hint: Any, value: Any, name: str) -> Any:
     if hint is Path:
-        return Path(value)
+        return _path(value, name)
     if hint == list[Path]:
-        return [Path(item) for item in ([value] if isinstance(value, str | Path) else value)]
+        return [_path(item, name) for item in ([value] if isinstance(value, str | Path) else value)]
     if name == "seed" and convert(int, value, name) < 0:
         raise UserError(f"seed must not be negative, got {value}")
     return convert(hint, value, name)
+
+
+def _path(value: str | Path, name: str) -> Path:
+    """The path; a UserError where it is a link to a disk that is not there, on which nothing can be made."""
+    path = Path(value)
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{name}={path} is a link to {path.readlink()}, which is not there; make it, or mount its disk")
+    return path
