@@ -74,9 +74,11 @@ class Candidate:
         self.sha256 = encoder_sha256(self.encoder)
         self.lineage = {"method": "un2clip", "seed": 3, "params": {},
                         "parents": {"shards": "c" * 64, "clip": "a" * 64}, "encoder_sha256": self.sha256,
-                        "text_sha256": text_sha256(load_clip(self.encoder).model)}  # fmt: skip
+                        "text_sha256": text_sha256(load_clip(self.encoder).model),
+                        "steps_done": 1, "corrupt": 0, "complete": True}  # fmt: skip
         (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
         made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}  # as HOW
+        made |= {"method": "un2clip", "benchmarks": [], "lineage": self.lineage}
         (self.report / "report.json").write_text(json.dumps(made))
         (self.report / "index.html").write_text("<p>")
         self._save("reference", "mmvp_vlm", 100, data)

@@ -40,10 +40,12 @@ def test_encoder_and_decision(tmp_path: Path) -> None:
     """Of a lineage and a decision, what a person asks first; no version is an empty text, for a null cannot travel."""
     lineage = {
         "method": "un2clip", "seed": 3, "steps_done": 9, "complete": False, "encoder_sha256": "e", "text_sha256": "t",
-        "parents": {"clip": "c"}, "params": {"batch_size": 4}, "unreadable": 0,
+        "parents": {"clip": "c"}, "params": {"batch_size": 4}, "corrupt": 0, "of another version": 0,
     }  # fmt: skip
     (tmp_path / "lineage.json").write_text(json.dumps(lineage))
-    assert describe("encoder", str(tmp_path)) == {k: v for k, v in lineage.items() if k not in ("params", "unreadable")}
+    assert describe("encoder", str(tmp_path)) == {
+        k: v for k, v in lineage.items() if k not in ("params", "corrupt", "of another version")
+    }
     (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "rules": []}))
     (tmp_path / "registry.json").write_text(json.dumps({"outcome": "kept", "version": None}))
     assert describe("decision", str(tmp_path)) == {"passed": False, "outcome": "kept", "version": ""}

@@ -33,7 +33,8 @@ def world(tmp_path):
     encoder.mkdir()
     lineage = {"method": "un2clip", "seed": 3, "params": {"phase": {"lr": 1e-5}},
                "parents": {"shards": "c" * 64, "clip": SHA["reference"]},
-               "encoder_sha256": SHA["tuned"], "text_sha256": "t" * 64}  # fmt: skip
+               "encoder_sha256": SHA["tuned"], "text_sha256": "t" * 64,
+               "steps_done": 4, "corrupt": 0, "complete": True}  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     history = [{"step": step, "loss": 1 / (step + 1), "cosine": 1.0, "anchor": 0.1} for step in range(5)]
     (encoder / "history.json").write_text(json.dumps(history))

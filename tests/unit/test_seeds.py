@@ -93,7 +93,7 @@ def report(tmp_path):
         (folder / "encoder").mkdir(parents=True)
         (folder / "encoder" / "lineage.json").write_text(json.dumps(
             {"method": method, "seed": seed, "params": {"lr": lr}, "parents": {"clip": reference},
-             "encoder_sha256": "tuned", "text_sha256": ""}
+             "encoder_sha256": "tuned", "text_sha256": "", "steps_done": 1, "corrupt": 0, "complete": True}
         ))  # fmt: skip
         for role, values, sha256 in (("reference", BEFORE, reference), ("tuned", more(k), "tuned")):
             scores(role, values, encoder_sha256=sha256, **changes).save(folder / "scores" / f"{role}.json")

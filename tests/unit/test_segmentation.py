@@ -468,7 +468,7 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     shutil.copytree(tiny.backbones / "clip", encoder)
     lineage = {
         "method": "un2clip", "seed": 0, "params": {}, "parents": {"clip": "c"}, "encoder_sha256": "e",
-        "text_sha256": "t",
+        "text_sha256": "t", "steps_done": 1, "corrupt": 0, "complete": True,
     }  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):

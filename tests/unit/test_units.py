@@ -304,8 +304,8 @@ def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.
     for role, number in (("reference", 14.0), ("tuned", 12.5)):
         whole_set(role, number).save(tmp_path / "scores/FID" / f"{role}.json")
     (tmp_path / "encoder").mkdir()
-    lineage = dict.fromkeys(("method", "seed", "parents", "text_sha256"), "x")
-    lineage |= {"params": {}, "parents": {"clip": "reference"}, "encoder_sha256": "tuned"}
+    lineage = {"method": "x", "seed": 0, "params": {}, "steps_done": 1, "corrupt": 0, "complete": True}
+    lineage |= {"parents": {"clip": "reference"}, "encoder_sha256": "tuned", "text_sha256": "x"}
     (tmp_path / "encoder/lineage.json").write_text(json.dumps(lineage))
     compare(Compare(confidence=0.95, resamples=500), seed=0, scores=[tmp_path / "scores"],
             encoder=tmp_path / "encoder", reconstructions=tmp_path, report=tmp_path / "report")  # fmt: skip

@@ -31,9 +31,9 @@ class Lineage:
     method: str
     seed: int
     params: dict[str, Any]
-    steps_done: int = 0
-    corrupt: int = 0
-    complete: bool = True
+    steps_done: int
+    corrupt: int
+    complete: bool
     parents: dict[str, str]
     encoder_sha256: str
     text_sha256: str

@@ -90,7 +90,7 @@ def promote(
         UserError: the inputs do not belong together, or MLflow refuses.
     """
     lineage = read_lineage(encoder)
-    if not lineage.get("complete", True):
+    if not lineage["complete"]:
         raise UserError(
             f"{encoder} is what was left of a training that failed; run `un2clip finetune` to its end first"
         )
