@@ -1,10 +1,11 @@
 """The state of a training that is not finished, so that one that was killed ends with the bytes of an unbroken one.
 
 A checkpoint is a folder step_00000100 with state.safetensors (weights that train, their averages, the optimiser's
-moments, the random state) and state.json (history, the hash of the former). It is written beside and renamed, so a
+moments, the random state) and state.json (history, the hashes of both). It is written beside and renamed, so a
 folder of that name is whole unless the disk failed, and then its hash says so.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from un2clip.hashes import file_sha256
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
+OWN = "content_sha256"  # key of state.json: hash of all else in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Checkpoints:
         partial.mkdir(parents=True)
         save_tensors(tensors, partial / TENSORS)
         content = {"step": step, "sha256": file_sha256(partial / TENSORS), "history": list(history), "tags": self.tags}
-        (partial / CONTENT).write_text(json.dumps(content) + "\n")
+        (partial / CONTENT).write_text(json.dumps(content | {OWN: _sha256(content)}) + "\n")
         for path in (partial / TENSORS, partial / CONTENT):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -97,18 +99,26 @@ class Checkpoints:
         """The newest checkpoint that is whole, on the CPU; warns if it skips a damaged one."""
         for folder in self._found():
             try:
-                content = record(_Content, read_json(folder / CONTENT, nan=True), CONTENT)
+                found = read_json(folder / CONTENT, nan=True)
+                own = found.pop(OWN, None)  # older ones have none
+                if own is not None and own != _sha256(found):
+                    raise ValueError(f"{CONTENT} is not what was written")
+                content = record(_Content, found, CONTENT)
                 if file_sha256(folder / TENSORS) != content.sha256:
                     raise ValueError(f"{TENSORS} is not what was written")
                 tensors, history = load_file(folder / TENSORS), list(content.history)
                 return Saved(step=content.step, tensors=tensors, history=history, tags=content.tags)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 print(f"un2clip: {folder} is damaged ({error}); trying the one before", file=sys.stderr)
         return None
 
     def _found(self) -> list[Path]:
         """The checkpoints' folders, the newest first."""
         return sorted(self.folder.glob("step_????????"), reverse=True)
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Interruption:
