@@ -136,8 +136,8 @@ def test_sensible_aliases_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("k;v\n", "must have the columns k, v; got"),
-        ("", "must have the columns k, v; got"),
+        ("k;v\n", "must have the columns k, v, each once; got"),
+        ("", "must have the columns k, v, each once; got"),
         ("k,v\n1,2,3\n", "line 2: need 2 values"),
         ('k,v\n1,"a\n2,b\n', "unexpected end of data"),
         ("k,v\n1,\x1b[31m\n", r"line 2 has the control character '\\x1b'"),
@@ -147,6 +147,14 @@ def test_a_table_that_is_none_is_one_line(tmp_path: Path, content: str, says: st
     """Without the end of a quote all further rows would be one value."""
     with pytest.raises(UserError, match=says):
         texts.read_csv(written(tmp_path, content), ["k", "v"])
+
+
+def test_a_table_may_have_more_columns_where_that_is_said(tmp_path: Path) -> None:
+    """In any order, each once."""
+    assert texts.read_csv(written(tmp_path, "v,k\n1,2\n"), ["k"], more=True) == [(2, {"v": "1", "k": "2"})]
+    for content in ("v,w\n", "k,v,v\n"):
+        with pytest.raises(UserError, match="must have the columns k, each once; got"):
+            texts.read_csv(written(tmp_path, content), ["k"], more=True)
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:

@@ -197,8 +197,8 @@ def test_labels_may_be_whole_numbers(run, tmp_path) -> None:
         ([("a", GREY, {"x": {"y": 1}})], TWO, "sample a: a label is a text or a whole number"),
         ([("a", GREY, {"x@y": "1"})], TWO, "attribute without @; got x@y: '1'"),
         ([("a", GREY, ["x"])], TWO, "sample a: its .json must be a mapping"),
-        ([("a", GREY, b"{")], TWO, "sample a: its .json is not JSON"),
-        ([("a", GREY, b"[" * 100_000)], TWO, "sample a: its .json is not JSON"),
+        ([("a", GREY, b"{")], TWO, "sample a: its .json is not valid JSON"),
+        ([("a", GREY, b"[" * 100_000)], TWO, "sample a: its .json is nested deeper"),
         ([*TWO, ("b", RED, {"x": "1"})], TWO, "sample b occurs twice"),
     ],
 )
@@ -214,16 +214,16 @@ def test_bad_data_are_named(run, tmp_path, train, test, message: str) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (b"image,x\na.png,1\n", r"metadata\.csv must have a column file_name; got \['image', 'x'\]"),
-        (b"", "must have a column file_name; got None"),
-        (b"file_name,x\na.png,1,2\n", "line 2: more cells than the header"),
+        (b"image,x\na.png,1\n", r"metadata\.csv must have the columns file_name, each once; got \['image', 'x'\]"),
+        (b"", r"must have the columns file_name, each once; got \[\]"),
+        (b"file_name,x\na.png,1,2\n", "line 2: need 2 values"),
         (b"file_name,x\n../a.png,1\n", r"line 2: file_name must name an image below .* got '\.\./a\.png'"),
         (b"file_name,x\n/etc/hosts,1\n", "line 2: file_name must name"),
         (b"file_name,x\na.png,1\na.png,2\n", "line 3: file_name must name an image below its folder, each once"),
         (b"file_name,x\n,1\n", "line 2: file_name must name"),
         (b"file_name,x\nb.png,1\n", r"line 2: b\.png does not exist"),
-        (b"file_name,x\na.png,\xff\n", "is not a table in UTF-8"),
-        (b'file_name,x\na.png,"' + b"1" * 200_000 + b'"\n', "is not a table in UTF-8: field larger"),
+        (b"file_name,x\na.png,\xff\n", "line 2 is not UTF-8"),
+        (b'file_name,x\na.png,"' + b"1" * 200_000 + b'"\n', "line 2: field larger"),
     ],
 )
 def test_a_bad_table_is_named(run, tmp_path, table: bytes, message: str) -> None:

@@ -7,16 +7,15 @@
 A label is a text or a whole number; null, or an empty cell, means that this image is not asked for this attribute.
 """
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, cause
 from un2clip.evaluation.readers import read_image, read_tars
+from un2clip.files.texts import parse_json, read_csv
 
 Labelled = tuple[str, Image.Image, dict[str, str | None]]
 FILE_NAME = "file_name"
@@ -41,10 +40,7 @@ def read_part(folder: Path, part: str) -> Iterator[Labelled]:
 def _from_tars(tars: list[Path]) -> Iterator[Labelled]:
     for key, image, text in read_tars(tars, "json"):
         name = f"{tars[0].parent}: sample {key}"
-        try:
-            labels = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name}: its .json is not JSON: {error}") from None
+        labels = parse_json(text, f"{name}: its .json")
         if not isinstance(labels, dict):
             raise UserError(f"{name}: its .json must be a mapping from attribute to value, got {text[:60]!r}")
         yield key, image, _labels(labels, name)
@@ -52,33 +48,20 @@ def _from_tars(tars: list[Path]) -> Iterator[Labelled]:
 
 def _from_table(table: Path) -> Iterator[Labelled]:
     seen: set[str] = set()
-    for line, row in _rows(table):
-        name, where = row.pop(FILE_NAME) or "", f"{table}, line {line}"
+    for line, row in read_csv(table, [FILE_NAME], more=True):
+        name, where = row.pop(FILE_NAME), f"{table}, line {line}"
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts or name in seen:
-            raise UserError(f"{where}: {FILE_NAME} must name an image below its folder, each once; got {name!r}")
-        if None in row:
-            raise UserError(f"{where}: more cells than the header has columns")
+            raise UserError(
+                f"{where}: {FILE_NAME} must name an image below its folder, each once; got {cause(repr(name))}"
+            )
         seen.add(name)
         yield name, read_image(table.parent / path, f"{where}: {name}"), _labels(row, where)
-
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if FILE_NAME not in (rows.fieldnames or ()):
-                raise UserError(f"{table} must have a column {FILE_NAME}; got {rows.fieldnames}")
-            for row in rows:
-                yield rows.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a table in UTF-8: {error}") from None
 
 
 def _labels(values: dict[str, Any], where: str) -> dict[str, str | None]:
     for attribute, value in values.items():
         if not isinstance(value, str | int | None) or "@" in attribute:  # @ parts an item's id
-            raise UserError(
-                f"{where}: a label is a text or a whole number of an attribute without @; got {attribute}: {value!r}"
-            )
+            got = f"{attribute}: {cause(repr(value))}"
+            raise UserError(f"{where}: a label is a text or a whole number of an attribute without @; got {got}")
     return {attribute: None if value in (None, "") else str(value) for attribute, value in values.items()}

@@ -77,23 +77,28 @@ def read_lines(file: File) -> list[str]:
     return lines
 
 
-def read_csv(file: File, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a file of comma-separated values whose first row is `columns`, each with the number of its line.
+def read_csv(file: File, columns: Sequence[str], *, more: bool = False) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a file of comma-separated values under its first row, each with the number of its line.
+
+    Args:
+        columns: what the first row must hold; with `more`, other columns may stand beside them.
 
     Raises:
-        UserError: as `read_lines`; or it has other columns, a row of another length, or a quote that does not end.
+        UserError: as `read_lines`; or it has other columns, one twice, a row of another length, or a quote that does
+            not end.
     """
     text = read_text(file)
     _check_lines(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), file)
     rows: list[tuple[int, dict[str, str]]] = []
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        if (header := next(reader, [])) != list(columns):
-            raise UserError(f"{file} must have the columns {', '.join(columns)}; got {cause(header)}")
+        header = next(reader, [])
+        if not (set(columns) <= set(header) if more else header == list(columns)) or len(set(header)) < len(header):
+            raise UserError(f"{file} must have the columns {', '.join(columns)}, each once; got {cause(header)}")
         for row in reader:
-            if row and len(row) != len(columns):
-                raise UserError(f"{file}, line {reader.line_num}: need {len(columns)} values; got {cause(row)}")
-            rows += [(reader.line_num, dict(zip(columns, row, strict=True)))] if row else []
+            if row and len(row) != len(header):
+                raise UserError(f"{file}, line {reader.line_num}: need {len(header)} values; got {cause(row)}")
+            rows += [(reader.line_num, dict(zip(header, row, strict=True)))] if row else []
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {cause(error)}") from None
     return rows
