@@ -31,6 +31,7 @@ from tests.robustness.mutating import is_legal, mutate
 from un2clip.errors import UserError
 
 SECONDS, GIGABYTE = 20, 1 << 30  # of processor time, and of memory beyond what the process has at its start
+PATIENCE = 15  # times as long by the clock, for a reading that waits for something or for a busy machine
 LONGEST = 1500  # letters of a sentence
 SAID, SAME, OTHER = "one line", "same result", "what the file now says"
 TRACEBACK, LARGE, SILENT = "traceback", "too slow or too large", "silently another result"
@@ -105,7 +106,9 @@ def _answer(case: Case, world: Path, to: int) -> None:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + 3 * GIGABYTE,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE * SECONDS)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)

@@ -11,6 +11,7 @@ from google.protobuf import json_format, struct_pb2
 from safetensors.torch import load_file
 
 from un2clip.cluster.artifacts import DESCRIPTIONS, describe, pictures, scores_of
+from un2clip.errors import UserError
 from un2clip.evidence.scores import Item, Scores
 from un2clip.hashes import tensors_sha256
 
@@ -49,6 +50,9 @@ def test_encoder_and_decision(tmp_path: Path) -> None:
     (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "rules": []}))
     (tmp_path / "registry.json").write_text(json.dumps({"outcome": "kept", "version": None}))
     assert describe("decision", str(tmp_path)) == {"passed": False, "outcome": "kept", "version": ""}
+    (tmp_path / "decision.json").write_text(json.dumps({"passed": True, "rules": []}))
+    with pytest.raises(UserError, match="passed does not follow from its rules and objections"):
+        describe("decision", str(tmp_path))
 
 
 def test_scores(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from un2clip.config import read_record
 from un2clip.errors import shown
-from un2clip.evidence.gate import Finding
+from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.lineage import DECISION, REGISTRY
 from un2clip.evidence.report import print_table, read_report
 
@@ -24,6 +24,10 @@ class Decided:
     passed: bool
     rules: tuple[Finding, ...]
     objections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.passed != Decision(findings=self.rules, objections=self.objections).passed:
+            raise ValueError("passed does not follow from its rules and objections")
 
 
 @dataclass(frozen=True, kw_only=True)
