@@ -19,7 +19,7 @@ def caption_bank(shards: Path, *, seed: int, size: int) -> list[str]:
         UserError: there are not two different ones, so there is nothing to tell apart.
     """
     index = read_index(shards)
-    listed = index.splits.get("train", ())
+    listed = index.splits["train"]
     bank: dict[str, None] = {}
     for shard, number, _ in islice(shuffled([each.samples for each in listed], seed), index.count("train")):
         tar = shards / "train" / listed[shard].name
