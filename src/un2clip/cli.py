@@ -25,7 +25,20 @@ RENAMED = {"encoder": "convert"}
 
 def add_commands(commands: Commands) -> None:
     """Add every command to the parser; each sets `run`, a function of its arguments."""
-    for add in (_doctor, _convert, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
+    for add in (
+        _doctor,
+        _convert,
+        _pin,
+        _flags,
+        _fetch,
+        _download,
+        _calibrate,
+        _pair,
+        _study,
+        _aggregate,
+        _export,
+        _show,
+    ):
         add(commands)
 
 
@@ -176,6 +189,21 @@ def _calibrate(commands: Commands) -> None:
         else:
             size = evaluate.batch_size
             calibrate(published(args.model), device=params["device"], batch_size=size, **common)
+
+    parser.set_defaults(run=run)
+
+
+def _pair(commands: Commands) -> None:
+    parser = commands.add_parser("pair", help="a CLIP and the unCLIP that inverts it, trained for the laptop world")
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--to", required=True, type=Path, help="folder that gets clip/, unclip/ and README.md")
+    parser.add_argument("--work", type=Path, default=Path("models/pair"), help="its world and state, to go on from")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.study.pair import make_pair
+
+        make_pair(read_params(PARAMS, args.overlay), seed=args.seed, to=args.to, work=args.work)
 
     parser.set_defaults(run=run)
 

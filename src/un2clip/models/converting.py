@@ -31,6 +31,7 @@ from un2clip.models.clip import (
 )
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
+from un2clip.sources.packaged import located
 
 #: In the order in which open_clip itself prefers them.
 WEIGHTS_NAMES = (
@@ -45,7 +46,7 @@ class Encoder:
     """`backbones.encoder` of params.yaml.
 
     Attributes:
-        weights: toy | a local file or folder | a hub id | models:/name/version.
+        weights: laptop-pair | toy | a local file or folder | a hub id | models:/name/version.
         architecture: "" for what the folder's own configuration says, else `NAME:TAG` of open_clip's list;
             the tag decides the preprocessing.
         revision: commit of a hub id.
@@ -61,7 +62,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError("weights must be toy, a file, a folder, a hub id or models:/name/version, got ''")
+            raise ValueError("weights must be laptop-pair, toy, a file, folder, hub id or models:/name/version, got ''")
         if self.weights == "toy" and (self.architecture or self.visual):
             raise ValueError("weights must not be toy where an architecture or a visual tower is given")
         _ = self.source, self.visual_source  # their own checks
@@ -69,7 +70,7 @@ class Encoder:
     @property
     def source(self) -> Source:
         hashes = {path: digest for path, digest in self.sha256.items() if path != Path(self.visual).name}
-        return Source(location=self.weights, revision=self.revision, sha256=hashes)
+        return Source(location=located(self.weights, "clip"), revision=self.revision, sha256=hashes)
 
     @property
     def visual_source(self) -> Source:
