@@ -88,6 +88,7 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
         "vae_db": pair_measures.vae_decibels(generator, pair_measures.held_images(clip, generator, seed, section)),
         "statements": pair_measures.statement_cosines(clip, seed, section),
         "heard": pair_measures.heard(clip, generator, seed, section),
+        "turned": pair_measures.turned(clip, generator, seed, section),
         "real": real,
         "drawn": drawn,
     }
@@ -131,6 +132,14 @@ def describe(measured: Mapping[str, Any]) -> str:
     lines += ["|---" * (1 + len(levels)) + "|"]
     for name, each in measured["heard"].items():
         lines += [f"| {name} | " + " | ".join(f"{mean:.2f} ± {error:.2f}" for mean, error in each.values()) + " |"]
+    lines += [
+        "\n## How far noise turns the loss's wish towards the text's direction\n",
+        "Cosine of (C + sigma² I)^-1 d and the step between a pair's statements (docs/method.md).\n",
+        "| attribute | " + " | ".join(f"noise level {level}" for level in levels) + " |",
+        "|---" * (1 + len(levels)) + "|",
+    ]
+    for name, each in measured["turned"].items():
+        lines += [f"| {name} | " + " | ".join(f"{cosine:.2f}" for cosine in each.values()) + " |"]
     lines += ["\n## Cosine of the two statements of a pair\n", "| type | cosine |\n|---|---|"]
     lines += [f"| {name} | {cosine:.2f} |" for name, cosine in measured["statements"].items()]
     lines += ["\n## Hashes\n", "| file | SHA-256 |\n|---|---|"]
