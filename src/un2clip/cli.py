@@ -212,11 +212,12 @@ def _study(commands: Commands) -> None:
     parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     parser.add_argument("--to", type=Path, default=Path("study"))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
 
     def run(args: Args) -> None:
         from un2clip.study.run import study
 
-        params = read_params(PARAMS)
+        params = read_params(PARAMS, args.overlay)
         if args.seeds:
             params["study"]["seeds"] = args.seeds
         study(params, args.to)

@@ -17,6 +17,7 @@ from un2clip.devices import DEVICES
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
 from un2clip.stages import STAGES, get_stage
+from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
 #: What stands at the top of the files -> its type.
@@ -29,6 +30,7 @@ HINTS: dict[str, Any] = {
     "benchmark_data": str,
     "benchmarks": tuple[str, ...],
     **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
+    "pair": PairMeasures,
     "study": Study,
     "download": Download,
 }

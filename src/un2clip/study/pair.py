@@ -42,12 +42,14 @@ def make_pair(params: Mapping[str, Any], *, seed: int, to: Path, work: Path) -> 
     section, numbers = stage_params("backbones", params["backbones"]), {name: params[name] for name in SECTIONS}
     key = hashlib.sha256(json.dumps([numbers, seed], sort_keys=True).encode()).hexdigest()[:16]
     place, begun = work / key, time.monotonic()
+    whole = not place.exists()  # else an earlier call has done a part of it
     if not (place / "rendered").exists():
         world = stage_params("shapes", params["shapes"])
         shapes(world, seed=seed, images=place / "images", benchmarks=place / "benchmarks")
         (place / "rendered").touch()
     made, state = place / "backbones", place / "state"
     make(section, seed=seed, device="cpu", images=place / "images", backbones=made, state=state)
+    minutes = round((time.monotonic() - begun) / 60, 1) if whole else None
     for part in ("clip", "unclip"):
         shutil.rmtree(to / part, ignore_errors=True)
     copy_generator(made / "unclip", to / "unclip")
@@ -55,7 +57,7 @@ def make_pair(params: Mapping[str, Any], *, seed: int, to: Path, work: Path) -> 
     shutil.copytree(made / "clip", to / "clip")
     for file in to.rglob("*.safetensors"):
         halve(file)
-    measured = {"seed": seed, "minutes": round((time.monotonic() - begun) / 60, 1), "numbers": numbers}
+    measured = {"seed": seed, "minutes": minutes, "numbers": numbers}
     measured |= measure_pair(params, seed=seed, pair=to, benchmarks=place / "benchmarks")
     measured["sha256"] = {str(file.relative_to(to)): file_sha256(file) for file in sorted(to.rglob("*.safetensors"))}
     (to / MEASURES).write_text(json.dumps(measured, indent=1) + "\n")
@@ -79,8 +81,8 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
     scores: dict[str, float] = {}
     for name in ("zeroshot", "mmvp_vlm"):
         subject = Subject(model=clip, method="reference", encoder_sha256="")
-        found = measure(get_benchmark(name, "clip"), {"reference": subject}, benchmarks / name, evaluate)
-        scores[name] = 100 * found["reference"].score
+        (found,) = measure(get_benchmark(name, "clip"), {"reference": subject}, benchmarks / name, evaluate)
+        scores[name] = 100 * found.score
     real, drawn = pair_measures.named(clip, generator, seed, section)
     measured: dict[str, Any] = {
         "zeroshot": scores["zeroshot"],
@@ -103,7 +105,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         "# A laptop pair\n",
         "A CLIP and the unCLIP that inverts it, trained for the laptop world, in half precision. `make pair` makes it;",
         "these lines are written by it.\n",
-        f"* seed {measured['seed']}, {measured['minutes']} minutes, most of it training, on one thread",
+        f"* seed {measured['seed']}; world and training took "
+        + (f"{measured['minutes']} minutes of one thread" if measured["minutes"] else "more than one call"),
         f"* {measured['numbers']['shapes']['train_scenes']} scenes, whose captions name an object with probability "
         f"{captions['object']}, its colour {captions['colour']} and each detail {captions['detail']}",
         f"* CLIP: embeddings of {clip['embed_dim']} numbers; the text tower learned the words first "
