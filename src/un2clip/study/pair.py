@@ -82,7 +82,7 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
     for name in ("zeroshot", "mmvp_vlm"):
         subject = Subject(model=clip, method="reference", encoder_sha256="")
         (found,) = measure(get_benchmark(name, "clip"), {"reference": subject}, benchmarks / name, evaluate)
-        scores[name] = 100 * found.score
+        scores[name] = found.score
     real, drawn = pair_measures.named(clip, generator, seed, section)
     measured: dict[str, Any] = {
         "zeroshot": scores["zeroshot"],
@@ -103,8 +103,8 @@ def describe(measured: Mapping[str, Any]) -> str:
     phases, captions = measured["numbers"]["backbones"]["phases"], measured["numbers"]["shapes"]["captions"]
     lines = [
         "# A laptop pair\n",
-        "A CLIP and the unCLIP that inverts it, trained for the laptop world, in half precision. `make pair` makes it;",
-        "these lines are written by it.\n",
+        "A CLIP and the unCLIP that inverts it, trained for the laptop world, in half precision. `make pair` makes",
+        "both, and this page.\n",
         f"* seed {measured['seed']}; world and training took "
         + (f"{measured['minutes']} minutes of one thread" if measured["minutes"] else "more than one call"),
         f"* {measured['numbers']['shapes']['train_scenes']} scenes, whose captions name an object with probability "
