@@ -6,7 +6,7 @@ DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
 PAIR_SEED ?= 20
-PAIR_TO ?= src/un2clip/pairs/laptop-pair
+PAIR_TO ?= src/un2clip/sources/pairs/laptop-pair
 .PHONY: help setup demo pair test golden same-numbers rooms schema download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
