@@ -1,4 +1,4 @@
-"""The table of units, and what it can hold: rows of the table, and three that are not in it, added there and nowhere else."""
+"""The table of units, and what it can hold: three rows that are not in it, added there and nowhere else."""
 
 import dataclasses
 import json
@@ -321,7 +321,7 @@ def test_there_is_no_paired_difference_and_no_score_of_items() -> None:
 
 
 def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A benchmark in each of these units, by the stage itself: page, JSON, the table in the shell, the table of seeds."""
+    """A benchmark in each of these units, by the stage itself: page, JSON, the shell's table, the table of seeds."""
     for unit in CASES:
         for role, items in pair(unit).items():
             scores(role, unit, items).save(tmp_path / "scores" / unit / f"{role}.json")

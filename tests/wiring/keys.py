@@ -14,6 +14,7 @@ import yaml
 from un2clip.config import lookup
 from un2clip.config.overlays import LIKE
 from un2clip.devices import DEVICES
+from un2clip.evaluation.measuring import Ask
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
 from un2clip.stages import STAGES, get_stage
@@ -31,6 +32,7 @@ HINTS: dict[str, Any] = {
     "benchmarks": tuple[str, ...],
     **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
     "pair": PairMeasures,
+    "ask": Ask,
     "study": Study,
     "download": Download,
 }

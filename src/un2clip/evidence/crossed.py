@@ -52,6 +52,17 @@ class Crossed(OfSums):
         return found
 
 
+def shares(items: Sequence[Item]) -> dict[str, float]:
+    """The four shares by their names as of `Crossed`, between 0 and 1, of items of any types."""
+    one = {
+        "items": Crossed(items=1.0),
+        "rows": Crossed(rows=1.0),
+        "columns": Crossed(columns=1.0),
+        "samples": Crossed(samples=1.0),
+    }
+    return {name: aggregate.score(items) for name, aggregate in one.items()}
+
+
 class MeanOfGroups(OfSums):
     """The share right of each type; types weigh alike within their group, and groups within the whole.
 
