@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -61,6 +62,13 @@ def png(colour: tuple[int, int, int] = (200, 30, 60), size: tuple[int, int] = (8
     """A picture of one colour, as a file's bytes."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(seed: int, size: tuple[int, int]) -> bytes:
+    """A picture of which every pixel has a colour of its own, as a file's bytes."""
+    file, pixels = io.BytesIO(), np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 

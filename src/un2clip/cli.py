@@ -34,6 +34,7 @@ def add_commands(commands: Commands) -> None:
         _download,
         _calibrate,
         _pair,
+        _ask,
         _study,
         _aggregate,
         _export,
@@ -204,6 +205,32 @@ def _pair(commands: Commands) -> None:
         from un2clip.study.pair import make_pair
 
         make_pair(read_params(PARAMS, args.overlay), seed=args.seed, to=args.to, work=args.work)
+
+    parser.set_defaults(run=run)
+
+
+def _ask(commands: Commands) -> None:
+    parser = commands.add_parser("ask", help="a LLaVA's answers to an MLLM benchmark, and their score")
+    parser.add_argument("--assistant", required=True, type=Path, help="folder of a LLaVA as transformers saves it")
+    parser.add_argument("--benchmark", required=True, help="such as pope; docs/mllm.md lists them")
+    parser.add_argument("--data", type=Path, help="the benchmark's folder (default: data/BENCHMARK)")
+    parser.add_argument("--to", type=Path, help="folder of scores and answers (default: scores/BENCHMARK)")
+    parser.add_argument("--role", choices=["reference", "tuned"], default="reference", help="(default: reference)")
+    parser.add_argument("--method", help="that made a tuned one's encoder (default: the assistant folder's name)")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.evaluation.mllm.asking import ask
+
+        ask(
+            read_params(PARAMS, args.overlay),
+            assistant=args.assistant,
+            benchmark=args.benchmark,
+            data=args.data or Path("data") / args.benchmark,
+            to=args.to or Path("scores") / args.benchmark,
+            role=args.role,
+            method="reference" if args.role == "reference" else args.method or args.assistant.resolve().name,
+        )
 
     parser.set_defaults(run=run)
 

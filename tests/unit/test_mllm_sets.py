@@ -163,14 +163,14 @@ def test_pope_by_hand(tmp_path: Path) -> None:
     ]
     questions = pope.read(publish("pope", tmp_path, docs))
     assert questions[0].id == "COCO_0@random 0" and questions[0].text.endswith("image?" + BY_WORD)
-    result = pope.score(questions, ["Yes", "Yes", "No", "No", "Yes", *["No"] * 5])
+    result = pope.score(questions, ["Yes", "No", "No", "No", "Yes", *["No"] * 5])
     assert {
         name: result.columns[f"POPE random {name}"] for name in ("accuracy", "precision", "recall", "F1", "yes share")
-    } == (pytest.approx({"accuracy": 60, "precision": 200 / 3, "recall": 200 / 3, "F1": 200 / 3, "yes share": 60}))
+    } == (pytest.approx({"accuracy": 80, "precision": 100, "recall": 200 / 3, "F1": 80, "yes share": 40}))
     assert {name: result.columns[f"POPE popular {name}"] for name in ("accuracy", "precision", "F1")} == (
         pytest.approx({"accuracy": 40, "precision": 0, "F1": 0})
     )
-    assert result.columns["POPE accuracy"] == pytest.approx(50) and result.columns["POPE F1"] == pytest.approx(100 / 3)
+    assert result.columns["POPE accuracy"] == pytest.approx(60) and result.columns["POPE F1"] == pytest.approx(40)
     assert len({item.sample for item in result.items}) == 3 and len(result.items) == 10
 
 
@@ -402,6 +402,10 @@ def test_every_row_has_its_own_picture_in_whatever_group_of_rows(tmp_path: Path)
     questions = pope.read(publish("pope", tmp_path, docs))
     for i in (119, 3, 60, 49, 50, 99, 100, 0):
         assert questions[i].picture.load().getpixel((0, 0)) == (i, 0, 255 - i)
+    before = (tmp_path / LAYOUTS["pope"][0]).stat()
+    docs[98]["image"], docs[99]["image"] = docs[99]["image"], docs[98]["image"]
+    after = (publish("pope", tmp_path, docs) / LAYOUTS["pope"][0]).stat()
+    assert after.st_size == before.st_size and questions[99].picture.load().getpixel((0, 0)) == (98, 0, 157)
 
 
 def test_a_column_that_holds_no_pictures_is_refused(tmp_path: Path) -> None:
@@ -419,7 +423,7 @@ def test_a_photograph_that_is_not_there_or_leads_out_of_the_folder(tmp_path: Pat
     with pytest.raises(UserError, match="row 0: there is no picture n1 in testdev_balanced_images"):
         gqa.read(tmp_path)
     save(tmp_path / "secret.jpg", png())
-    (tmp_path / "own").mkdir()
+    (tmp_path / "own/images").mkdir(parents=True)
     asked = {"1": {"question": "What?", "answer": "sofa", "imageId": "../../secret", "types": {}}}
     save(tmp_path / "own/testdev_balanced_questions.json", json.dumps(asked))
     with pytest.raises(UserError, match="row 0: no image"):

@@ -1,8 +1,8 @@
 """NaturalBench (arXiv 2410.14669): two questions times two photographs, whose right answers differ both ways.
 
 How the number misleads: G-Acc counts a group only if all four answers are right, and chance is 6.25 %. It was published
-by two protocols: GenHancer takes the option of highest likelihood, others what the model says, and the same original
-model has 17.6 by the one and 12.7 by the other. `ask.naturalbench.choose` says which; the protocol names it.
+by two protocols: GenHancer takes the option of highest likelihood and has 17.6 for the original; un²CLIP, by another
+one, starts from what is taken for 12.7. `ask.naturalbench.choose` says which is used here, and the protocol names it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
