@@ -141,27 +141,38 @@ def test_an_encoder_without_a_class_token(tmp_path: Path, data: Path) -> None:
 CROPPED = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 
 
+LARGE = {"side": 336, "patch": 14}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (LARGE | {"processor": {"num_additional_image_tokens": 0}}, "keeps 575 places .* the encoder gives 576 tokens"),
         (
-            {"processor": {"num_additional_image_tokens": 0}},
-            "keeps 8 places for a picture, but the encoder gives 9 tokens",
+            LARGE | {"processor": {"vision_feature_select_strategy": "full"}},
+            "keeps 577 places .* gives 576 tokens; with",
         ),
-        (
-            {"processor": {"vision_feature_select_strategy": "full"}},
-            "keeps 10 places .* the encoder gives 9 tokens; with",
-        ),
-        ({"vision_feature_select_strategy": "full"}, "keeps 9 places .* the encoder gives 10 tokens"),
+        (LARGE | {"vision_feature_select_strategy": "full"}, "keeps 576 places .* the encoder gives 577 tokens"),
         ({"processor": {"chat_template": None}}, "has no chat template"),
         ({"processor": {"image_processor": CLIPImageProcessor(**CROPPED)}}, "makes pictures of 32 pixels, .* takes 24"),
+        ({"processor": {"patch_size": None}}, "its processor has no patch_size"),
         ({"vision_feature_layer": -5}, "reads layer -5 of an encoder that has 3"),
+        ({"image_token_index": 4}, "the vocabulary has <image> at 3, but the model keeps 4 for pictures"),
     ],
 )
 def test_a_processor_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, changes: dict, message: str) -> None:
     """One token less or more than the encoder gives would be an error deep within, or would go unseen."""
     with pytest.raises(UserError, match=message):
         load_llava(save_llava(tmp_path, **changes), CPU, dtype="float32", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_a_word_of_the_protocol(folder: Path, data: Path, dtype: str) -> None:
+    """Weights and pictures in it, also on a processor."""
+    llava = load_llava(folder, CPU, dtype=dtype, max_new_tokens=3)
+    assert f", {dtype}, " in llava.protocol and llava.model.dtype == getattr(torch, dtype)
+    assert len(llava.generate(pope.read(data)[:2])) == 2
+    assert llava.likeliest(pope.read(data)[0]) in ("Yes", "No")
 
 
 def test_a_template_that_does_not_place_the_picture(tmp_path: Path, data: Path) -> None:

@@ -126,6 +126,12 @@ def _prepare(processor: Any, model: Any, folder: Path) -> None:
     """Pictures padded and by PIL, texts padded before their begin, no sampling."""
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{folder} has no chat template, so nobody knows how it was trained to be asked")
+    place, known = processor.image_token, processor.tokenizer.get_vocab().get(processor.image_token)
+    if known is None or known != model.config.image_token_id or known >= model.get_input_embeddings().num_embeddings:
+        wanted = model.config.image_token_id
+        raise UserError(f"{folder}: the vocabulary has {place} at {known}, but the model keeps {wanted} for pictures")
+    if processor.patch_size is None:
+        raise UserError(f"{folder}: its processor has no patch_size, so it can't tell how many tokens a picture has")
     own, side = processor.image_processor, model.config.vision_config.image_size
     sizes = dict(own.crop_size if getattr(own, "do_center_crop", False) else own.size)
     if made := {value for value in sizes.values() if value} - {side}:
