@@ -197,7 +197,7 @@ def test_weights_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
 
 
 def run(numbers: dict, folder: Path, data: Path, to: Path, role="reference", benchmark="pope") -> None:
@@ -274,6 +274,15 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     assert asked == [], "a finished one is scored anew, and asks nothing"
 
 
+def test_an_answer_may_hold_any_letters(folder: Path, data: Path, tmp_path: Path, numbers: dict, monkeypatch) -> None:
+    """Line separators that are not a line's end to JSON, quotes, and what is no ASCII."""
+    said = 'Yes\u2028no\x85 "ß"\n\x0b'
+    monkeypatch.setattr(Llava, "generate", lambda self, questions: [said] * len(questions))
+    for _ in range(2):  # written, and read again
+        run(numbers, folder, data, tmp_path)
+        assert [line["answer"] for line in lines(tmp_path / "reference.answers.jsonl")[1:]] == [said] * 8
+
+
 def test_answers_of_another_run_are_not_taken(folder: Path, data: Path, tmp_path: Path, numbers: dict) -> None:
     """Another model, another length of answers: nothing is mixed, and what is there stays."""
     run(numbers, folder, data, tmp_path / "to")
@@ -285,6 +294,9 @@ def test_answers_of_another_run_are_not_taken(folder: Path, data: Path, tmp_path
     with pytest.raises(UserError, match=r"has answers of another run \(its asked differ\)"):
         run(numbers, folder, data, tmp_path / "to")
     assert (tmp_path / "to/reference.answers.jsonl").read_bytes() == before
+    (tmp_path / "to/reference.answers.jsonl").write_text("{}\nYes\n")
+    with pytest.raises(UserError, match="is no record of answers; move it away"):
+        run(numbers, folder, data, tmp_path / "to")
 
 
 def test_two_roles_are_compared(folder: Path, data: Path, tmp_path: Path, numbers: dict, capsys) -> None:

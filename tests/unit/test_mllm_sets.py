@@ -318,6 +318,17 @@ def test_what_the_catalogue_fetches_is_what_is_read(tmp_path: Path, name: str) -
     assert len(READ[name](tmp_path)) == wanted.get(name, 1)
 
 
+def test_a_picture_in_a_tsv_that_is_no_base64(tmp_path: Path) -> None:
+    """Named when it is asked about; a cell may hold what Python takes for a line's end."""
+    text = mmbench_tsv(tmp_path).joinpath("mmbench_dev_20230712.tsv").read_text()
+    picture = text.splitlines()[1].split("\t")[-1]
+    save(tmp_path / "mmbench_dev_20230712.tsv", text.replace(picture, "x", 1).replace("Is it?", "Is\u2028it?"))
+    questions = mmbench.read(tmp_path, "single")
+    assert questions[1].text.startswith("Look.\nIs\u2028it?\nA. yes")
+    with pytest.raises(UserError, match=r"\.tsv, row 0, image cannot be read: Error: "):
+        questions[0].picture.load()
+
+
 @pytest.mark.parametrize("name", READ)
 def test_pictures_are_read_when_they_are_asked_about(tmp_path: Path, name: str) -> None:
     """The question of each set has its picture; one that is broken is named, when it is asked about."""

@@ -63,25 +63,29 @@ class Recorded:
 
     def _known(self, about: dict[str, str]) -> dict[str, str]:
         """What the journal has already; a line that was cut off is taken out of it, and a new journal is begun."""
-        lines = self.journal.read_text(encoding="utf-8").splitlines(keepends=True) if self.journal.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        *whole, cut = self.journal.read_text(encoding="utf-8").split("\n") if self.journal.is_file() else [""]
         if not whole:
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             self.journal.write_text(json.dumps(about) + "\n", encoding="utf-8")
             return {}
-        head = json.loads(whole[0])
-        if differing := [name for name, value in about.items() if head.get(name) != value]:
+        try:
+            head, *answered = map(json.loads, whole)
+            found = {line["id"]: line["answer"] for line in answered}
+            differing = [name for name, value in about.items() if head.get(name) != value]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.journal} is no record of answers; move it away, or choose another folder") from None
+        if differing:
             raise UserError(
                 f"{self.journal} has answers of another run (its {', '.join(differing)} differ); "
                 "move it away, or choose another folder"
             )
-        if whole != lines:
-            self.journal.write_text("".join(whole), encoding="utf-8")
-        return {line["id"]: line["answer"] for line in map(json.loads, whole[1:])}
+        if cut:
+            self.journal.write_text("\n".join([*whole, ""]), encoding="utf-8")
+        return found
 
     def finish(self, result: BenchmarkResult) -> None:
         """Write down beside each answer what was asked, what was understood, and whether it is right."""
-        head, *lines = self.journal.read_text(encoding="utf-8").splitlines()
+        head, *lines = self.journal.read_text(encoding="utf-8").rstrip("\n").split("\n")
         answers = {line["id"]: line["answer"] for line in map(json.loads, lines)}
         partial, texts = self.journal.with_suffix(".partial"), [head]
         for question, item, understood in zip(self.asked, result.items, result.understood, strict=True):

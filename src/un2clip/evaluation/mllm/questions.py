@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, reason
 from un2clip.evaluation.benchmarks import BenchmarkResult
 from un2clip.evaluation.readers import read_image
 from un2clip.evidence.items import Item
@@ -35,7 +35,11 @@ class Picture:
 
     def load(self) -> Image.Image:
         """Decode it to RGB; a UserError begins with its name."""
-        return read_image(self.read(), self.name)
+        try:
+            source = self.read()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name} cannot be read: {reason(error)}") from None
+        return read_image(source, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

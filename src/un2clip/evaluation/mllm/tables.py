@@ -7,6 +7,7 @@ Columns are named alike whatever the file calls them: "Question Type" and "Quest
 import base64
 import csv
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -132,20 +133,15 @@ def _check_columns(file: Path, wanted: Iterable[str], found: Iterable[str]) -> N
 
 
 def _parquet(file: Path, wanted: set[str], pictures: tuple[str, ...]) -> Iterator[Row]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as content:
         names = {common_name(field.name): field.name for field in content.schema_arrow}
         _check_columns(file, wanted, names)
-        for name in pictures:
-            kind = content.schema_arrow.field(names[name]).type
-            inner = (
-                kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-            )
-            if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-                raise UserError(f"{file}: column {names[name]} holds {kind}, not pictures")
-        others = [name for name in names if not _may_be_picture(content.schema_arrow.field(names[name]).type)]
+        kinds = {name: content.schema_arrow.field(column).type for name, column in names.items()}
+        if wrong := [name for name in pictures if not _holds_pictures(kinds[name])]:
+            raise UserError(f"{file}: column {names[wrong[0]]} holds {kinds[wrong[0]]}, not pictures")
+        others = [name for name in names if "binary" not in str(kinds[name])]  # pictures are never read with the texts
         number = 0
         for group in range(content.num_row_groups):
             table = content.read_row_group(group, columns=[names[name] for name in others]).to_pylist()
@@ -162,9 +158,13 @@ def _parquet(file: Path, wanted: set[str], pictures: tuple[str, ...]) -> Iterato
                 number += 1
 
 
-def _may_be_picture(kind: Any) -> bool:
-    """Whether a column holds bytes: such are large, and never read with the texts."""
-    return "binary" in str(kind)
+def _holds_pictures(kind: Any) -> bool:
+    """Whether a column's type is bytes, or a struct that has bytes, as the hub's libraries write it."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _cells(file: Path, group: int, column: str) -> Any:
@@ -193,9 +193,8 @@ def _written(file: Path, wanted: set[str], pictures: tuple[str, ...]) -> Iterato
     text = file.read_text(encoding="utf-8-sig")
     if file.suffix in (".csv", ".tsv"):
         csv.field_size_limit(sys.maxsize)  # a cell may be a picture
-        records: list[Any] = list(
-            csv.DictReader(text.splitlines(True), delimiter="\t" if file.suffix == ".tsv" else ",")
-        )
+        delimiter = "\t" if file.suffix == ".tsv" else ","
+        records: list[Any] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     else:
         records = _json_records(text)
     for number, record in enumerate(records):
