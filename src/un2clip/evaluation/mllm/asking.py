@@ -56,7 +56,7 @@ class Recorded:
                     answers = self.llava.generate(batch)
                 for question, answer in zip(batch, answers, strict=True):
                     known[question.id] = answer
-                    file.write(json.dumps({"id": question.id, "answer": answer}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({"id": question.id, "answer": answer}) + "\n")  # ASCII, wherever it is cut
                 file.flush()
                 progress.update(len(batch))
         return [known[question.id] for question in questions]
@@ -80,7 +80,7 @@ class Recorded:
                 "move it away, or choose another folder"
             )
         if cut:
-            self.journal.write_text("\n".join([*whole, ""]), encoding="utf-8")
+            os.truncate(self.journal, len("\n".join([*whole, ""]).encode()))
         return found
 
     def finish(self, result: BenchmarkResult) -> None:
