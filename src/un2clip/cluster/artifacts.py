@@ -96,3 +96,9 @@ DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {
     "report": _report,
     "decision": _decision,
 }
+
+#: What Kubeflow's UI shows of an output as a page.
+PAGES: dict[str, Callable[[str], str]] = {
+    "report": lambda folder: Path(folder, "index.html").read_text(),
+    "reconstructions": pictures,
+}
