@@ -17,7 +17,7 @@ from un2clip.evidence.gate import Rule, decide
 from un2clip.evidence.items import Item
 from un2clip.evidence.report import Comparison, compare_scores
 from un2clip.evidence.scores import Scores, load_scores, mismatch, score_of
-from un2clip.evidence.statistics import paired_difference
+from un2clip.evidence.statistics import paired_difference, paired_differences
 from un2clip.evidence.units import UNITS, Unit, get_unit
 from un2clip.stages.compare import Compare, compare
 from un2clip.study.seeds import table
@@ -166,6 +166,20 @@ CASES: dict[str, tuple[Callable[[np.random.Generator, float], Items], Callable[[
 def pair(unit: str) -> dict[str, Items]:
     rng = np.random.default_rng(1)
     return {"reference": CASES[unit][0](rng, 0.6), "tuned": CASES[unit][0](rng, 0.9)}
+
+
+def test_a_score_that_is_never_defined_has_no_interval() -> None:
+    """Nothing to find and nothing found is 0 / 0 whatever is drawn: the type is left out, the whole is one sentence."""
+
+    def answers(right: float) -> Items:
+        found = [Item(id=f"{i}@yes", type="b", value=right, of=1.0 - 0.5 * (1.0 - right)) for i in range(8)]
+        return [*(Item(id=f"{i}@no", type="a", value=0.0, of=0.0) for i in range(8)), *found]
+
+    how = {"unit": "F1", "confidence": 0.95, "resamples": 100, "seed": 0}
+    whole, types = paired_differences(answers(0.0), answers(1.0), **how)
+    assert (whole.mean, whole.low, whole.high) == (100.0, 100.0, 100.0) and list(types) == ["b"]
+    with pytest.raises(ValueError, match=r"^the score is 0 / 0 in each of 100 draws: nothing counts in its 8 samples"):
+        paired_differences(answers(0.0)[:8], answers(1.0)[:8], **how)
 
 
 def scores(role: str, unit: str, items: Items, **changes) -> Scores:
