@@ -8,32 +8,18 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.candidates import MEAN, RULES, Candidate, new_weights
 from un2clip import tracking
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
-from un2clip.evidence.scores import Item, Scores
+from un2clip.evidence.scores import Scores
 from un2clip.evidence.units import UNITS
-from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
-from un2clip.stages.compare import Compare
-from un2clip.stages.promote import Promote, promote
-
-RULES = (
-    Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=""),
-    Rule(benchmark="zeroshot", gain_above=-2.0, data_sha256=""),
-)
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-TUNED = "visual.class_embedding"  # the tensor in which candidates differ
-HOW = {"compare": Compare(confidence=0.95, resamples=1000), "seed": 10}
-MEAN = [0.5, 0.5, 0.5]
+from un2clip.stages.promote import Promote
 
 
 @pytest.fixture(scope="module")
@@ -54,61 +40,7 @@ def registry(store, monkeypatch, request):
 @pytest.fixture(scope="module")
 def weights():
     """A real open_clip model, as tiny as it gets."""
-    torch.manual_seed(0)
-    return {name: value.contiguous() for name, value in open_clip.CLIP(**MODEL).state_dict().items()}
-
-
-class Candidate:
-    """One tuned encoder on disk with its scores and report: `detail` of 400 pairs right, the reference has 100."""
-
-    def __init__(self, folder, weights, name, *, detail, zeroshot=300, data="d", text=0.0):
-        weights = weights | {"positional_embedding": weights["positional_embedding"] + text}
-        self.encoder, self.scores, self.report = (folder / name / part for part in ("encoder", "scores", "report"))
-        self.encoder.mkdir(parents=True)
-        self.report.mkdir()
-        self.weights = weights | {TUNED: weights[TUNED] + detail}
-        save_file(self.weights, self.encoder / FILES[0])
-        (self.encoder / FILES[1]).write_text(
-            json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": MEAN}})
-        )
-        self.sha256 = encoder_sha256(self.encoder)
-        self.lineage = {"method": "un2clip", "seed": 3, "params": {},
-                        "parents": {"shards": "c" * 64, "clip": "a" * 64}, "encoder_sha256": self.sha256,
-                        "text_sha256": text_sha256(load_clip(self.encoder).model)}  # fmt: skip
-        (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
-        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}  # as HOW
-        (self.report / "report.json").write_text(json.dumps(made))
-        (self.report / "index.html").write_text("<p>")
-        self._save("reference", "mmvp_vlm", 100, data)
-        self._save("tuned", "mmvp_vlm", detail, data)
-        self._save("reference", "zeroshot", 300, data)
-        self._save("tuned", "zeroshot", zeroshot, data)
-
-    def _save(self, role, benchmark, right, data):
-        items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(400))
-        Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol="", data_sha256=data * 64, items=items,
-               encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
-        ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
-
-    def change(self, **tensors):
-        """Write other weights, and a lineage and a scores file that say they are the encoder's."""
-        save_file(self.weights | tensors, self.encoder / FILES[0])
-        old, self.sha256 = self.sha256, encoder_sha256(self.encoder)
-        for path in (self.encoder / "lineage.json", self.report / "report.json", *self.scores.rglob("*.json")):
-            path.write_text(path.read_text().replace(old, self.sha256))
-
-    def promote(self, registry, *, champion="auto", rules=RULES):
-        """Run the stage inside a tracked run and return decision.json."""
-        params = Promote(registered_model=registry.name, champion=champion, rules=rules)
-        names = {"scores": [self.scores], "encoder": self.encoder, "report": self.report,
-                 "decision": self.report.parent / "decision"}  # fmt: skip
-        with tracking.stage_run("promote", params={}, names=names):
-            promote(params, **HOW, **names)
-        return json.loads((names["decision"] / "decision.json").read_text())
-
-    def done(self):
-        """What registry.json says."""
-        return json.loads((self.report.parent / "decision/registry.json").read_text())
+    return new_weights()
 
 
 @pytest.fixture
@@ -212,8 +144,9 @@ def test_whom_it_was_judged_against_may_be_gone(registry, candidate):
 
 def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch):
     """The champion moved while it was judged: it is told, and its decision says whom it was judged against."""
-    first, second = candidate("a", detail=130), candidate("b", detail=200)
+    first, other, second = candidate("a", detail=130), candidate("c", detail=120), candidate("b", detail=200)
     first.promote(registry)
+    other.promote(registry)
     describe = Registry.describe
 
     def overtaken(self, *given):
@@ -221,7 +154,7 @@ def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch
         registry.set_alias("champion", "2")  # by another process
 
     monkeypatch.setattr(Registry, "describe", overtaken)
-    with pytest.raises(UserError, match="version 2 is the challenger, but the alias champion was moved meanwhile"):
+    with pytest.raises(UserError, match="version 3 is the challenger, but the alias champion was moved meanwhile"):
         second.promote(registry)
     decision = json.loads((second.report.parent / "decision/decision.json").read_text())
     assert decision["passed"] and decision["champion"]["version"] == "1" and "outcome" not in decision

@@ -84,15 +84,17 @@ class Registry:
         return number in [str(version.version) for version in versions]
 
     def find(self, encoder_sha256: str) -> Version | None:
-        """The newest version that holds this very encoder."""
+        """The oldest version that holds this very encoder."""
         wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"
         found = sorted(self.client.search_model_versions(wanted), key=lambda version: int(version.version))
-        return Version(number=str(found[-1].version), tags=found[-1].tags) if found else None
+        return Version(number=str(found[0].version), tags=found[0].tags) if found else None
 
     def register(self, folder: Path, tags: Mapping[str, str], run_id: str) -> Version:
-        """Upload a folder's files as a new version that a run made."""
-        if not self.client.search_registered_models(f"name = '{self.name}'"):
-            self.client.create_registered_model(self.name)
+        """Upload a folder's files as a new version that a run made.
+
+        Of two processes that register one encoder at the same time the lower number wins, and the other is deleted.
+        """
+        self._create()
         experiment = self.client.get_run(run_id).info.experiment_id
         model_id = self.client.create_logged_model(experiment, self.name, run_id, tags=dict(tags)).model_id
         try:
@@ -104,7 +106,25 @@ class Registry:
         version = self.client.create_model_version(
             self.name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
         )
-        return Version(number=str(version.version), tags=dict(tags))
+        made = Version(number=str(version.version), tags=dict(tags))
+        first = self.find(tags["encoder_sha256"]) if "encoder_sha256" in tags else None
+        if first and first.number != made.number:  # it was there when this one was made, so its process sees no older
+            self.client.delete_model_version(self.name, made.number)
+            self.client.delete_logged_model(model_id)
+            self.tag(first.number, tags)
+            return first
+        return made
+
+    def _create(self) -> None:
+        """Make the registered model, unless it is there, or another process is quicker."""
+        wanted = f"name = '{self.name}'"
+        if self.client.search_registered_models(wanted):
+            return
+        try:
+            self.client.create_registered_model(self.name)
+        except Exception:
+            if not self.client.search_registered_models(wanted):
+                raise
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():

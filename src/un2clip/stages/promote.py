@@ -132,7 +132,7 @@ def promote(
     _write(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
     done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
-        with store.as_user_error(), tempfile.TemporaryDirectory() as folder:
+        with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
             tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
             number = _register(registry, encoder, tags, run_id)
@@ -225,13 +225,14 @@ def _move_aliases(registry: Registry, params: Promote, number: str, alias: str |
     """
     registry.set_alias("challenger", number)
     done = f"{registry.name} version {number} is the challenger"
-    if alias == number:
+    champion = registry.aliases().get("champion")
+    if champion == number:
         return f"{done}, and is the champion now."
     if not judged.passed:
         return f"{done}; the gate keeps the alias champion where it is."
     if params.champion == "manual":
         return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
-    if registry.aliases().get("champion") != alias:
+    if champion != alias:
         raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
     registry.set_alias("champion", number)
     return f"{done}, and is the champion now."

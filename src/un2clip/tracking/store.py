@@ -4,6 +4,7 @@ The store is `sqlite:///mlflow.db` in the current directory unless MLFLOW_TRACKI
 parent a pipeline run, below it one a stage.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -70,6 +71,21 @@ def as_user_error() -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"MLflow refused: {reason(error)}") from None
+
+
+@contextmanager
+def alone(client: "MlflowClient") -> Iterator[None]:
+    """Let one process at a time write to a store that is a local SQLite file, by a lock beside it; a server needs none.
+
+    A killed process leaves the lock open, for it is the system's and not the file itself.
+    """
+    path = client.tracking_uri.removeprefix("sqlite:///")
+    if path == client.tracking_uri:
+        yield
+        return
+    with Path(f"{path}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def has_artifacts(client: "MlflowClient", run_id: str, folder: str) -> bool:
