@@ -49,6 +49,17 @@ def candidate(tmp_path, weights):
     return lambda name, **changes: Candidate(tmp_path, weights, name, **changes)
 
 
+def by_hand_version(registry, folder, **tags):
+    """A version that is a folder's files and no MLflow model, as every version was once."""
+    client = registry.client
+    client.create_registered_model(registry.name)
+    experiment = client.get_experiment_by_name("un2clip").experiment_id
+    model_id = client.create_logged_model(experiment, registry.name).model_id
+    client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    client.create_model_version(registry.name, f"models:/{model_id}", tags=tags)
+
+
 def test_the_champion_is_who_has_to_be_beaten(registry, candidate):
     """The gate asks the champion's scores as registered, not the reference beside the challenger."""
     first, weaker, stronger = (candidate(f"c{n}", detail=n) for n in (160, 130, 200))
@@ -190,8 +201,7 @@ def test_a_champion_without_evidence_is_not_beaten(registry, candidate, tmp_path
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
     (by_hand / "weights").write_bytes(b"")
-    with tracking.stage_run("promote", params={}, names={}):
-        registry.register(by_hand, {}, tracking.active_run())
+    by_hand_version(registry, by_hand)
     registry.set_alias("champion", "1")
     decision = candidate("a", detail=300).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
@@ -202,7 +212,7 @@ def test_evidence_of_another_encoder_is_no_evidence(registry, candidate):
     """The champion's tag leads to the run of a weaker encoder: its scores are not taken for the champion's."""
     candidate("a", detail=160).promote(registry)
     candidate("b", detail=110).promote(registry)
-    registry.tag("1", {EVIDENCE: registry.version("2").tags[EVIDENCE]})
+    registry.tag(registry.version("1"), {EVIDENCE: registry.version("2").tags[EVIDENCE]})
     decision = candidate("c", detail=150).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
 
@@ -241,6 +251,25 @@ def test_a_registered_encoder_is_a_source(registry, candidate, tmp_path, monkeyp
             obtain_model(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
 
 
+def test_a_version_of_before_is_read(registry, candidate, tmp_path, monkeypatch):
+    """Once a version was the folder itself: it is exported, is a source, and is found when its encoder comes again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    made = candidate("a", detail=160)
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in FILES:
+        (files / name).write_bytes((made.encoder / name).read_bytes())
+    by_hand_version(registry, files, encoder_sha256=made.sha256)
+    registry.set_alias("challenger", "1")
+    export("challenger", tmp_path / "out", registry.name)
+    folder = obtain_model(Source(location=f"models:/{registry.name}/1", revision="", sha256={}), name="x")
+    for name in FILES:
+        expected = (made.encoder / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected == (folder / name).read_bytes()
+    made.promote(registry)
+    assert made.done()["version"] == "1" and registry.version("1").tags["gate"] == "passed"
+
+
 def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):
     """An unknown alias, or an unknown model, is one line."""
     with pytest.raises(UserError, match="no alias 'champion'; it has: none yet"):
@@ -255,8 +284,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
     """A version that somebody registered by hand, without weights; and a name that is none."""
     (tmp_path / "by_hand").mkdir()
     (tmp_path / "by_hand" / "notes.txt").write_text("later")
-    with tracking.stage_run("promote", params={}, names={}):
-        registry.register(tmp_path / "by_hand", {}, tracking.active_run())
+    by_hand_version(registry, tmp_path / "by_hand")
     registry.set_alias("champion", "1")
     with pytest.raises(UserError, match=r"version 1 of .* has no open_clip_model.safetensors and no open_clip_config"):
         export("champion", tmp_path / "out", registry.name)
@@ -268,7 +296,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
 def test_export_refuses_other_weights(registry, candidate, tmp_path):
     """A version whose weights are not those that were judged is not handed out."""
     candidate("a", detail=160).promote(registry)
-    registry.tag("1", {"encoder_sha256": "0" * 64})
+    registry.tag(registry.version("1"), {"encoder_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"not what was registered.*nothing was written"):
         export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
     assert not (tmp_path / "out").exists()

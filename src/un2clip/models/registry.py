@@ -1,7 +1,8 @@
 """Versions of the promoted encoder in the MLflow registry, and the way back out of it.
 
-A version's files are exactly those that open_clip loads; nothing is pickled. The evidence it was judged by
-(lineage, scores with their items, report) lies in the artifacts of the run that its tag EVIDENCE names.
+A version is an MLflow model (tracking/packing.py): the files that open_clip loads, and a short file of code that embeds
+with them; nothing is pickled. The evidence it was judged by (lineage, scores with their items, report) lies in the
+artifacts of the run that its tag EVIDENCE names.
 """
 
 import re
@@ -10,14 +11,17 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
 from un2clip.errors import UserError
-from un2clip.models.clip import CONFIG, WEIGHTS, encoder_sha256
+from un2clip.evidence.scores import Scores
+from un2clip.models.clip import CONFIG, WEIGHTS, clip_files, encoder_sha256
 from un2clip.models.exporting import Form, check_free, write_export
 from un2clip.sources.hub import Source, check_local, obtain
 from un2clip.tracking import store
+from un2clip.tracking.packing import INSIDE, pack
 
 FILES = (WEIGHTS, CONFIG)
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
@@ -53,10 +57,17 @@ def obtain_model(source: Source, *, files: Iterable[str] = (), name: str) -> Pat
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version: its number and its tags."""
+    """One version.
+
+    Attributes:
+        number: as MLflow counts them.
+        tags: by name.
+        model_id: of MLflow's logged model behind it; "" for one that was registered by hand without.
+    """
 
     number: str
     tags: Mapping[str, str]
+    model_id: str = ""
 
 
 class Registry:
@@ -76,7 +87,7 @@ class Registry:
         return {str(alias): str(number) for alias, number in models[0].aliases.items()} if models else {}
 
     def version(self, number: str) -> Version:
-        return Version(number=number, tags=self.client.get_model_version(self.name, number).tags)
+        return _version(self.client.get_model_version(self.name, number))
 
     def exists(self, number: str) -> bool:
         """Whether there is such a version; a person may have deleted it."""
@@ -87,10 +98,10 @@ class Registry:
         """The oldest version that holds this very encoder."""
         wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"
         found = sorted(self.client.search_model_versions(wanted), key=lambda version: int(version.version))
-        return Version(number=str(found[0].version), tags=found[0].tags) if found else None
+        return _version(found[0]) if found else None
 
-    def register(self, folder: Path, tags: Mapping[str, str], run_id: str) -> Version:
-        """Upload a folder's files as a new version that a run made.
+    def register(self, encoder: Path, tags: Mapping[str, str], run_id: str) -> Version:
+        """Upload a CLIP folder as a new version that a run made; what else lies in the folder stays there.
 
         Of two processes that register one encoder at the same time the lower number wins, and the other is deleted.
         """
@@ -98,7 +109,10 @@ class Registry:
         experiment = self.client.get_run(run_id).info.experiment_id
         model_id = self.client.create_logged_model(experiment, self.name, run_id, tags=dict(tags)).model_id
         try:
-            self.client.log_model_artifacts(model_id, str(folder))
+            with tempfile.TemporaryDirectory() as folder:
+                files = {name: encoder / name for name in clip_files(encoder)}
+                pack(files, Path(folder, "model"), model_id=model_id, run_id=run_id)
+                self.client.log_model_artifacts(model_id, str(Path(folder, "model")))
         except BaseException:
             self.client.finalize_logged_model(model_id, "FAILED")
             raise
@@ -106,12 +120,12 @@ class Registry:
         version = self.client.create_model_version(
             self.name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
         )
-        made = Version(number=str(version.version), tags=dict(tags))
-        first = self.find(tags["encoder_sha256"]) if "encoder_sha256" in tags else None
+        made = _version(version)
+        first = self.find(tags["encoder_sha256"])
         if first and first.number != made.number:  # it was there when this one was made, so its process sees no older
             self.client.delete_model_version(self.name, made.number)
             self.client.delete_logged_model(model_id)
-            self.tag(first.number, tags)
+            self.tag(first, tags)
             return first
         return made
 
@@ -126,9 +140,17 @@ class Registry:
             if not self.client.search_registered_models(wanted):
                 raise
 
-    def tag(self, number: str, tags: Mapping[str, str]) -> None:
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version and of the logged model behind it."""
         for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, number, key, value)
+            self.client.set_model_version_tag(self.name, version.number, key, value)
+        if version.model_id:
+            self.client.set_logged_model_tags(version.model_id, dict(tags))
+
+    def log_scores(self, version: Version, scores: Iterable[Scores], run_id: str) -> None:
+        """Put scores on the page of the model behind a version, each with its data set."""
+        if version.model_id:
+            store.log_model_scores(self.client, version.model_id, scores, run_id)
 
     def describe(self, number: str, text: str) -> None:
         """Set a version's description: what a person reads first on its page."""
@@ -158,9 +180,14 @@ class Registry:
         return aliases[alias]
 
     def fetch(self, version: Version, to: Path) -> Path:
-        """Download a version's files into an empty folder; its weights must be those that were registered."""
+        """Download a version into an empty folder, and return the CLIP folder in it.
+
+        Its weights must be those that were registered. Before a version was an MLflow model, it was the CLIP folder.
+        """
         with store.as_user_error():
             fetched = store.download(self.client, f"models:/{self.name}/{version.number}", to)
+        if (fetched / INSIDE).is_dir():
+            fetched = fetched / INSIDE
         if missing := [name for name in FILES if not (fetched / name).is_file()]:
             raise UserError(f"version {version.number} of {self.name} has no {' and no '.join(missing)}")
         wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)
@@ -190,6 +217,13 @@ def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip"
         how = write_export(registry.fetch(version, Path(folder)), to, form)
     print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")
     return version
+
+
+def _version(found: Any) -> Version:
+    """From MLflow's own object, whose model_id a server of one's own leaves empty; the source names it all the same."""
+    model_id = found.source.partition("models:/")[2]
+    tags = {str(key): str(value) for key, value in found.tags.items()}
+    return Version(number=str(found.version), tags=tags, model_id=model_id if model_id.startswith("m-") else "")
 
 
 def _existing_parent(path: Path) -> Path:

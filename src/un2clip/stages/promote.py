@@ -13,9 +13,9 @@ from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage, tuned_pairs
 from un2clip.evidence.scores import Scores, collect_scores
-from un2clip.models.clip import clip_files, encoder_sha256
+from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
-from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, Registry, check_name
+from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, Registry, Version, check_name
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -135,7 +135,9 @@ def promote(
         with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
             tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
-            number = _register(registry, encoder, tags, run_id)
+            version = _register(registry, encoder, tags, run_id)
+            number = version.number
+            registry.log_scores(version, (scores for pair in pairs for scores in pair), run_id)
             sentences = [f"Judged against {champion.who}:", *judged.sentences]
             registry.describe(number, "\n\n".join(sentences))
             done = {"version": number, "outcome": _move_aliases(registry, params, number, alias, judged)}
@@ -205,15 +207,12 @@ def _tags(lineage: dict[str, Any], pairs: list[tuple[Scores, Scores]], judged: D
     return tags | {"gate": "passed" if judged.passed else "refused"}
 
 
-def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> str:
-    """Number of the version that holds this encoder; it is made where there is none."""
+def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> Version:
+    """The version that holds this encoder; it is made where there is none."""
     if version := registry.find(tags["encoder_sha256"]):
-        registry.tag(version.number, tags)
-        return version.number
-    with tempfile.TemporaryDirectory() as folder:
-        for name in clip_files(encoder):
-            (Path(folder) / name).symlink_to((encoder / name).resolve())
-        return registry.register(Path(folder), tags, run_id).number
+        registry.tag(version, tags)
+        return version
+    return registry.register(encoder, tags, run_id)
 
 
 def _move_aliases(registry: Registry, params: Promote, number: str, alias: str | None, judged: Decision) -> str:

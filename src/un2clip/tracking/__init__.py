@@ -187,11 +187,11 @@ class _StageRun(_Live):
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
     def _log_dataset(self, name: str, shards: Path, context: str) -> None:
-        """Log name and digest of a folder of shards; MLflow has room for 36 letters of a digest."""
+        """Log name and digest of a folder of shards."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = json.dumps({"uri": str(shards)})
-        dataset = Dataset(name=name, digest=digest(shards)[:32], source_type="local", source=source)
+        dataset = Dataset(name=name, digest=digest(shards)[: store.DIGEST], source_type="local", source=source)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def _settle(self) -> None:

@@ -9,7 +9,8 @@ import hashlib
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
+DIGEST = 32  # letters of a hash that are kept as a data set's digest; MLflow has room for 36
 
 
 def is_off() -> bool:
@@ -115,6 +117,22 @@ def scores_tags(scores: "Scores") -> dict[str, str]:
     """What a run that measured is tagged with: the hash of what it found, and of the encoder it found it for."""
     place = f"{scores.benchmark}.{scores.role}"
     return {f"un2clip.scores.{place}": scores.sha256, f"un2clip.encoder.{place}": scores.encoder_sha256}
+
+
+def log_model_scores(client: "MlflowClient", model_id: str, scores: Iterable["Scores"], run_id: str) -> None:
+    """Log scores as metrics of a logged model, each with its data set; those that it has are not repeated."""
+    from mlflow.entities import Metric
+
+    known = {(each.key, each.value) for each in client.get_logged_model(model_id).metrics or ()}
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(f"{each.benchmark}/{each.role}", each.score, now, 0, model_id=model_id, dataset_name=each.benchmark,
+               dataset_digest=each.data_sha256[:DIGEST])
+        for each in scores
+        if (f"{each.benchmark}/{each.role}", each.score) not in known
+    ]  # fmt: skip
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
 
 
 def check_measured(client: "MlflowClient", scores: "Scores") -> None:
