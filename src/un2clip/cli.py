@@ -38,6 +38,7 @@ def add_commands(commands: Commands) -> None:
         _study,
         _aggregate,
         _export,
+        _embed,
         _show,
     ):
         add(commands)
@@ -283,6 +284,34 @@ def _export(commands: Commands) -> None:
 
             model = args.model or read_params(PARAMS)["promote"]["registered_model"]
             export(args.alias, args.to, model, args.format)
+
+    parser.set_defaults(run=run)
+
+
+def _embed(commands: Commands) -> None:
+    parser = commands.add_parser("embed", help="embeddings of images, as one Parquet file; goes on after a kill")
+    parser.add_argument("sources", type=Path, nargs="+", metavar="IMAGES_OR_TARS", help="images, tars, folders of both")
+    parser.add_argument("--to", required=True, type=Path, help="new Parquet file: source, key, embedding, error")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+    parser.add_argument("--raw", action="store_true", help="as the encoder gives them; otherwise of length 1")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.embedding import embed_with
+
+        model = args.model or ("" if args.folder else read_params(PARAMS)["promote"]["registered_model"])
+        embed_with(
+            args.folder or f"models:/{model}@{args.alias}",
+            args.sources,
+            args.to,
+            normalize=not args.raw,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
 
     parser.set_defaults(run=run)
 

@@ -95,7 +95,7 @@ def main(root: Path) -> None:
     """Do everything below `root` and write there what came of it."""
     for variable in ("MLFLOW_TRACKING_URI", "UN2CLIP_TRACKING"):
         os.environ.pop(variable, None)
-    for name in ("artifacts", "store.model_registry.sqlalchemy_store", "store.tracking.sqlalchemy_store"):
+    for name in ("artifacts", "pyfunc", "store.model_registry.sqlalchemy_store", "store.tracking.sqlalchemy_store"):
         importlib.import_module(f"mlflow.{name}")
     importlib.import_module("mlflow.system_metrics.system_metrics_monitor")
     weights = new_weights()

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import requests
 import torch
 from PIL import Image
 
 from tests.candidates import Candidate, new_weights
+from un2clip.__main__ import main
 from un2clip.models.clip import clip_files
 from un2clip.models.registry import FILES, Registry
 from un2clip.tracking import packing
@@ -293,3 +295,19 @@ def test_a_servers_folder_of_images(pictures, tmp_path, monkeypatch) -> None:
     for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png"):
         with pytest.raises(mlflow.MlflowException, match="must lie in the folder that UN2CLIP_IMAGES names"):
             served.read_image(path, 0)
+
+
+def test_embed_needs_no_server(made, pictures, expected, tmp_path, capsys) -> None:
+    """`un2clip embed` by alias: a row an image, and the file says which version of which encoder it was."""
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.png").write_bytes(encoded(picture))
+    words = ["embed", str(tmp_path), "--to", str(tmp_path / "e.parquet"), "--alias", "champion", "--model", "un2clip"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "e.parquet: 2 embeddings of 16" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "e.parquet")
+    assert np.allclose(table["embedding"].to_pylist(), expected["image_embedding"], rtol=0, atol=1e-5)
+    assert json.loads(table.schema.metadata[b"un2clip"]) == {
+        "encoder": "models:/un2clip@champion", "encoder_sha256": made[0].sha256, "normalize": True, "version": "1",
+        "dimensions": 16,
+    }  # fmt: skip
+    assert main([*words]) == 2 and "nothing is overwritten" in capsys.readouterr().err
