@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.candidates import MEAN, RULES, Candidate, new_weights
+from tests.candidates import HOW, MEAN, RULES, Candidate, new_weights
 from un2clip import tracking
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
@@ -19,6 +19,7 @@ from un2clip.evidence.scores import Scores
 from un2clip.evidence.units import UNITS
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
+from un2clip.stages.compare import compare
 from un2clip.stages.promote import Promote
 
 
@@ -437,3 +438,28 @@ def test_a_number_of_the_whole_set_may_not_be_a_rule(registry, candidate, monkey
     assert registry.aliases() == {}
     assert made.promote(registry)["passed"]
     assert registry.version("1").tags["score.fid"] == "12 FID (reference 14)"
+
+
+def test_the_reports_table_can_be_compared(registry, candidate, tmp_path):
+    """`compare` keeps its table in a form that MLflow sets beside another run's: the numbers of report.json."""
+    (tmp_path / "pictures").mkdir()
+    runs, expected = [], {}
+    for name, detail in (("a", 160), ("b", 200)):
+        made = candidate(name, detail=detail)
+        names = {"scores": [made.scores], "encoder": made.encoder, "reconstructions": tmp_path / "pictures",
+                 "report": tmp_path / f"report-{name}"}  # fmt: skip
+        with tracking.stage_run("compare", params={}, names=names):
+            compare(HOW["compare"], seed=HOW["seed"], **names)
+            runs.append(tracking.active_run())
+        for each in json.loads((names["report"] / "report.json").read_text())["benchmarks"]:
+            whole = each["whole"]
+            row = (each["benchmark"], "all", whole["difference"]["n"], whole["reference"], whole["tuned"])
+            bounds = (whole["difference"]["low"], whole["difference"]["high"], whole["discordant"]["p_value"])
+            expected[runs[-1], each["benchmark"]] = (*row, whole["difference"]["mean"], *bounds)
+    experiment = registry.client.get_experiment_by_name("un2clip").experiment_id
+    table = registry.client.load_table(experiment, "comparison.json", run_ids=runs, extra_columns=["run_id"])
+    columns = ["benchmark", "type", "n", "reference", "tuned", "difference", "low", "high", "p"]
+    found = {(row["run_id"], row["benchmark"]): tuple(row[each] for each in columns) for _, row in table.iterrows()}
+    assert found.keys() == expected.keys() and len(table) == 4
+    for key, row in found.items():
+        assert row[:2] == expected[key][:2] and row[2:] == pytest.approx(expected[key][2:])

@@ -7,7 +7,7 @@ and whatever goes wrong after that is one line on stderr. UN2CLIP_TRACKING=off s
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,20 @@ def log_metrics(step: int, values: Mapping[str, float]) -> None:
     """Add one point to live curves of the running stage; does nothing outside of a tracked stage."""
     if _active:
         _active.add(step, values)
+
+
+def log_table(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep rows as a table of the stage's run, which MLflow's UI sets beside other runs' of that name.
+
+    Does nothing outside of a tracked stage.
+
+    Args:
+        name: of the file, such as comparison.json.
+        rows: each with the same columns.
+    """
+    if _active and rows:
+        with _tolerate(f"table {name}"):
+            _active.client.log_table(_active.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
 
 
 class _Live:
