@@ -39,6 +39,7 @@ def add_commands(commands: Commands) -> None:
         _aggregate,
         _export,
         _embed,
+        _rollback,
         _show,
     ):
         add(commands)
@@ -312,6 +313,20 @@ def _embed(commands: Commands) -> None:
             batch_size=args.batch_size,
             device=args.device,
         )
+
+    parser.set_defaults(run=run)
+
+
+def _rollback(commands: Commands) -> None:
+    parser = commands.add_parser("rollback", help="the alias champion goes back to the version before")
+    parser.add_argument("--reason", required=True, help="in a line; it is kept on the version that was champion")
+    parser.add_argument("--to", default="", metavar="NUMBER", help="a version other than the one that it had to beat")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.rollback import rollback
+
+        rollback(args.model or read_params(PARAMS)["promote"]["registered_model"], args.reason, args.to)
 
     parser.set_defaults(run=run)
 

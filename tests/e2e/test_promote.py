@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.candidates import HOW, MEAN, RULES, Candidate, new_weights
 from un2clip import tracking
+from un2clip.__main__ import main
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
@@ -463,3 +464,45 @@ def test_the_reports_table_can_be_compared(registry, candidate, tmp_path):
     assert found.keys() == expected.keys() and len(table) == 4
     for key, row in found.items():
         assert row[:2] == expected[key][:2] and row[2:] == pytest.approx(expected[key][2:])
+
+
+def test_rollback_gives_the_champion_before_back(registry, candidate, capsys):
+    """The alias moves, the reason is kept, and the gate alone does not bring the withdrawn one back; a person may."""
+    first, second = candidate("a", detail=160), candidate("b", detail=200)
+    for made in (first, second):
+        made.promote(registry)
+    words = ["rollback", "--model", registry.name, "--reason", " blurs\n faces "]
+    assert main(words) == 0 and "version 1 is the champion again; version 2 was rolled back: blurs faces" in (
+        capsys.readouterr().out
+    )
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
+    assert registry.version("2").tags["rolled_back"] == "blurs faces"
+    description = registry.client.get_model_version(registry.name, "2").description
+    assert description.startswith("Rolled back to version 1: blurs faces") and "mmvp_vlm gained" in description
+    assert second.promote(registry)["passed"] and registry.aliases()["champion"] == "1"
+    assert "was rolled back (blurs faces), so only a person makes it champion again" in second.done()["outcome"]
+    registry.set_alias("champion", "2")  # by a person
+    second.promote(registry)
+    assert second.done()["outcome"].endswith("and is the champion now.")
+
+
+def test_rollback_says_where_it_cannot_go(registry, candidate, capsys):
+    """No champion, none before, a version that is gone, no reason: a sentence, and the alias stays."""
+    reason = ["--model", registry.name, "--reason", "why"]
+
+    def refused(*words):
+        assert main(["rollback", *words]) == 2
+        return capsys.readouterr().err
+
+    assert "no alias 'champion'; it has: none yet" in refused(*reason)
+    candidate("a", detail=160).promote(registry)
+    assert "version 1 had no champion before it; --to=NUMBER names a version" in refused(*reason)
+    assert "version 1 is the champion already" in refused(*reason, "--to", "1")
+    assert "has no version 7 any more" in refused(*reason, "--to", "7")
+    assert "--reason must say why" in refused("--model", registry.name, "--reason", " ")
+    candidate("b", detail=200).promote(registry)
+    registry.client.delete_model_version(registry.name, "1")
+    assert "has no version 1 any more" in refused(*reason)
+    assert registry.aliases()["champion"] == "2" and "rolled_back" not in registry.version("2").tags
+    candidate("c", detail=150).promote(registry)
+    assert main(["rollback", *reason, "--to", "3"]) == 0 and registry.aliases()["champion"] == "3"

@@ -26,6 +26,7 @@ from un2clip.tracking.packing import INSIDE, pack
 FILES = (WEIGHTS, CONFIG)
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 EVIDENCE = "evidence_run"
+ROLLED_BACK = "rolled_back"  # why a version is champion no more; then only a person makes it champion again
 JUDGED_AGAINST = "judged_against"  # number of the version that a version had to beat; empty for the reference
 
 

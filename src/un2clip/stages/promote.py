@@ -15,7 +15,7 @@ from un2clip.evidence.lineage import DECISION, REGISTRY, read_json, read_lineage
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
-from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, Registry, Version, check_name
+from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, ROLLED_BACK, Registry, Version, check_name
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -140,7 +140,7 @@ def promote(
             registry.log_scores(version, (scores for pair in pairs for scores in pair), run_id)
             sentences = [f"Judged against {champion.who}:", *judged.sentences]
             registry.describe(number, "\n\n".join(sentences))
-            done = {"version": number, "outcome": _move_aliases(registry, params, number, alias, judged)}
+            done = {"version": number, "outcome": _move_aliases(registry, params, version, alias, judged)}
     _write(decision / REGISTRY, done)
     for sentence in judged.sentences:
         print(sentence)
@@ -215,13 +215,14 @@ def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: s
     return registry.register(encoder, tags, run_id)
 
 
-def _move_aliases(registry: Registry, params: Promote, number: str, alias: str | None, judged: Decision) -> str:
+def _move_aliases(registry: Registry, params: Promote, version: Version, alias: str | None, judged: Decision) -> str:
     """Move the aliases, and say in words how they stand: as they do after a second call, too.
 
     Args:
-        number: of the challenger's version.
+        version: the challenger's.
         alias: number behind the alias champion when the challenger was judged.
     """
+    number = version.number
     registry.set_alias("challenger", number)
     done = f"{registry.name} version {number} is the challenger"
     champion = registry.aliases().get("champion")
@@ -229,6 +230,8 @@ def _move_aliases(registry: Registry, params: Promote, number: str, alias: str |
         return f"{done}, and is the champion now."
     if not judged.passed:
         return f"{done}; the gate keeps the alias champion where it is."
+    if reason := version.tags.get(ROLLED_BACK):
+        return f"{done}; it was rolled back ({reason}), so only a person makes it champion again."
     if params.champion == "manual":
         return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
     if champion != alias:
