@@ -56,7 +56,7 @@ def by_hand_version(registry, folder, **tags):
     client = registry.client
     client.create_registered_model(registry.name)
     experiment = client.get_experiment_by_name("un2clip").experiment_id
-    model_id = client.create_logged_model(experiment, registry.name).model_id
+    model_id = client.create_logged_model(experiment, registry.name, tags=tags).model_id
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
     client.create_model_version(registry.name, f"models:/{model_id}", tags=tags)
@@ -87,13 +87,53 @@ def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     assert decision["passed"] and registry.aliases() == {"challenger": "1"}
     outcome = made.done()["outcome"]
     assert "for a person to decide" in outcome and outcome in capsys.readouterr().out
-    description = registry.client.get_model_version(registry.name, "1").description
-    assert "against the reference encoder" in description and "mmvp_vlm gained 15 points" in description
-    tags = registry.version("1").tags
-    assert tags.items() >= {
-        "method": "un2clip", "seed": "3", "gate": "passed", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64,
-        "data_sha256.zeroshot": "d" * 64, "score.mmvp_vlm": "40 % (reference 25)",
+    assert registry.version("1").tags.items() >= {
+        "seed": "3", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64, "data_sha256.zeroshot": "d" * 64,
     }.items()  # fmt: skip
+
+
+def test_the_versions_page_is_for_people(registry, candidate):
+    """Its tags can be read, and its description is before and after with n and interval, and the gate's sentences."""
+    made = candidate("a", detail=160, zeroshot=280)
+    decision = made.promote(registry)
+    shown = registry.client.get_model_version(registry.name, "1")
+    low, high = (decision["rules"][0]["gain"][bound] for bound in ("low", "high"))
+    assert {key: value for key, value in shown.tags.items() if key != "zeroshot"} == {
+        "gate": "refused", "method": "un2clip", "mmvp_vlm": f"40.0 % (25.0), +15.0 ±{(high - low) / 2:.1f}",
+    }  # fmt: skip
+    assert shown.tags["zeroshot"].startswith("70.0 % (75.0), -5.0 ±")
+    verdict, table, sentences = shown.description.split("\n\n")
+    assert verdict == "**Refused**, judged against the reference encoder."
+    row = f"| mmvp_vlm | 400 samples | 25.0 | 40.0 % | +15.0 | {low:+.1f} to {high:+.1f} | passed |"
+    assert table.splitlines()[2] == row
+    assert table.splitlines()[0] == "| benchmark | n | before | after | gain | 95 % interval |  |"
+    assert sentences.splitlines() == [f"* {rule['sentence']}" for rule in decision["rules"]]
+    candidate("b", detail=300, data="0").promote(registry)  # held against the reference, for nobody is champion
+    registry.set_alias("champion", "1")
+    candidate("c", detail=320, data="0").promote(registry)
+    other = registry.client.get_model_version(registry.name, "3")
+    assert other.tags["mmvp_vlm"] == "cannot be judged" and "| mmvp_vlm |  |  |  |  |  | failed |" in other.description
+
+
+def test_the_models_own_page_says_how_to_load_it(registry, candidate):
+    """Written once, with its name; what a person writes there stays."""
+    candidate("a", detail=160).promote(registry)
+    (model,) = registry.client.search_registered_models(f"name = '{registry.name}'")
+    assert f'mlflow.pyfunc.load_model("models:/{registry.name}@champion")' in model.description
+    registry.client.update_registered_model(registry.name, "ours")
+    candidate("b", detail=200).promote(registry)
+    (model,) = registry.client.search_registered_models(f"name = '{registry.name}'")
+    assert model.description == "ours"
+
+
+def test_a_version_whose_model_was_deleted(registry, candidate, tmp_path):
+    """Somebody deleted what is behind the champion: nothing is known of it, so it is neither beaten nor handed out."""
+    candidate("a", detail=160).promote(registry)
+    registry.client.delete_logged_model(registry.version("1").model_id)
+    decision = candidate("b", detail=200).promote(registry)
+    assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
+    with pytest.raises(UserError):
+        export("champion", tmp_path / "out", registry.name)
 
 
 def test_the_same_encoder_is_registered_once(registry, candidate):
@@ -214,7 +254,7 @@ def test_evidence_of_another_encoder_is_no_evidence(registry, candidate):
     """The champion's tag leads to the run of a weaker encoder: its scores are not taken for the champion's."""
     candidate("a", detail=160).promote(registry)
     candidate("b", detail=110).promote(registry)
-    registry.tag(registry.version("1"), {EVIDENCE: registry.version("2").tags[EVIDENCE]})
+    registry.tag(registry.version("1"), {}, {EVIDENCE: registry.version("2").tags[EVIDENCE]})
     decision = candidate("c", detail=150).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
 
@@ -298,7 +338,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
 def test_export_refuses_other_weights(registry, candidate, tmp_path):
     """A version whose weights are not those that were judged is not handed out."""
     candidate("a", detail=160).promote(registry)
-    registry.tag(registry.version("1"), {"encoder_sha256": "0" * 64})
+    registry.tag(registry.version("1"), {}, {"encoder_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"not what was registered.*nothing was written"):
         export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
     assert not (tmp_path / "out").exists()
@@ -438,7 +478,8 @@ def test_a_number_of_the_whole_set_may_not_be_a_rule(registry, candidate, monkey
         made.promote(registry, rules=(*RULES, Rule(benchmark="fid", gain_above=0.0, data_sha256="")))
     assert registry.aliases() == {}
     assert made.promote(registry)["passed"]
-    assert registry.version("1").tags["score.fid"] == "12 FID (reference 14)"
+    metrics = registry.client.get_logged_model(registry.version("1").model_id).metrics
+    assert {("fid/tuned", 12.0), ("fid/reference", 14.0)} <= {(each.key, each.value) for each in metrics}
 
 
 def test_the_reports_table_can_be_compared(registry, candidate, tmp_path):
@@ -478,8 +519,9 @@ def test_rollback_gives_the_champion_before_back(registry, candidate, capsys):
     assert registry.aliases() == {"challenger": "2", "champion": "1"}
     assert registry.version("2").tags["rolled_back"] == "blurs faces"
     description = registry.client.get_model_version(registry.name, "2").description
-    assert description.startswith("Rolled back to version 1: blurs faces") and "mmvp_vlm gained" in description
+    assert description.startswith("Rolled back: blurs faces\n\n**Passed**") and "mmvp_vlm gained" in description
     assert second.promote(registry)["passed"] and registry.aliases()["champion"] == "1"
+    assert registry.client.get_model_version(registry.name, "2").description == description
     assert "was rolled back (blurs faces), so only a person makes it champion again" in second.done()["outcome"]
     registry.set_alias("champion", "2")  # by a person
     second.promote(registry)

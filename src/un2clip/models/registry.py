@@ -24,6 +24,20 @@ from un2clip.tracking import store
 from un2clip.tracking.packing import INSIDE, pack
 
 FILES = (WEIGHTS, CONFIG)
+#: Of the registered model, until a person writes another.
+DESCRIPTION = """CLIP models whose image encoder was tuned, through a frozen unCLIP generator, to see more detail.
+The text tower is that of the CLIP that each was made from.
+
+The alias `champion` is the one to use; `challenger` is the newest.
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("models:/NAME@champion")  # images and texts in, embeddings out
+```
+
+`un2clip export --model NAME --alias champion --to FOLDER` writes the folder that open_clip loads.
+"""
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 EVIDENCE = "evidence_run"
 ROLLED_BACK = "rolled_back"  # why a version is champion no more; then only a person makes it champion again
@@ -62,7 +76,7 @@ class Version:
 
     Attributes:
         number: as MLflow counts them.
-        tags: by name.
+        tags: its own, and those of the logged model behind it, which keeps the hashes.
         model_id: of MLflow's logged model behind it; "" for one that was registered by hand without.
     """
 
@@ -88,7 +102,12 @@ class Registry:
         return {str(alias): str(number) for alias, number in models[0].aliases.items()} if models else {}
 
     def version(self, number: str) -> Version:
-        return _version(self.client.get_model_version(self.name, number))
+        """The version of a number; MLflow's own error where there is none."""
+        found = self.client.get_model_version(self.name, number)
+        model_id = _model_id(found)
+        kept = store.model_tags(self.client, model_id)
+        tags = {str(key): str(value) for key, value in (found.tags | kept).items()}
+        return Version(number=number, tags=tags, model_id=model_id)
 
     def exists(self, number: str) -> bool:
         """Whether there is such a version; a person may have deleted it."""
@@ -97,18 +116,27 @@ class Registry:
 
     def find(self, encoder_sha256: str) -> Version | None:
         """The oldest version that holds this very encoder."""
-        wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"
-        found = sorted(self.client.search_model_versions(wanted), key=lambda version: int(version.version))
-        return _version(found[0]) if found else None
+        wanted = f"tags.encoder_sha256 = '{encoder_sha256}'"
+        models = self.client.search_logged_models([store.experiment(self.client)], wanted)
+        held = {each.model_id for each in models}
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        found = [int(each.version) for each in versions if _model_id(each) in held]
+        return self.version(str(min(found))) if found else None
 
-    def register(self, encoder: Path, tags: Mapping[str, str], run_id: str) -> Version:
+    def register(self, encoder: Path, shown: Mapping[str, str], kept: Mapping[str, str], run_id: str) -> Version:
         """Upload a CLIP folder as a new version that a run made; what else lies in the folder stays there.
 
         Of two processes that register one encoder at the same time the lower number wins, and the other is deleted.
+
+        Args:
+            encoder: the folder.
+            shown: tags of the version, which its page lists: few, and for people.
+            kept: tags of the logged model behind it, of which encoder_sha256 is one.
+            run_id: of the run that made it.
         """
         self._create()
-        experiment = self.client.get_run(run_id).info.experiment_id
-        model_id = self.client.create_logged_model(experiment, self.name, run_id, tags=dict(tags)).model_id
+        tags = {**shown, **kept}
+        model_id = self.client.create_logged_model(store.experiment(self.client), self.name, run_id, tags=tags).model_id
         try:
             with tempfile.TemporaryDirectory() as folder:
                 files = {name: encoder / name for name in clip_files(encoder)}
@@ -119,39 +147,38 @@ class Registry:
             raise
         self.client.finalize_logged_model(model_id, "READY")
         version = self.client.create_model_version(
-            self.name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+            self.name, f"models:/{model_id}", run_id=run_id, tags=dict(shown), model_id=model_id
         )
-        made = _version(version)
-        first = self.find(tags["encoder_sha256"])
-        if first and first.number != made.number:  # it was there when this one was made, so its process sees no older
-            self.client.delete_model_version(self.name, made.number)
+        first = self.find(kept["encoder_sha256"])
+        if first and first.model_id != model_id:  # it was there when this one was made, so its process sees no older
+            self.client.delete_model_version(self.name, str(version.version))
             self.client.delete_logged_model(model_id)
-            self.tag(first, tags)
+            self.tag(first, shown, kept)
             return first
-        return made
+        return self.version(str(version.version))
 
     def _create(self) -> None:
-        """Make the registered model, unless it is there, or another process is quicker."""
-        wanted = f"name = '{self.name}'"
-        if self.client.search_registered_models(wanted):
+        """Make the registered model, unless it is there, or another process is quicker; a description stays."""
+        wanted, described = f"name = '{self.name}'", DESCRIPTION.replace("NAME", self.name)
+        if found := self.client.search_registered_models(wanted):
+            if not found[0].description:
+                self.client.update_registered_model(self.name, described)
             return
         try:
-            self.client.create_registered_model(self.name)
+            self.client.create_registered_model(self.name, description=described)
         except Exception:
             if not self.client.search_registered_models(wanted):
                 raise
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a version and of the logged model behind it."""
-        for key, value in tags.items():
+    def tag(self, version: Version, shown: Mapping[str, str], kept: Mapping[str, str]) -> None:
+        """Set tags of a version, and with them more of the logged model behind it."""
+        for key, value in shown.items():
             self.client.set_model_version_tag(self.name, version.number, key, value)
-        if version.model_id:
-            self.client.set_logged_model_tags(version.model_id, dict(tags))
+        self.client.set_logged_model_tags(version.model_id, {**shown, **kept})
 
     def log_scores(self, version: Version, scores: Iterable[Scores], run_id: str) -> None:
         """Put scores on the page of the model behind a version, each with its data set."""
-        if version.model_id:
-            store.log_model_scores(self.client, version.model_id, scores, run_id)
+        store.log_model_scores(self.client, version.model_id, scores, run_id)
 
     def describe(self, number: str, text: str) -> None:
         """Set a version's description: what a person reads first on its page."""
@@ -220,11 +247,10 @@ def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip"
     return version
 
 
-def _version(found: Any) -> Version:
-    """From MLflow's own object, whose model_id a server of one's own leaves empty; the source names it all the same."""
-    model_id = found.source.partition("models:/")[2]
-    tags = {str(key): str(value) for key, value in found.tags.items()}
-    return Version(number=str(found.version), tags=tags, model_id=model_id if model_id.startswith("m-") else "")
+def _model_id(version: Any) -> str:
+    """Of MLflow's own object, which a server of one's own leaves without; its source names the model all the same."""
+    model_id = str(version.source).partition("models:/")[2]
+    return model_id if model_id.startswith("m-") else ""
 
 
 def _existing_parent(path: Path) -> Path:

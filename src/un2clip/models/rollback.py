@@ -31,9 +31,10 @@ def rollback(registered_model: str, reason: str, to: str = "") -> Version:
             raise UserError(f"version {target} is the champion already")
         if not registry.exists(target):
             raise UserError(f"{registered_model} has no version {target} any more; --to=NUMBER names another")
-        registry.tag(version, {ROLLED_BACK: said})  # before the alias moves, so that no promotion comes in between
+        # before the alias moves, so that no promotion comes in between
+        registry.client.set_model_version_tag(registered_model, version.number, ROLLED_BACK, said)
         before = registry.client.get_model_version(registered_model, version.number).description or ""
-        sentence = f"Rolled back to version {target}: {said}"
+        sentence = f"Rolled back: {said}"
         if sentence not in before:
             registry.describe(version.number, f"{sentence}\n\n{before}".strip())
         registry.set_alias("champion", target)

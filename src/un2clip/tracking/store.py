@@ -119,6 +119,16 @@ def scores_tags(scores: "Scores") -> dict[str, str]:
     return {f"un2clip.scores.{place}": scores.sha256, f"un2clip.encoder.{place}": scores.encoder_sha256}
 
 
+def model_tags(client: "MlflowClient", model_id: str) -> dict[str, str]:
+    """Tags of a logged model; none where it was deleted, or never was ("")."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_logged_model(model_id).tags) if model_id else {}
+    except MlflowException:
+        return {}
+
+
 def log_model_scores(client: "MlflowClient", model_id: str, scores: Iterable["Scores"], run_id: str) -> None:
     """Log scores as metrics of a logged model, each with its data set; those that it has are not repeated."""
     from mlflow.entities import Metric
