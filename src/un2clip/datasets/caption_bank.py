@@ -93,6 +93,8 @@ def captions(shards: Path, seed: int) -> Iterator[str]:
         tar = shards / "train" / listed[shard].name
         check_shard(tar, listed[shard])
         try:
-            yield read_bytes(tar, locate(tar, ("txt",))[number]).decode(errors="replace")
+            caption = read_bytes(tar, locate(tar, ("txt",))[number]).decode(errors="replace")
         except (IndexError, OSError):
             continue  # the tar is damaged or cut off before it: fewer captions
+        if caption:  # an image may have none
+            yield caption

@@ -4,6 +4,7 @@
 tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from un2clip.datasets.images import STRIP, without_ends
 from un2clip.errors import UserError
 from un2clip.hashes import tensors_sha256
 
@@ -43,7 +45,8 @@ class Clip:
     Attributes:
         model: open_clip's own class: towers `visual` and, for SigLIP, `text`. `encode_image` gives the
             embedding, (B, D) float32, not L2-normalised.
-        preprocess: PIL image -> pixel_values (3, H, W) float32, by the model's own preprocess_cfg.
+        preprocess: PIL image -> pixel_values (3, H, W) float32, by the model's own preprocess_cfg; of strips the
+            middle, as without_ends has it.
         tokenize: texts -> token ids (B, L) int64.
         config: content of open_clip_config.json.
     """
@@ -103,7 +106,12 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
     check_finite(model, str(folder / WEIGHTS))
-    return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
+    clip = Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
+    mode = model.visual.preprocess_cfg["resize_mode"]
+    if mode != "squash":  # of what is longer than its view's own pixels, "longest" would make a line without width
+        at_most = STRIP if mode == "shortest" else min(clip.image_size)
+        preprocess.transforms.insert(0, functools.partial(without_ends, ratio=at_most))
+    return clip
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:

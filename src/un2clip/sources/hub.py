@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.errors import UserError, reason, without_password
-from un2clip.hashes import file_sha256
+from un2clip.hashes import file_sha256, files_below
 
 Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
@@ -89,7 +89,7 @@ def check_local(place: Path, source: Source, *, kind: Kind = "model", files: Ite
             raise UserError(f"{name}.sha256 has no hash of {place.name}; it has: {', '.join(source.sha256)}")
         verify(place.parent, {path: digest for path, digest in source.sha256.items() if path == place.name}, name)
         return place
-    found = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+    found = [path.relative_to(place).as_posix() for path in files_below(place)]
     for pattern in files:
         matching = [path for path in found if fnmatch(path, pattern)]
         check_opened(matching, kind, name)

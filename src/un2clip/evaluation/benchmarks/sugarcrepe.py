@@ -69,7 +69,7 @@ def read_rows(folder: Path) -> list[Row]:
         UserError: there is no file or no row, a file is not in either layout, or a row's image is missing.
     """
     trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("[!.]*.json"))
     if not files or not trees:
         raise UserError(f"{folder} is not SugarCrepe: it needs *.json and a folder named {' or '.join(IMAGE_FOLDERS)}")
     rows = [row for file in files for row in _rows(file, trees[0])]
