@@ -5,6 +5,7 @@ What they import, they import when they run, so that `--help` stays quick.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,13 @@ def _pin(commands: Commands) -> None:
 
 
 def _flags(commands: Commands) -> None:
-    parser = commands.add_parser("flags", help="overlays as arguments of `dvc exp run`; the later wins")
+    parser = commands.add_parser("flags", help="overlays as arguments: un2clip flags FILE | xargs -r dvc exp run")
     parser.add_argument("overlay", type=Path, nargs="+")
 
     def run(args: Args) -> None:
         files, stacked = read_files(PARAMS), stack(map(read_yaml, args.overlay))
         merge(unite(files), stacked)  # refuses what none of the files has
-        print(" ".join(flags(stacked, files)))
+        print(shlex.join(flags(stacked, files)))
 
     parser.set_defaults(run=run)
 

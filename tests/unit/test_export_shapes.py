@@ -154,7 +154,7 @@ def test_what_is_not_siglip_is_refused_by_name(shape: str, tmp_path: Path) -> No
     ],
 )
 def test_a_mistake_of_the_tables_is_seen(tmp_path: Path, monkeypatch, change: Any, message: str) -> None:
-    """A tensor that nobody reads, one that is wanted, a wrong factor, a wrong bias: each is refused, nothing written."""
+    """A tensor that nobody reads, one that is wanted, a wrong factor or bias: each is refused, nothing written."""
     write_folder(tmp_path / "in", "gelu")
     plain = exporting.plain_state
     monkeypatch.setattr("un2clip.models.huggingface.plain_state", lambda clip: change(plain(clip)))

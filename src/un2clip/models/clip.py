@@ -6,7 +6,7 @@ tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so 
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,18 +71,21 @@ class Clip:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def embed(self, pixel_values: Tensor) -> Tensor:
+    def embed(self, pixel_values: Tensor, names: Sequence[object] = ()) -> Tensor:
         """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised.
+
+        Args:
+            names: what the B images are called, for a message.
 
         Raises:
             UserError: it is not finite: every comparison with NaN is false, so a benchmark would score it all the same.
         """
-        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "an image")
+        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "image", names)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Texts -> embedding (N, D) on the model's device, not L2-normalised; finite, as `embed` has it."""
-        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "a text")
+        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "text", [f"{t!r}" for t in texts])
 
 
 def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
@@ -103,7 +106,7 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
     except UserError:
         raise
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # open_clip, timm and transformers each have their own ways to miss something
         raise UserError(f"{folder} does not load as an open_clip model: {' '.join(str(error).split())[:300]}") from None
     check_finite(model, str(folder / WEIGHTS))
     clip = Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
@@ -134,11 +137,23 @@ def check_config(model_cfg: Any, name: str) -> None:
         raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
 
 
-def finite(embedding: Tensor, of: str) -> Tensor:
-    """The embedding, or what follows from it; a UserError where it is not finite."""
-    if not embedding.isfinite().all():
-        raise UserError(f"the embedding of {of} is not finite; this encoder cannot be used, take another checkpoint")
-    return embedding
+def finite(embeddings: Tensor, of: str, names: Sequence[object] = ()) -> Tensor:
+    """The embeddings (B, ...), or what follows from them; one without a length to divide by is a UserError.
+
+    Zero is refused too, and what is so long that its length is infinite: their cosines with everything are 0.
+
+    Args:
+        of: what they are embeddings of.
+        names: of the B.
+    """
+    lengths = embeddings.flatten(1).norm(dim=1)
+    if not (good := lengths.isfinite() & (lengths > 0)).all():
+        first = int(good.int().argmin())
+        which = f"{of} {names[first]}" if names else f"{of} {first} of {len(embeddings)}"
+        raise UserError(
+            f"the embedding of {which} is not finite, or zero; this encoder cannot be used, take another checkpoint"
+        )
+    return embeddings
 
 
 def clip_files(folder: Path) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def _preprocess_cfg(folder: Path, image_size: int, name: str) -> dict[str, Any]:
     given = _read(path, name)
     size, crop = (_sides(given.get(key)) for key in ("size", "crop_size"))
     square = [image_size, image_size]
-    if size == [image_size] and crop == square and given.get("do_center_crop", True):
+    if size == [image_size] and crop in ([image_size], square) and given.get("do_center_crop", True):
         mode = "shortest"
     elif size == square and not given.get("do_center_crop", False):
         mode = "squash"
@@ -94,7 +94,7 @@ def _preprocess_cfg(folder: Path, image_size: int, name: str) -> dict[str, Any]:
 
 
 def _sides(size: Any) -> list[Any]:
-    """[shortest edge], [height, width], or nothing; a lone number was the shortest edge of `size` once."""
+    """[shortest edge], [height, width], or nothing; older files have a lone number for either."""
     if isinstance(size, dict):
         return [size[key] for key in ("shortest_edge", "height", "width") if size.get(key) is not None]
     return [] if size is None else [size]

@@ -139,12 +139,20 @@ def architecture_config(architecture: str) -> dict[str, Any]:
 
 
 def new_model(model_cfg: Mapping[str, Any]) -> CLIP | CustomTextCLIP:
-    """open_clip's class for this configuration, untrained, on the default device (`meta` allocates nothing)."""
+    """open_clip's class for this configuration, untrained, on the default device (`meta` allocates nothing).
+
+    Raises:
+        UserError: there is none; open_clip's own word for it follows.
+    """
     arguments = json.loads(json.dumps(dict(model_cfg)))
     custom = arguments.pop("custom_text", False)
     if "timm_model_name" in arguments["vision_cfg"]:
         arguments["vision_cfg"]["timm_model_pretrained"] = False
-    return (CustomTextCLIP if custom else CLIP)(**arguments)
+    try:
+        return (CustomTextCLIP if custom else CLIP)(**arguments)
+    except Exception as error:  # sizes that are no numbers, keys that there are not, a timm model that there is not
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"open_clip has no model of this configuration ({what})") from None
 
 
 def _weights_in(folder: Path, name: str) -> Path:

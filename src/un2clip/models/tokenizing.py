@@ -2,8 +2,9 @@
 
 open_clip cleans texts by ftfy and html.unescape: `it&rsquo;s`, curly quotes and full-width letters become plain. The
 steps here say the same in the tokenizers library, out of ftfy's own tables. What they do not do is guess encodings
-(ftfy's mojibake, `sÃ£o`), read entities that HTML 4 does not have, or leave out the words `<|endoftext|>` and
-`<|startoftext|>`, which are tokens to Hugging Face; such texts get other ids there.
+(ftfy's mojibake, `sÃ£o`), read entities that HTML 4 does not have, leave entities of curly quotes curly where a text
+has a `<`, or split the words `<|endoftext|>` and `<|startoftext|>`, which are tokens to Hugging Face. Such texts get
+other ids there.
 """
 
 import copy
@@ -11,7 +12,7 @@ import functools
 import gzip
 import json
 from collections.abc import Iterator
-from html.entities import name2codepoint
+from html.entities import html5, name2codepoint
 from pathlib import Path
 
 import open_clip
@@ -26,6 +27,7 @@ from un2clip.models.clip import Clip
 #: References by number that the web is full of: quotes, ampersand, brackets, dashes, dots, the hard space.
 _NUMBERED = (34, 38, 39, 60, 62, 160, 8211, 8212, 8216, 8217, 8220, 8221, 8226, 8230, 8482)
 _CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"  # what ftfy takes away
+_CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 
@@ -113,7 +115,7 @@ def _cleaning(clean: str) -> Iterator[normalizers.Normalizer]:
         yield normalizers.Replace("_", " ")
         yield normalizers.Replace(Regex(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^`{|}~]"), "")
     if clean != "whitespace":
-        yield normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς")  # as Python lowers it at a word's end
+        yield normalizers.Replace(Regex(rf"(?<={_CASED})Σ(?!{_CASED})"), "ς")  # as Python lowers it at a word's end
         yield normalizers.Lowercase()
     yield normalizers.Replace(Regex(r"\s+"), " ")
     yield normalizers.Strip()
@@ -125,6 +127,8 @@ def _fixes() -> Iterator[normalizers.Normalizer]:
         yield normalizers.Replace("&amp;", "&")
     for name, code in name2codepoint.items():
         yield normalizers.Replace(f"&{name};", chr(code))
+    for name in sorted((name for name in html5 if not name.endswith(";")), key=len, reverse=True):
+        yield normalizers.Replace(f"&{name}", html5[name])  # these are read without their end too: `&copy 2020`
     for code in _NUMBERED:
         yield normalizers.Replace(Regex(rf"&#(0*{code}|[xX]0*(?i:{code:x}));"), chr(code))
     yield normalizers.Replace(Regex(r"\x1b\[[\d;]*[a-zA-Z]"), "")
