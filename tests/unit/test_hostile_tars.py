@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.unit.test_ingest import good, image_file, picture, rejects, run, write_tar
@@ -13,6 +14,7 @@ from un2clip.datasets.shards import read_index
 from un2clip.datasets.sources import SCATTERED
 from un2clip.datasets.tars import Keys, Rejected
 from un2clip.errors import UserError
+from un2clip.evaluation.classification import open_classification
 from un2clip.evaluation.readers import data_sha256, find_tars, read_tars
 from un2clip.hashes import is_hidden
 from un2clip.sources.hub import Source, obtain
@@ -184,3 +186,14 @@ def test_a_prefix_of_an_odd_tar_is_readable(tmp_path: Path) -> None:
         tar = tmp_path / "out/shards/train/00000.tar"
         assert read_image(tar, 0)[1].tobytes() == first.convert("RGB").tobytes()
     assert [each.key for each in locate(tar)] == kept
+
+
+def test_an_unpacked_set_is_read_without_dot_files(tmp_path: Path) -> None:
+    """torchvision's own readers of folders take `._a.jpg` for a picture: as many items as without it."""
+    folder = tmp_path / "zeroshot-country211"
+    for name in ("AD/a.jpg", "AD/._a.jpg", "AE/b.jpg", "AE/._b.jpg"):
+        path = folder / "country211/test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"Mac OS X" if path.name.startswith(".") else image_file(picture(1), "JPEG"))
+    data = open_classification(folder, lambda image: torch.zeros(3, 1, 1))
+    assert [(key, label) for key, _, label in data.samples] == [("0", 0), ("1", 1)]

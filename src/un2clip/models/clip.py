@@ -128,12 +128,14 @@ def check_config(model_cfg: Any, name: str) -> None:
     """Refuse a configuration that would run code of its folder, or have open_clip fetch what nobody pinned."""
     if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         raise UserError(f"{name}: model_cfg of {CONFIG} must have embed_dim, vision_cfg and text_cfg")
-    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {} if isinstance(model_cfg["text_cfg"], dict) else None
+    if not isinstance(options, dict) or not isinstance(model_cfg["vision_cfg"], dict):
+        raise UserError(f"{name}: vision_cfg, text_cfg and tokenizer_kwargs of {CONFIG} must be mappings")
     if foreign := [key for key in options if key not in TOKENIZER_OPTIONS]:
         raise UserError(f"{name}: tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}, got {foreign[0]}")
     if model_cfg["text_cfg"].get("hf_model_name"):
         raise UserError(f"{name}: a text tower from the hub (hf_model_name) is not supported; its weights are not here")
-    if ":" in (model_cfg["vision_cfg"].get("timm_model_name") or ""):
+    if ":" in str(model_cfg["vision_cfg"].get("timm_model_name")):
         raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
 
 

@@ -102,10 +102,16 @@ def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.en
         load_strictly(model.visual, tower, f"{visual} (visual tower)")
         check_finite(model.visual, str(visual))
     assert text_sha256(model) == text
-    save_model(model, config, folder)
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
-        _copy_tokenizer(place, folder, name)
-    return load_clip(folder)
+    made = not folder.exists()
+    try:
+        save_model(model, config, folder)
+        if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+            _copy_tokenizer(place, folder, name)
+        return load_clip(folder)
+    except BaseException:  # what does not load is not left to be taken for an encoder
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _copy_tokenizer(place: Path, folder: Path, name: str) -> None:

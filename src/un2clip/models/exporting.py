@@ -174,8 +174,9 @@ def _not_guessed(clip: Clip) -> list[str]:
     visual, text = clip.model.visual, text_of(clip.model)
     assert text is not None
     wrong = []
-    for name, tower, norms in (("image", visual.transformer, visual), ("text", text.transformer, text.ln_final)):
-        block: Any = tower.resblocks[0]
+    towers: Any = (("image", visual.transformer, visual), ("text", text.transformer, text.ln_final))
+    for name, tower, norms in towers:
+        block = tower.resblocks[0]
         if (width := block.attn.head_dim) != HEAD_WIDTH:
             wrong.append(f"the {name} tower's heads are {width} wide")
         if block.mlp.c_fc.out_features != 4 * block.attn.embed_dim:

@@ -154,14 +154,14 @@ def _vision_config(clip: Clip) -> CLIPVisionConfig:
 def _text_config(clip: Clip) -> CLIPTextConfig:
     text = text_of(clip.model)
     assert text is not None
-    block = text.transformer.resblocks[0]  # type: ignore[index]
+    block = text.transformer.resblocks[0]
     begin, end = special_ids(clip)
     end = end if text.pool == "argmax" else text.eos
     return CLIPTextConfig(
         vocab_size=text.vocabulary,
         hidden_size=block.attn.embed_dim,
         intermediate_size=block.mlp.c_fc.out_features,
-        num_hidden_layers=len(text.transformer.resblocks),  # type: ignore[arg-type]
+        num_hidden_layers=len(text.transformer.resblocks),
         num_attention_heads=block.attn.num_heads,
         max_position_embeddings=text.context,
         projection_dim=clip.embed_dim,
@@ -204,12 +204,12 @@ def _siglip_configs(clip: Clip) -> tuple[SiglipTextConfig, SiglipVisionConfig]:
     trunk, text = clip.model.visual.trunk, text_of(clip.model)
     assert isinstance(text, Text)
     tokenizer = tokenizer_of(clip)
-    block, text_block = trunk.blocks[0], text.transformer.resblocks[0]  # type: ignore[index]
+    block, text_block = trunk.blocks[0], text.transformer.resblocks[0]
     text_config = SiglipTextConfig(
         vocab_size=text.vocabulary,
         hidden_size=text_block.attn.embed_dim,
         intermediate_size=text_block.mlp.c_fc.out_features,
-        num_hidden_layers=len(text.transformer.resblocks),  # type: ignore[arg-type]
+        num_hidden_layers=len(text.transformer.resblocks),
         num_attention_heads=text_block.attn.num_heads,
         max_position_embeddings=text.context,
         projection_size=clip.embed_dim,

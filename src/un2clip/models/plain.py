@@ -27,7 +27,7 @@ class Text:
         eos: the token that `pool` eos looks for.
     """
 
-    transformer: nn.Module
+    transformer: Any  # of open_clip, whose blocks torch's own types do not know
     ln_final: nn.Module
     projection: nn.Module | Tensor | None
     mask: Tensor | None
@@ -129,8 +129,8 @@ def plain_state(clip: Clip) -> State:
     return state | {"logit_scale": state["logit_scale"].reshape(())}
 
 
-def _block_obstacles(transformer: nn.Module, which: str) -> list[str]:
-    kinds = {type(block) for block in transformer.resblocks}  # type: ignore[union-attr]
+def _block_obstacles(transformer: Any, which: str) -> list[str]:
+    kinds = {type(block) for block in transformer.resblocks}
     other = sorted(kind.__name__ for kind in kinds if kind is not ResidualAttentionBlock)
     return [f"its {which} tower's blocks are {name}s" for name in other]
 

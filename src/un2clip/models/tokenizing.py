@@ -76,7 +76,10 @@ def cleaning_tokenizer(context_length: int, clean: str = "lower") -> PreTrainedT
 
 @functools.cache
 def _backend(clean: str) -> Tokenizer:
-    backend = Tokenizer.from_str(bpe_tokenizer(0).backend_tokenizer.to_str())
+    theirs = bpe_tokenizer(0).backend_tokenizer.to_str()
+    endings = "'s|'t|'re|'ve|'m|'ll|'d"
+    assert endings in theirs
+    backend = Tokenizer.from_str(theirs.replace(endings, f"(?i:{endings})"))  # as open_clip's pattern, of any case
     backend.normalizer = normalizers.Sequence(list(_cleaning(clean)))
     return backend
 
