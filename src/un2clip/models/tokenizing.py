@@ -18,7 +18,7 @@ from pathlib import Path
 import open_clip
 from ftfy.chardata import DOUBLE_QUOTE_RE, LIGATURES, SINGLE_QUOTE_RE, WIDTH_MAP
 from open_clip.tokenizer import HFTokenizer, default_bpe
-from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from un2clip.errors import UserError
@@ -27,6 +27,7 @@ from un2clip.models.clip import Clip
 #: References by number that the web is full of: quotes, ampersand, brackets, dashes, dots, the hard space.
 _NUMBERED = (34, 38, 39, 60, 62, 160, 8211, 8212, 8216, 8217, 8220, 8221, 8226, 8230, 8482)
 _CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"  # what ftfy takes away
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # open_clip's, which is of any case
 _CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -76,10 +77,9 @@ def cleaning_tokenizer(context_length: int, clean: str = "lower") -> PreTrainedT
 
 @functools.cache
 def _backend(clean: str) -> Tokenizer:
-    theirs = bpe_tokenizer(0).backend_tokenizer.to_str()
-    endings = "'s|'t|'re|'ve|'m|'ll|'d"
-    assert endings in theirs
-    backend = Tokenizer.from_str(theirs.replace(endings, f"(?i:{endings})"))  # as open_clip's pattern, of any case
+    backend = Tokenizer.from_str(bpe_tokenizer(0).backend_tokenizer.to_str())
+    words = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.normalizer = normalizers.Sequence(list(_cleaning(clean)))
     return backend
 
