@@ -29,7 +29,7 @@ def data(tiny, tmp_path: Path) -> dict[str, Path]:
     row = '{"0": {"filename": "a.png", "caption": "a", "negative_caption": "b"}}'
     (tmp_path / "sugarcrepe/add_att.json").write_text(row)
     given = {name: tmp_path / name for name in ("zeroshot", "retrieval", "sugarcrepe")}
-    return given | {name: tiny.benchmarks / name for name in ("mmvp_vlm", "segmentation")}
+    return given | {name: tiny.benchmarks / name for name in ("mmvp_vlm", "segmentation", "probe")}
 
 
 def names() -> list[str]:
@@ -37,6 +37,8 @@ def names() -> list[str]:
     return [name for name in measuring._files() if measuring._file(name).MODEL == "clip"]
 
 
+#: Benchmarks that ask the image tower alone.
+WITHOUT_TEXTS = ("probe",)
 #: What spoils a tower whose weights are all finite, as a training that ran away leaves it -> what the message names.
 SPOILT: dict[str, tuple[Callable[[Clip], torch.Tensor], str]] = {
     "images": (lambda clip: clip.model.visual.proj, r"the embedding of (image|photograph) \S"),
@@ -53,6 +55,8 @@ def test_every_benchmark_refuses_and_names_what(
     """Finite weights that make embeddings which are not, or whose squares are not, or zero: each is named."""
     clip = load_clip(tiny.backbones / "clip")
     params = dataclasses.replace(tiny.section(Evaluate, "evaluate"), batch_size=4)
+    if tower == "texts" and name in WITHOUT_TEXTS:
+        return
     if factor == 0:
         assert get_benchmark(name, "clip").run(clip, data[name], params).items, "it runs on such data"
     tensor, message = SPOILT[tower]
