@@ -47,16 +47,16 @@ SPOILT: dict[str, tuple[Callable[[Clip], torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("factor", [3e38, 1e25, 0.0])
-@pytest.mark.parametrize("tower", SPOILT)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [(name, tower) for name in names() for tower in SPOILT if tower == "images" or name not in WITHOUT_TEXTS],
+)
 def test_every_benchmark_refuses_and_names_what(
     tiny, data: dict[str, Path], name: str, tower: str, factor: float
 ) -> None:
     """Finite weights that make embeddings which are not, or whose squares are not, or zero: each is named."""
     clip = load_clip(tiny.backbones / "clip")
     params = dataclasses.replace(tiny.section(Evaluate, "evaluate"), batch_size=4)
-    if tower == "texts" and name in WITHOUT_TEXTS:
-        return
     if factor == 0:
         assert get_benchmark(name, "clip").run(clip, data[name], params).items, "it runs on such data"
     tensor, message = SPOILT[tower]
