@@ -5,7 +5,9 @@ READY := $(VENV)/.installed
 DOWNLOAD_READY := .venv-download/img2dataset.lock.sha256
 export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden same-numbers rooms schema download-env lint kfp-local images docker-e2e pipeline study clean
+PAIR_SEED ?= 20
+PAIR_TO ?= src/un2clip/sources/pairs/laptop-pair
+.PHONY: help setup demo pair test golden same-numbers rooms schema download-env lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,6 +70,9 @@ docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in cont
 
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
+
+pair: $(READY)  ## the laptop pair anew: a CLIP and the unCLIP that inverts it (about an hour of one core; goes on)
+	OMP_NUM_THREADS=1 un2clip pair --seed $(PAIR_SEED) --overlay configs/laptop-pair.yaml --to $(PAIR_TO)
 
 study: $(READY)  ## all methods over seeds 0-4 (hours); its tables and figure go to docs/study
 	un2clip study

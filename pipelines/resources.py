@@ -14,6 +14,7 @@ from kfp import dsl, kubernetes
 
 from components.image import IMAGE
 from pipelines.sources import shorten
+from un2clip.cluster.secret_files import MOUNTED, SECRETS
 from un2clip.config import at_least, build, read_yaml
 from un2clip.errors import UserError
 
@@ -23,20 +24,7 @@ CLUSTERS = Path(__file__).parent / "clusters"
 #: The image's working directory (docker/Dockerfile), where the volume is mounted: there a relative path of
 #: params.yaml means on the cluster what it means in the repository.
 WORKDIR = "/work"
-#: For a TrainJob's nodes, whose variables cannot refer to a Secret: where the Secrets are mounted.
-MOUNTED_SECRETS = "/run/secrets/un2clip"
-NODE_ACCOUNT = "un2clip-node"  # service account of those nodes, without rights; pipelines/manifests makes it
-#: Keys of each Secret, which become environment variables. Without the Secret, or the key, a variable is unset.
-SECRETS = {
-    "mlflow_secret": (
-        "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-    ),
-    "hub_secret": ("HF_TOKEN",),
-    "s3_secret": (
-        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
-        "MLFLOW_S3_ENDPOINT_URL",
-    ),
-}  # fmt: skip
+NODE_ACCOUNT = "un2clip-node"  # service account of a TrainJob's nodes, without rights; pipelines/manifests makes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +151,8 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
     # Kubeflow resolves no placeholder in an environment variable, but labels the pod with the run's id
     kubernetes.use_field_path_as_env(task, "UN2CLIP_RUN", "metadata.labels['pipeline/runid']")
-    for secret in needs.secrets:
-        kubernetes.use_secret_as_env(task, arguments[secret], {key: key for key in SECRETS[secret]}, optional=True)
-        if component == "finetune_nodes":
-            kubernetes.use_secret_as_volume(task, arguments[secret], f"{MOUNTED_SECRETS}/{secret}", optional=True)
+    for secret in needs.secrets:  # files, of which cluster/secret_files.py makes variables
+        kubernetes.use_secret_as_volume(task, arguments[secret], f"{MOUNTED}/{secret}", optional=True)
     if needs.volume and compiled.volume:
         kubernetes.mount_pvc(task, arguments["volume"], WORKDIR)
     return task
@@ -187,7 +173,7 @@ def multi_node_args(compiled: Compiled) -> dict[str, Any]:
     return {
         "nodes": compiled.nodes,
         "volume": WORKDIR,
-        "secrets": MOUNTED_SECRETS,
+        "secrets": MOUNTED,
         "shared_memory": compiled.shared_memory,
         "service_account": NODE_ACCOUNT,
         "timeout_s": compiled.timeout_s,

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipelines.values import read_value
+from pipelines.values import check_secrets, read_value
 from pipelines.watch import show_run
 
 EXPERIMENT = "un2clip"
@@ -50,9 +50,11 @@ def rewrite(args: list[str]) -> list[str]:
         sys.exit(f"kfp: no such pipeline file: {package}; run from the repository's root, or compile it first")
     declared = _parameters(Path(package))
     try:
-        typed = [read_value(word, declared) if word in options["args"] and "=" in word else word for word in after]
+        values = {word: read_value(word, declared) for word in options["args"] if "=" in word}
+        check_secrets(values.values(), declared)
     except ValueError as error:
         sys.exit(f"kfp: {error}")
+    typed = [values.get(word, word) for word in after]
     if not files:
         return [*before, *args[at : at + 2], *typed]
     typed.remove(package)

@@ -7,11 +7,13 @@ whose keys a stage wants every one of. It imports nothing of un2clip, which the 
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 #: Keys of params.yaml and world.yaml below which the names are the user's own, so that none is required or unknown.
 FREE = frozenset({"anchors", "phases", "sha256"})
+VOLUME = r"(?!.{64})[a-z0-9]([-a-z0-9]*[a-z0-9])?"  # a DNS label, as Kubernetes asks of a volume's name
 WORDS = {
     "STRING": "a text",
     "NUMBER_INTEGER": "a whole number",
@@ -47,6 +49,27 @@ def read_value(word: str, declared: Mapping[str, Mapping[str, Any]]) -> str:
     if problem := next(_problems(value, default, key, section=key.endswith("_params")), None):
         raise ValueError(problem)
     return f"{key}={json.dumps(int(value) if kind == 'NUMBER_INTEGER' else value)}"
+
+
+def check_secrets(words: Iterable[str], declared: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse names of Secrets with which no pod would start: Kubeflow names a pod's volume by the Secret in it.
+
+    Args:
+        words: what `read_value` returned, of all of them.
+        declared: as of `read_value`; the parameters whose names end in _secret name Secrets, which need not exist.
+
+    Raises:
+        ValueError: two name the same, or one is no name of a volume; the message is one line.
+    """
+    given = {key: json.loads(value) for key, _, value in (word.partition("=") for word in words)}
+    names: dict[str, str] = {}
+    for key in (key for key in declared if key.endswith("_secret")):
+        name = given.get(key, declared[key].get("defaultValue"))
+        if not re.fullmatch(VOLUME, name):
+            raise ValueError(f"{key} must be at most 63 of a-z, 0-9 and '-', as a volume's name; got {name!r}")
+        if name in names:
+            raise ValueError(f"{names[name]} and {key} must name two Secrets, got {name} twice; either need not exist")
+        names[name] = key
 
 
 def _is(kind: str, value: Any) -> bool:

@@ -42,9 +42,9 @@ def prepare(tiny, method: str, *, anchors: dict[str, float] | None = None, **com
     decoder = open_decoder(
         row.decoder, tiny.backbones, scratch=params.scratch, image_px=32, seed=0, device=torch.device("cpu")
     )
-    captions = embed_bank(clip, CAPTIONS) if "captions" in row.anchors else None
+    banks = {name: embed_bank(clip, CAPTIONS) for name in row.banks}
     refers = params.compute.refer_every > 0
-    objective = new_objective(row, clip, decoder, params.anchors, captions=captions, seed=0, refers=refers)
+    objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=0, refers=refers)
     return clip, objective, params
 
 

@@ -17,19 +17,7 @@ def compare(
     page: dsl.Output[dsl.HTML],
 ):
     """Write one report: a table, paired intervals, the plots."""
-    import shutil
+    given = locals()
+    from un2clip.cluster.task import run
 
-    from un2clip.cluster.artifacts import describe
-    from un2clip.stages import run_stage
-
-    run_stage(
-        "compare",
-        params,
-        seed=seed,
-        scores=[diffusion_loss.path, *(each.path for each in scores)],
-        encoder=encoder.path,
-        reconstructions=reconstructions.path,
-        report=report.path,
-    )
-    report.metadata.update(describe("report", report.path))
-    shutil.copyfile(f"{report.path}/index.html", page.path)
+    run("compare", given, "report")

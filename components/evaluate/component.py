@@ -22,23 +22,7 @@ def evaluate(
 
     A folder on the volume goes before the artifact; its version is there for the cache's key.
     """
-    import json
-    from pathlib import Path
+    given = locals()
+    from un2clip.cluster.task import run
 
-    from un2clip.cluster.artifacts import describe, scores_of
-    from un2clip.stages import run_stage
-
-    run_stage(
-        "evaluate",
-        params,
-        benchmark=benchmark,
-        device=device,
-        benchmarks=folder or benchmarks.path,
-        backbones=backbones.path,
-        encoder=encoder.path,
-        scores=scores.path,
-    )
-    scores.metadata.update(describe("scores", scores.path))
-    for name, value in scores_of(scores.path).items():
-        metrics.log_metric(name, value)
-    Path(metrics.path).write_text(json.dumps(metrics.metadata))  # without a file the task never hits the cache
+    run("evaluate", given, "scores")

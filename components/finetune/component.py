@@ -18,19 +18,7 @@ def finetune(
     encoder: dsl.Output[dsl.Model],
 ):
     """Train the encoder until the generator's diffusion loss falls: the method."""
-    from un2clip.cluster.artifacts import describe
-    from un2clip.stages import run_stage
+    given = locals()
+    from un2clip.cluster.task import run
 
-    run_stage(
-        "finetune",
-        params,
-        method=method,
-        seed=seed,
-        device=device,
-        checkpoints=checkpoints,
-        shards=shards.path,
-        backbones=backbones.path,
-        latents=latents.path,
-        encoder=encoder.path,
-    )
-    encoder.metadata.update(describe("encoder", encoder.path))
+    run("finetune", given, "encoder")

@@ -11,8 +11,7 @@ def ingest(params: dict, folder: str, version: str, images: dsl.Input[dsl.Datase
 
     A folder on the volume goes before the artifact; its version is there for the cache's key.
     """
-    from un2clip.cluster.artifacts import describe
-    from un2clip.stages import run_stage
+    given = locals()
+    from un2clip.cluster.task import run
 
-    run_stage("ingest", params, images=folder or images.path, shards=shards.path)
-    shards.metadata.update(describe("shards", shards.path))
+    run("ingest", given, "shards")

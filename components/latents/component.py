@@ -14,8 +14,7 @@ def latents(
     latents: dsl.Output[dsl.Dataset],
 ):
     """Encode every image by the generator's VAE, once."""
-    from un2clip.cluster.artifacts import describe
-    from un2clip.stages import run_stage
+    given = locals()
+    from un2clip.cluster.task import run
 
-    run_stage("latents", params, device=device, shards=shards.path, backbones=backbones.path, latents=latents.path)
-    latents.metadata.update(describe("latents", latents.path))
+    run("latents", given, "latents")

@@ -17,17 +17,7 @@ def promote(
     decision: dsl.Output[dsl.Artifact],
 ):
     """Pass the gate, or not, and register the encoder."""
-    from un2clip.cluster.artifacts import describe
-    from un2clip.stages import run_stage
+    given = locals()
+    from un2clip.cluster.task import run
 
-    run_stage(
-        "promote",
-        params,
-        compare=compare,
-        seed=seed,
-        scores=[diffusion_loss.path, *(each.path for each in scores)],
-        encoder=encoder.path,
-        report=report.path,
-        decision=decision.path,
-    )
-    decision.metadata.update(describe("decision", decision.path))
+    run("promote", given, "decision")

@@ -17,19 +17,7 @@ def reconstruct(
     page: dsl.Output[dsl.HTML],
 ):
     """Draw the original and what the generator makes of each encoder's embedding."""
-    from pathlib import Path
+    given = locals()
+    from un2clip.cluster.task import run
 
-    from un2clip.cluster.artifacts import pictures
-    from un2clip.stages import run_stage
-
-    run_stage(
-        "reconstruct",
-        params,
-        seed=seed,
-        device=device,
-        shards=shards.path,
-        backbones=backbones.path,
-        encoder=encoder.path,
-        reconstructions=reconstructions.path,
-    )
-    Path(page.path).write_text(pictures(reconstructions.path))
+    run("reconstruct", given, "reconstructions")

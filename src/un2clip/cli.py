@@ -5,6 +5,7 @@ What they import, they import when they run, so that `--help` stays quick.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,23 @@ RENAMED = {"encoder": "convert"}
 
 def add_commands(commands: Commands) -> None:
     """Add every command to the parser; each sets `run`, a function of its arguments."""
-    for add in (_doctor, _convert, _pin, _flags, _fetch, _download, _calibrate, _study, _aggregate, _export, _show):
+    for add in (
+        _doctor,
+        _convert,
+        _pin,
+        _flags,
+        _fetch,
+        _download,
+        _calibrate,
+        _pair,
+        _ask,
+        _study,
+        _aggregate,
+        _export,
+        _embed,
+        _rollback,
+        _show,
+    ):
         add(commands)
 
 
@@ -90,13 +107,13 @@ def _pin(commands: Commands) -> None:
 
 
 def _flags(commands: Commands) -> None:
-    parser = commands.add_parser("flags", help="overlays as arguments of `dvc exp run`; the later wins")
+    parser = commands.add_parser("flags", help="overlays as arguments: un2clip flags FILE | xargs -r dvc exp run")
     parser.add_argument("overlay", type=Path, nargs="+")
 
     def run(args: Args) -> None:
         files, stacked = read_files(PARAMS), stack(map(read_yaml, args.overlay))
         merge(unite(files), stacked)  # refuses what none of the files has
-        print(" ".join(flags(stacked, files)))
+        print(shlex.join(flags(stacked, files)))
 
     parser.set_defaults(run=run)
 
@@ -180,15 +197,57 @@ def _calibrate(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def _pair(commands: Commands) -> None:
+    parser = commands.add_parser("pair", help="a CLIP and the unCLIP that inverts it, trained for the laptop world")
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--to", required=True, type=Path, help="folder that gets clip/, unclip/ and README.md")
+    parser.add_argument("--work", type=Path, default=Path("models/pair"), help="its world and state, to go on from")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.study.pair import make_pair
+
+        make_pair(read_params(PARAMS, args.overlay), seed=args.seed, to=args.to, work=args.work)
+
+    parser.set_defaults(run=run)
+
+
+def _ask(commands: Commands) -> None:
+    parser = commands.add_parser("ask", help="a LLaVA's answers to an MLLM benchmark, and their score")
+    parser.add_argument("--assistant", required=True, type=Path, help="folder of a LLaVA as transformers saves it")
+    parser.add_argument("--benchmark", required=True, help="such as pope; docs/mllm.md lists them")
+    parser.add_argument("--data", type=Path, help="the benchmark's folder (default: data/BENCHMARK)")
+    parser.add_argument("--to", type=Path, help="folder of scores and answers (default: scores/BENCHMARK)")
+    parser.add_argument("--role", choices=["reference", "tuned"], default="reference", help="(default: reference)")
+    parser.add_argument("--method", help="that made a tuned one's encoder (default: the assistant folder's name)")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.evaluation.mllm.asking import ask
+
+        ask(
+            read_params(PARAMS, args.overlay),
+            assistant=args.assistant,
+            benchmark=args.benchmark,
+            data=args.data or Path("data") / args.benchmark,
+            to=args.to or Path("scores") / args.benchmark,
+            role=args.role,
+            method="reference" if args.role == "reference" else args.method or args.assistant.resolve().name,
+        )
+
+    parser.set_defaults(run=run)
+
+
 def _study(commands: Commands) -> None:
     parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     parser.add_argument("--to", type=Path, default=Path("study"))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
 
     def run(args: Args) -> None:
         from un2clip.study.run import study
 
-        params = read_params(PARAMS)
+        params = read_params(PARAMS, args.overlay)
         if args.seeds:
             params["study"]["seeds"] = args.seeds
         study(params, args.to)
@@ -227,6 +286,48 @@ def _export(commands: Commands) -> None:
 
             model = args.model or read_params(PARAMS)["promote"]["registered_model"]
             export(args.alias, args.to, model, args.format)
+
+    parser.set_defaults(run=run)
+
+
+def _embed(commands: Commands) -> None:
+    parser = commands.add_parser("embed", help="embeddings of images, as one Parquet file; goes on after a kill")
+    parser.add_argument("sources", type=Path, nargs="+", metavar="IMAGES_OR_TARS", help="images, tars, folders of both")
+    parser.add_argument("--to", required=True, type=Path, help="new Parquet file: source, key, embedding, error")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+    parser.add_argument("--raw", action="store_true", help="as the encoder gives them; otherwise of length 1")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.embedding import embed_with
+
+        model = args.model or ("" if args.folder else read_params(PARAMS)["promote"]["registered_model"])
+        embed_with(
+            args.folder or f"models:/{model}@{args.alias}",
+            args.sources,
+            args.to,
+            normalize=not args.raw,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
+
+    parser.set_defaults(run=run)
+
+
+def _rollback(commands: Commands) -> None:
+    parser = commands.add_parser("rollback", help="the alias champion goes back to the version before")
+    parser.add_argument("--reason", required=True, help="in a line; it is kept on the version that was champion")
+    parser.add_argument("--to", default="", metavar="NUMBER", help="a version other than the one that it had to beat")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.rollback import rollback
+
+        rollback(args.model or read_params(PARAMS)["promote"]["registered_model"], args.reason, args.to)
 
     parser.set_defaults(run=run)
 

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,11 +28,22 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Hash of all files below a folder, names and contents, in order of name."""
+    """Hash of all files below a folder but hidden ones, names and contents, in order of name."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in files_below(folder):
         digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files that a folder's data consist of, in order of name: all below it that are not hidden."""
+    found = (path for path in folder.rglob("*") if not is_hidden(path.relative_to(folder)) and path.is_file())
+    return sorted(found)
+
+
+def is_hidden(path: str | PurePath) -> bool:
+    """Whether a name, or that of a folder on the way, begins with a dot: what Finder, hub client and editors leave."""
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
 
 
 def tensors_sha256(tensors: "Mapping[str, Tensor]") -> str:

@@ -42,7 +42,7 @@ def test_numbers_of_both_files_reach_the_stage_and_dvc_notices_them(repository: 
     """An overlay's flags are written where each key stands; a later change is one of the stage's."""
     (repository / "overlay.yaml").write_text("seed: 11\nshapes: {train_scenes: 17, captions: {wrong: 1.0e-6}}\n")
     before = {name: yaml.safe_load((repository / name).read_text()) for name in ("params.yaml", "world.yaml")}
-    run("dvc exp run $(python -m un2clip flags overlay.yaml) shapes")
+    run("python -m un2clip flags overlay.yaml | xargs -r dvc exp run shapes")
     after = {name: yaml.safe_load((repository / name).read_text()) for name in before}
     assert after["params.yaml"] == before["params.yaml"] | {"seed": 11}
     assert after["world.yaml"]["backbones"] == before["world.yaml"]["backbones"]

@@ -8,32 +8,20 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.candidates import HOW, MEAN, RULES, Candidate, new_weights
 from un2clip import tracking
+from un2clip.__main__ import main
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
-from un2clip.evidence.scores import Item, Scores
+from un2clip.evidence.scores import Scores
 from un2clip.evidence.units import UNITS
-from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import EVIDENCE, FILES, Registry, export, obtain_model
 from un2clip.sources.hub import Source
-from un2clip.stages.compare import Compare
-from un2clip.stages.promote import Promote, promote
-
-RULES = (
-    Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=""),
-    Rule(benchmark="zeroshot", gain_above=-2.0, data_sha256=""),
-)
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-TUNED = "visual.class_embedding"  # the tensor in which candidates differ
-HOW = {"compare": Compare(confidence=0.95, resamples=1000), "seed": 10}
-MEAN = [0.5, 0.5, 0.5]
+from un2clip.stages.compare import compare
+from un2clip.stages.promote import Promote
 
 
 @pytest.fixture(scope="module")
@@ -54,69 +42,24 @@ def registry(store, monkeypatch, request):
 @pytest.fixture(scope="module")
 def weights():
     """A real open_clip model, as tiny as it gets."""
-    torch.manual_seed(0)
-    return {name: value.contiguous() for name, value in open_clip.CLIP(**MODEL).state_dict().items()}
-
-
-class Candidate:
-    """One tuned encoder on disk with its scores and report: `detail` of 400 pairs right, the reference has 100."""
-
-    def __init__(self, folder, weights, name, *, detail, zeroshot=300, data="d", text=0.0):
-        weights = weights | {"positional_embedding": weights["positional_embedding"] + text}
-        self.encoder, self.scores, self.report = (folder / name / part for part in ("encoder", "scores", "report"))
-        self.encoder.mkdir(parents=True)
-        self.report.mkdir()
-        self.weights = weights | {TUNED: weights[TUNED] + detail}
-        save_file(self.weights, self.encoder / FILES[0])
-        (self.encoder / FILES[1]).write_text(
-            json.dumps({"model_cfg": MODEL, "preprocess_cfg": {"mean": MEAN, "std": MEAN}})
-        )
-        self.sha256 = encoder_sha256(self.encoder)
-        self.lineage = {"method": "un2clip", "seed": 3, "params": {},
-                        "parents": {"shards": "c" * 64, "clip": "a" * 64}, "encoder_sha256": self.sha256,
-                        "text_sha256": text_sha256(load_clip(self.encoder).model),
-                        "steps_done": 1, "corrupt": 0, "complete": True}  # fmt: skip
-        (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
-        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}  # as HOW
-        made |= {"method": "un2clip", "benchmarks": [], "lineage": self.lineage}
-        (self.report / "report.json").write_text(json.dumps(made))
-        (self.report / "index.html").write_text("<p>")
-        self._save("reference", "mmvp_vlm", 100, data)
-        self._save("tuned", "mmvp_vlm", detail, data)
-        self._save("reference", "zeroshot", 300, data)
-        self._save("tuned", "zeroshot", zeroshot, data)
-
-    def _save(self, role, benchmark, right, data):
-        items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(400))
-        Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol="", data_sha256=data * 64, items=items,
-               encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
-        ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
-
-    def change(self, **tensors):
-        """Write other weights, and a lineage and a scores file that say they are the encoder's."""
-        save_file(self.weights | tensors, self.encoder / FILES[0])
-        old, self.sha256 = self.sha256, encoder_sha256(self.encoder)
-        for path in (self.encoder / "lineage.json", self.report / "report.json", *self.scores.rglob("*.json")):
-            path.write_text(path.read_text().replace(old, self.sha256))
-
-    def promote(self, registry, *, champion="auto", rules=RULES):
-        """Run the stage inside a tracked run and return decision.json."""
-        params = Promote(registered_model=registry.name, champion=champion, rules=rules)
-        names = {"scores": [self.scores], "encoder": self.encoder, "report": self.report,
-                 "decision": self.report.parent / "decision"}  # fmt: skip
-        with tracking.stage_run("promote", params={}, names=names):
-            promote(params, **HOW, **names)
-        return json.loads((names["decision"] / "decision.json").read_text())
-
-    def done(self):
-        """What registry.json says."""
-        return json.loads((self.report.parent / "decision/registry.json").read_text())
+    return new_weights()
 
 
 @pytest.fixture
 def candidate(tmp_path, weights):
     """Make candidates in this test's folder."""
     return lambda name, **changes: Candidate(tmp_path, weights, name, **changes)
+
+
+def by_hand_version(registry, folder, **tags):
+    """A version that is a folder's files and no MLflow model, as every version was once."""
+    client = registry.client
+    client.create_registered_model(registry.name)
+    experiment = client.get_experiment_by_name("un2clip").experiment_id
+    model_id = client.create_logged_model(experiment, registry.name, tags=tags).model_id
+    client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    client.create_model_version(registry.name, f"models:/{model_id}", tags=tags)
 
 
 def test_the_champion_is_who_has_to_be_beaten(registry, candidate):
@@ -144,13 +87,53 @@ def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     assert decision["passed"] and registry.aliases() == {"challenger": "1"}
     outcome = made.done()["outcome"]
     assert "for a person to decide" in outcome and outcome in capsys.readouterr().out
-    description = registry.client.get_model_version(registry.name, "1").description
-    assert "against the reference encoder" in description and "mmvp_vlm gained 15 points" in description
-    tags = registry.version("1").tags
-    assert tags.items() >= {
-        "method": "un2clip", "seed": "3", "gate": "passed", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64,
-        "data_sha256.zeroshot": "d" * 64, "score.mmvp_vlm": "40 % (reference 25)",
+    assert registry.version("1").tags.items() >= {
+        "seed": "3", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64, "data_sha256.zeroshot": "d" * 64,
     }.items()  # fmt: skip
+
+
+def test_the_versions_page_is_for_people(registry, candidate):
+    """Its tags can be read, and its description is before and after with n and interval, and the gate's sentences."""
+    made = candidate("a", detail=160, zeroshot=280)
+    decision = made.promote(registry)
+    shown = registry.client.get_model_version(registry.name, "1")
+    low, high = (decision["rules"][0]["gain"][bound] for bound in ("low", "high"))
+    assert {key: value for key, value in shown.tags.items() if key != "zeroshot"} == {
+        "gate": "refused", "method": "un2clip", "mmvp_vlm": f"40.0 % (25.0), +15.0 ±{(high - low) / 2:.1f}",
+    }  # fmt: skip
+    assert shown.tags["zeroshot"].startswith("70.0 % (75.0), -5.0 ±")
+    verdict, table, sentences = shown.description.split("\n\n")
+    assert verdict == "**Refused**, judged against the reference encoder."
+    row = f"| mmvp_vlm | 400 samples | 25.0 | 40.0 % | +15.0 | {low:+.1f} to {high:+.1f} | passed |"
+    assert table.splitlines()[2] == row
+    assert table.splitlines()[0] == "| benchmark | n | before | after | gain | 95 % interval |  |"
+    assert sentences.splitlines() == [f"* {rule['sentence']}" for rule in decision["rules"]]
+    candidate("b", detail=300, data="0").promote(registry)  # held against the reference, for nobody is champion
+    registry.set_alias("champion", "1")
+    candidate("c", detail=320, data="0").promote(registry)
+    other = registry.client.get_model_version(registry.name, "3")
+    assert other.tags["mmvp_vlm"] == "cannot be judged" and "| mmvp_vlm |  |  |  |  |  | failed |" in other.description
+
+
+def test_the_models_own_page_says_how_to_load_it(registry, candidate):
+    """Written once, with its name; what a person writes there stays."""
+    candidate("a", detail=160).promote(registry)
+    (model,) = registry.client.search_registered_models(f"name = '{registry.name}'")
+    assert f'mlflow.pyfunc.load_model("models:/{registry.name}@champion")' in model.description
+    registry.client.update_registered_model(registry.name, "ours")
+    candidate("b", detail=200).promote(registry)
+    (model,) = registry.client.search_registered_models(f"name = '{registry.name}'")
+    assert model.description == "ours"
+
+
+def test_a_version_whose_model_was_deleted(registry, candidate, tmp_path):
+    """Somebody deleted what is behind the champion: nothing is known of it, so it is neither beaten nor handed out."""
+    candidate("a", detail=160).promote(registry)
+    registry.client.delete_logged_model(registry.version("1").model_id)
+    decision = candidate("b", detail=200).promote(registry)
+    assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
+    with pytest.raises(UserError):
+        export("champion", tmp_path / "out", registry.name)
 
 
 def test_the_same_encoder_is_registered_once(registry, candidate):
@@ -214,8 +197,9 @@ def test_whom_it_was_judged_against_may_be_gone(registry, candidate):
 
 def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch):
     """The champion moved while it was judged: it is told, and its decision says whom it was judged against."""
-    first, second = candidate("a", detail=130), candidate("b", detail=200)
+    first, other, second = candidate("a", detail=130), candidate("c", detail=120), candidate("b", detail=200)
     first.promote(registry)
+    other.promote(registry)
     describe = Registry.describe
 
     def overtaken(self, *given):
@@ -223,7 +207,7 @@ def test_the_loser_of_a_race_keeps_its_decision(registry, candidate, monkeypatch
         registry.set_alias("champion", "2")  # by another process
 
     monkeypatch.setattr(Registry, "describe", overtaken)
-    with pytest.raises(UserError, match="version 2 is the challenger, but the alias champion was moved meanwhile"):
+    with pytest.raises(UserError, match="version 3 is the challenger, but the alias champion was moved meanwhile"):
         second.promote(registry)
     decision = json.loads((second.report.parent / "decision/decision.json").read_text())
     assert decision["passed"] and decision["champion"]["version"] == "1" and "outcome" not in decision
@@ -259,8 +243,7 @@ def test_a_champion_without_evidence_is_not_beaten(registry, candidate, tmp_path
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
     (by_hand / "weights").write_bytes(b"")
-    with tracking.stage_run("promote", params={}, names={}):
-        registry.register(by_hand, {}, tracking.active_run())
+    by_hand_version(registry, by_hand)
     registry.set_alias("champion", "1")
     decision = candidate("a", detail=300).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
@@ -271,7 +254,7 @@ def test_evidence_of_another_encoder_is_no_evidence(registry, candidate):
     """The champion's tag leads to the run of a weaker encoder: its scores are not taken for the champion's."""
     candidate("a", detail=160).promote(registry)
     candidate("b", detail=110).promote(registry)
-    registry.tag("1", {EVIDENCE: registry.version("2").tags[EVIDENCE]})
+    registry.tag(registry.version("1"), {}, {EVIDENCE: registry.version("2").tags[EVIDENCE]})
     decision = candidate("c", detail=150).promote(registry)
     assert not decision["passed"] and "no scores of the champion" in decision["rules"][0]["sentence"]
 
@@ -310,6 +293,25 @@ def test_a_registered_encoder_is_a_source(registry, candidate, tmp_path, monkeyp
             obtain_model(Source(location=f"models:/{registry.name}{place}", revision="", sha256={}), name="x")
 
 
+def test_a_version_of_before_is_read(registry, candidate, tmp_path, monkeypatch):
+    """Once a version was the folder itself: it is exported, is a source, and is found when its encoder comes again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    made = candidate("a", detail=160)
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in FILES:
+        (files / name).write_bytes((made.encoder / name).read_bytes())
+    by_hand_version(registry, files, encoder_sha256=made.sha256)
+    registry.set_alias("challenger", "1")
+    export("challenger", tmp_path / "out", registry.name)
+    folder = obtain_model(Source(location=f"models:/{registry.name}/1", revision="", sha256={}), name="x")
+    for name in FILES:
+        expected = (made.encoder / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected == (folder / name).read_bytes()
+    made.promote(registry)
+    assert made.done()["version"] == "1" and registry.version("1").tags["gate"] == "passed"
+
+
 def test_export_names_the_aliases_there_are(registry, candidate, tmp_path):
     """An unknown alias, or an unknown model, is one line."""
     with pytest.raises(UserError, match="no alias 'champion'; it has: none yet"):
@@ -324,8 +326,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
     """A version that somebody registered by hand, without weights; and a name that is none."""
     (tmp_path / "by_hand").mkdir()
     (tmp_path / "by_hand" / "notes.txt").write_text("later")
-    with tracking.stage_run("promote", params={}, names={}):
-        registry.register(tmp_path / "by_hand", {}, tracking.active_run())
+    by_hand_version(registry, tmp_path / "by_hand")
     registry.set_alias("champion", "1")
     with pytest.raises(UserError, match=r"version 1 of .* has no open_clip_model.safetensors and no open_clip_config"):
         export("champion", tmp_path / "out", registry.name)
@@ -337,7 +338,7 @@ def test_export_refuses_what_is_no_checkpoint(registry, tmp_path):
 def test_export_refuses_other_weights(registry, candidate, tmp_path):
     """A version whose weights are not those that were judged is not handed out."""
     candidate("a", detail=160).promote(registry)
-    registry.tag("1", {"encoder_sha256": "0" * 64})
+    registry.tag(registry.version("1"), {}, {"encoder_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"not what was registered.*nothing was written"):
         export(alias="champion", to=tmp_path / "out", registered_model=registry.name)
     assert not (tmp_path / "out").exists()
@@ -477,4 +478,73 @@ def test_a_number_of_the_whole_set_may_not_be_a_rule(registry, candidate, monkey
         made.promote(registry, rules=(*RULES, Rule(benchmark="fid", gain_above=0.0, data_sha256="")))
     assert registry.aliases() == {}
     assert made.promote(registry)["passed"]
-    assert registry.version("1").tags["score.fid"] == "12 FID (reference 14)"
+    metrics = registry.client.get_logged_model(registry.version("1").model_id).metrics
+    assert {("fid/tuned", 12.0), ("fid/reference", 14.0)} <= {(each.key, each.value) for each in metrics}
+
+
+def test_the_reports_table_can_be_compared(registry, candidate, tmp_path):
+    """`compare` keeps its table in a form that MLflow sets beside another run's: the numbers of report.json."""
+    (tmp_path / "pictures").mkdir()
+    runs, expected = [], {}
+    for name, detail in (("a", 160), ("b", 200)):
+        made = candidate(name, detail=detail)
+        names = {"scores": [made.scores], "encoder": made.encoder, "reconstructions": tmp_path / "pictures",
+                 "report": tmp_path / f"report-{name}"}  # fmt: skip
+        with tracking.stage_run("compare", params={}, names=names):
+            compare(HOW["compare"], seed=HOW["seed"], **names)
+            runs.append(tracking.active_run())
+        for each in json.loads((names["report"] / "report.json").read_text())["benchmarks"]:
+            whole = each["whole"]
+            row = (each["benchmark"], "all", whole["difference"]["n"], whole["reference"], whole["tuned"])
+            bounds = (whole["difference"]["low"], whole["difference"]["high"], whole["discordant"]["p_value"])
+            expected[runs[-1], each["benchmark"]] = (*row, whole["difference"]["mean"], *bounds)
+    experiment = registry.client.get_experiment_by_name("un2clip").experiment_id
+    table = registry.client.load_table(experiment, "comparison.json", run_ids=runs, extra_columns=["run_id"])
+    columns = ["benchmark", "type", "n", "reference", "tuned", "difference", "low", "high", "p"]
+    found = {(row["run_id"], row["benchmark"]): tuple(row[each] for each in columns) for _, row in table.iterrows()}
+    assert found.keys() == expected.keys() and len(table) == 4
+    for key, row in found.items():
+        assert row[:2] == expected[key][:2] and row[2:] == pytest.approx(expected[key][2:])
+
+
+def test_rollback_gives_the_champion_before_back(registry, candidate, capsys):
+    """The alias moves, the reason is kept, and the gate alone does not bring the withdrawn one back; a person may."""
+    first, second = candidate("a", detail=160), candidate("b", detail=200)
+    for made in (first, second):
+        made.promote(registry)
+    words = ["rollback", "--model", registry.name, "--reason", " blurs\n faces "]
+    assert main(words) == 0 and "version 1 is the champion again; version 2 was rolled back: blurs faces" in (
+        capsys.readouterr().out
+    )
+    assert registry.aliases() == {"challenger": "2", "champion": "1"}
+    assert registry.version("2").tags["rolled_back"] == "blurs faces"
+    description = registry.client.get_model_version(registry.name, "2").description
+    assert description.startswith("Rolled back: blurs faces\n\n**Passed**") and "mmvp_vlm gained" in description
+    assert second.promote(registry)["passed"] and registry.aliases()["champion"] == "1"
+    assert registry.client.get_model_version(registry.name, "2").description == description
+    assert "was rolled back (blurs faces), so only a person makes it champion again" in second.done()["outcome"]
+    registry.set_alias("champion", "2")  # by a person
+    second.promote(registry)
+    assert second.done()["outcome"].endswith("and is the champion now.")
+
+
+def test_rollback_says_where_it_cannot_go(registry, candidate, capsys):
+    """No champion, none before, a version that is gone, no reason: a sentence, and the alias stays."""
+    reason = ["--model", registry.name, "--reason", "why"]
+
+    def refused(*words):
+        assert main(["rollback", *words]) == 2
+        return capsys.readouterr().err
+
+    assert "no alias 'champion'; it has: none yet" in refused(*reason)
+    candidate("a", detail=160).promote(registry)
+    assert "version 1 had no champion before it; --to=NUMBER names a version" in refused(*reason)
+    assert "version 1 is the champion already" in refused(*reason, "--to", "1")
+    assert "has no version 7 any more" in refused(*reason, "--to", "7")
+    assert "--reason must say why" in refused("--model", registry.name, "--reason", " ")
+    candidate("b", detail=200).promote(registry)
+    registry.client.delete_model_version(registry.name, "1")
+    assert "has no version 1 any more" in refused(*reason)
+    assert registry.aliases()["champion"] == "2" and "rolled_back" not in registry.version("2").tags
+    candidate("c", detail=150).promote(registry)
+    assert main(["rollback", *reason, "--to", "3"]) == 0 and registry.aliases()["champion"] == "3"

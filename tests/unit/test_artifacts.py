@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 from safetensors.torch import load_file
 
-from un2clip.cluster.artifacts import DESCRIPTIONS, describe, pictures, scores_of
+from un2clip.cluster.artifacts import DESCRIPTIONS, PAGES, describe, pictures, scores_of
 from un2clip.errors import UserError
 from un2clip.evidence.scores import Item, Scores
 from un2clip.hashes import tensors_sha256
@@ -92,6 +92,6 @@ def test_every_name_has_an_artifact() -> None:
     """Each description belongs to an output of a component, under the same name."""
     root = Path(__file__).parents[2]
     components = "".join(path.read_text() for path in (root / "components").glob("*/component.py"))
-    used = set(re.findall(r'(\w+)\.metadata\.update\(describe\("(\w+)", (\w+)\.path\)\)', components))
-    assert {name for name, *_ in used} == set(DESCRIPTIONS)
-    assert all(len(set(names)) == 1 for names in used)
+    told = set(re.findall(r'(?:run\("\w+", given, |describe\()"(\w+)"', components))
+    outputs = set(re.findall(r"(\w+): dsl\.Output\[dsl\.(?:Dataset|Model|Artifact)\]", components))
+    assert told == DESCRIPTIONS.keys() | PAGES.keys() and told < outputs

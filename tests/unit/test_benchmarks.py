@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import importlib
 import importlib.util
 import shutil
 import sys
@@ -11,12 +13,12 @@ import yaml
 from clip_oracle import naive_mmvp, naive_zeroshot
 from PIL import Image
 
-from un2clip.config import build
+from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks, measuring
 from un2clip.evaluation.benchmarks import probe, segmentation
 from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, PROTOCOL, pair_correct, read_questions
-from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
+from un2clip.evaluation.measuring import Ask, Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.readers import data_sha256
 from un2clip.evidence.scores import ROLES, Item, load_scores, mismatch
 from un2clip.hashes import file_sha256
@@ -42,7 +44,7 @@ def test_an_embedding_that_is_not_finite_has_no_score(tiny, name) -> None:
     clip = load_clip(tiny.backbones / "clip")
     with torch.no_grad():
         clip.model.visual.proj.fill_(3e38)
-    with pytest.raises(UserError, match="is not finite; this encoder cannot be used"):
+    with pytest.raises(UserError, match="is not finite, or zero; this encoder cannot be used"):
         run(name, clip, tiny.benchmarks / name, 16)
 
 
@@ -177,8 +179,11 @@ def test_class_outside_the_names(tiny, tmp_path) -> None:
 
 def test_unknown_benchmark_lists_those_there_are() -> None:
     """A benchmark is a file; another name is refused with the list."""
-    with pytest.raises(UserError, match="unknown benchmark 'mmvp'; known: mmvp_vlm, .*segmentation, .*zeroshot"):
-        get_benchmark("mmvp", "clip")
+    with pytest.raises(UserError, match="unknown benchmark 'vlm'; known: .*mmvp_vlm, .*segmentation, .*zeroshot"):
+        get_benchmark("vlm", "clip")
+
+
+ASK = read_params(Path(__file__).parents[2] / "params.yaml")["ask"] | {"batch_size": 16}
 
 
 def test_the_section_is_built_of_the_files() -> None:
@@ -253,9 +258,10 @@ def test_a_file_and_its_numbers_are_all_that_a_benchmark_needs(with_a_new_file, 
     (tmp_path / "data").mkdir()
     for i in range(4):
         (tmp_path / f"data/{i}.txt").write_text(str(i))
-    with pytest.raises(UserError, match=r"missing parameter evaluate\.new: a mapping of prompt"):
-        build(with_a_new_file.Evaluate, SECTION, "evaluate")
-    params = build(with_a_new_file.Evaluate, SECTION | {"new": {"prompt": "Is it "}}, "evaluate")
+    with pytest.raises(UserError, match=r"missing parameter ask\.new: a mapping of prompt"):
+        build(with_a_new_file.Ask, ASK, "ask")
+    params = build(with_a_new_file.Ask, ASK | {"new": {"prompt": "Is it "}}, "ask")
+    assert isinstance(build(with_a_new_file.Evaluate, SECTION, "evaluate"), with_a_new_file.Evaluate)
     subjects = {
         "reference": Subject(model=lambda text: "yes" if text == "Is it 0" else "no", method="m", encoder_sha256="a"),
         "tuned": Subject(model=lambda text: "yes", method="n", encoder_sha256="b"),
@@ -278,11 +284,18 @@ def test_a_model_of_another_kind_is_refused_before_anything_is_loaded(tmp_path) 
 
 
 def test_every_file_says_what_it_measures() -> None:
-    """All that are here measure a CLIP, and two of them have options."""
+    """Of a CLIP or of a language model; the options of each are a part of that kind's section, and of no other."""
     names = [module.name for module in iter_modules(benchmarks.__path__)]
-    assert len(names) == 6
-    files = {name: get_benchmark(f"{name}-set", "clip").file for name in names}
-    assert [name for name, file in files.items() if hasattr(file, "Options")] == ["probe", "segmentation"]
+    kinds = {name: importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names}
+    clips, mllms = ([name for name in names if kinds[name].MODEL == model] for model in ("clip", "mllm"))
+    assert {"mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
+    assert mllms == [
+        "cv_bench", "gqa", "hallusion", "mmbench", "mme", "mmvp", "naturalbench", "pope", "scienceqa",
+    ]  # fmt: skip
+    for model, section, own in (("clip", Evaluate, clips), ("mllm", Ask, mllms)):
+        assert all(get_benchmark(f"{name}-set", model).file is kinds[name] for name in own)
+        fields = {field.name for field in dataclasses.fields(section)}
+        assert fields & {*names} == {name for name in own if hasattr(kinds[name], "Options")}
 
 
 def test_measures_each_role_by_its_own_model(tiny) -> None:

@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +10,7 @@ import yaml
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
+from un2clip.__main__ import main
 from un2clip.config import build, flags, merge, read_params, read_yaml, split, stack, unite
 from un2clip.errors import UserError
 
@@ -96,6 +100,44 @@ def test_hashes_are_one_value() -> None:
     first, second = {"a": {"b": 1, "sha256": {"x": "1"}}}, {"a": {"c": 2, "sha256": {"y": "2"}}}
     assert stack([first, second]) == {"a": {"b": 1, "c": 2, "sha256": {"y": "2"}}}
     assert first == {"a": {"b": 1, "sha256": {"x": "1"}}}
+
+
+#: Values that a shell, xargs or Hydra's grammar takes for something else where they are not quoted.
+ODD = (
+    "a photo of a .", "a, b", "x=y", "[1,2]", "{a:b}", "1", "1e5", "0x10", "true", "null", "~", "a: b",
+    "it's", "say \"hi\"", "back\\slash", "ends\\", "ends\\\\", "a\\\"b", "${oc.env:HOME}", "a\\${x}", "${",
+    "$HOME", "$(id)", "`id`", "*", "~/x", "a\tb", " lead", "trail ", "é 日本", "#c", "%20", "?", "glob(*)",
+    "choice(1,2)", "@x", "-S", "", "  ", "'", "\"", "\\", "\\'", "\\\"", "a;b", "!x", "a|b>c&d", "()",
+    "\u2028", "\x07", "2026-01-01", "y", "12:30 h", "=", ",",
+)  # fmt: skip
+
+
+def test_every_value_of_an_overlay_reaches_dvc(tmp_path, capfd, monkeypatch) -> None:
+    """Through the README's own line, un2clip flags, xargs and DVC's parser: as a parameter, in a list, a mapping."""
+    monkeypatch.chdir(tmp_path)
+    params = {f"p{i}": "old" for i in range(len(ODD))} | {"several": [], "sha256": {}}
+    overlay = {f"p{i}": value for i, value in enumerate(ODD)} | {"several": list(ODD)}
+    overlay |= {"sha256": {"my weights.bin": ODD[0], "unet/x.safetensors": "1"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
+    assert main(["flags", "overlay.yaml"]) == 0
+    show = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
+    done = subprocess.run(
+        ["xargs", "-r", *show], input=capfd.readouterr().out, capture_output=True, text=True, check=True
+    )
+    words = json.loads(done.stdout)
+    assert words == flags(overlay, {"params.yaml": params})
+    apply_overrides(tmp_path / "params.yaml", words[1::2])
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == merge(params, overlay)
+
+
+@pytest.mark.parametrize(
+    "overlay", [{"p": "two\nlines"}, {"p": "yes"}, {"p": "1:30"}, {"sha256": {"ä.bin": "1"}}, {"sha256": {"1": "1"}}]
+)
+def test_what_a_command_line_cannot_say_is_refused(overlay) -> None:
+    """Nothing is lost on the way: a line break, and a key that DVC's grammar has no quotes for."""
+    with pytest.raises(UserError, match="command line cannot say .*; write it into params.yaml"):
+        flags(overlay, {"params.yaml": {"p": "", "sha256": {}}})
 
 
 def test_dvc_reads_what_flags_writes(tmp_path) -> None:

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -30,3 +33,13 @@ def test_a_process_for_each_gpu(monkeypatch, said: int, gpus: int, device: str, 
     """`processes: 0` follows the GPUs that are visible, where they are to be used; another number stands."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert dataclasses.replace(single_process(batch_size=8), processes=said).processes_here(device) == processes
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own: str | None) -> None:
+    """What libgomp itself says that it reads: the policy is there before torch loads it."""
+    code = "import un2clip, torch; torch.set_num_threads(2)"
+    given = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    given |= {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    shown = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True).stderr
+    assert f"OMP_WAIT_POLICY = '{own or 'PASSIVE'}'" in shown

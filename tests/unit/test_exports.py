@@ -105,7 +105,7 @@ def test_openais_file_is_read_by_their_loader(tmp_path) -> None:
 
 def test_what_openais_loader_would_get_wrong_is_refused(tmp_path) -> None:
     """GELU, other heads, SigLIP, another preprocessing: each with its reason, and nothing written."""
-    for family, message in (("gelu", "its activation is GELU"), ("siglip", "towers are not CLIP's")):
+    for family, message in (("gelu", "its activation is GELU"), ("siglip", "image tower is a TimmModel")):
         write_folder(tmp_path / family, family)
         with pytest.raises(UserError, match=message):
             write_export(tmp_path / family, tmp_path / "out", "openai")

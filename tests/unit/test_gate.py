@@ -153,7 +153,7 @@ def test_miou_is_judged_by_image(tmp_path):
     champion = scores("champion", 20.0, ["sky", "cat", "dog"])
     better = decide(champion, scores("better", 40.0, ["sky", "cat"]), rules, **HOW)
     assert better.passed and better.findings[0].gain.mean == pytest.approx(100 * (1230 / 3270 - 630 / 2370))
-    assert "gained 11.03 points over 30 samples" in better.findings[0].sentence
+    assert "gained 11.03 points over 30 images" in better.findings[0].sentence
     assert not decide(champion, scores("worse", 15.0, ["sky", "cat"]), rules, **HOW).passed
     fewer = decide(champion, scores("fewer", 40.0, ["sky"], images=29), rules, **HOW)
     assert not fewer.passed and "cannot be judged: the images differ" in fewer.findings[0].sentence

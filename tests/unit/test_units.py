@@ -1,4 +1,4 @@
-"""The table of units, and what it can hold: five rows that are not in it, added to the table and nowhere else."""
+"""The table of units, and what it can hold: three rows that are not in it, added there and nowhere else."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from un2clip.evidence.gate import Rule, decide
 from un2clip.evidence.items import Item
 from un2clip.evidence.report import Comparison, compare_scores
 from un2clip.evidence.scores import Scores, load_scores, mismatch, score_of
-from un2clip.evidence.statistics import paired_difference
+from un2clip.evidence.statistics import paired_difference, paired_differences
 from un2clip.evidence.units import UNITS, Unit, get_unit
 from un2clip.stages.compare import Compare, compare
 from un2clip.study.seeds import table
@@ -41,38 +41,17 @@ class F1(Pooled):
         return math.fsum(item.value for item in items), math.fsum(item.of for item in items)
 
 
-class AllOfAGroup(Pooled):
-    """A group (sample) counts only if all its questions are right."""
-
-    def sums(self, items: Sequence[Item]) -> tuple[float, ...]:
-        return float(all(item.value == 1.0 for item in items)), 1.0
-
-
-class AccPlus(OfSums):
-    """MME: in each type the share of questions, and of images with both right; summed over the types."""
-
-    def sums(self, items: Sequence[Item]) -> tuple[float, ...]:
-        right = [item.value == 1.0 for item in items]
-        return float(sum(right)), float(len(right)), float(all(right)), 1.0
-
-    def scores(self, sums: Floats, scale: float) -> Floats:
-        types = scale * sums[0] / sums[1] + scale * sums[2] / sums[3]
-        return np.concatenate([types.sum(axis=-1, keepdims=True), types], axis=-1)  # NaN where a type was not drawn
-
-
 def answer(item: Item) -> str:
     cells = ((1.0, 1.0), (0.0, 0.5), (0.0, 0.0))
     return "" if (item.value, item.of) in cells else "an answer is 1 of 1, 0 of 0.5 or 0 of 0"
 
 
 def rows() -> dict[str, Unit]:
-    """Rows as later benchmarks will want them."""
+    """Rows that no benchmark has yet."""
     share = dataclasses.replace(UNITS["%"], right_or_wrong=False)
     f1 = dataclasses.replace(share, name="F1", label="F1, %", change="points of F1", aggregate=F1(), out_of=True)
     made = [
         dataclasses.replace(f1, complaint=answer, study_name="F1"),
-        dataclasses.replace(share, name="MME", label="of 2000", change="points of 2000", aggregate=AccPlus()),
-        dataclasses.replace(share, name="group %", label="% of groups", counts="groups", aggregate=AllOfAGroup()),
         dataclasses.replace(share, name="dB", label="PSNR, dB", note="Higher is better.", change="dB", scale=1.0,
                             digits=2, study_name="dB", study_digits=2, aggregate=Mean(), complaint=lambda item: ""),
         dataclasses.replace(share, name="FID", label="FID, lower is better", note="One number of the whole set.",
@@ -133,6 +112,40 @@ def groups_right(samples: Sequence[Items]) -> float:
     return 100 * sum(min(item.value for item in items) for items in samples) / len(samples)
 
 
+def mean_of_sources(samples: Sequence[Items]) -> float:
+    """CV-Bench's own formula, of the sources that are there: half of it 2D (ADE20K and COCO alike), half of it 3D."""
+    shares: dict[str, list[float]] = {}
+    for name in {item.type for items in samples for item in items}:
+        values = [item.value for items in samples for item in items if item.type == name]
+        shares.setdefault(name[:2], []).append(100 * float(np.mean(values)))
+    return float(np.mean([np.mean(each) for each in shares.values()]))
+
+
+def hallusion(rng: np.random.Generator, skill: float) -> Items:
+    """As HallusionBench: sets of one to three figures times two questions."""
+    return [
+        Item(id=f"{i}@{f}-{q}", type=("VD chart", "VS map")[i % 2], value=float(rng.random() < skill))
+        for i in range(60)
+        for f in range(1 + i % 3)
+        for q in range(2)
+    ]
+
+
+def three_accuracies(samples: Sequence[Items]) -> float:
+    """aAcc, fAcc and qAcc as their authors count them, by dictionaries of lists; a sample drawn twice counts twice."""
+    every: list[float] = []
+    figures: dict[tuple[int, str], list[float]] = {}
+    asked: dict[tuple[int, str], list[float]] = {}
+    for number, items in enumerate(samples):
+        for item in items:
+            figure, question = item.id.split("@")[1].split("-")
+            every.append(item.value)
+            figures.setdefault((number, figure), []).append(item.value)
+            asked.setdefault((number, question), []).append(item.value)
+    both = [np.mean([min(each) for each in found.values()]) for found in (figures, asked)]
+    return 100 * float(np.mean([np.mean(every), *both]))
+
+
 def mean_of_decibel(samples: Sequence[Items]) -> float:
     return float(np.mean([item.value for items in samples for item in items]))
 
@@ -140,7 +153,12 @@ def mean_of_decibel(samples: Sequence[Items]) -> float:
 CASES: dict[str, tuple[Callable[[np.random.Generator, float], Items], Callable[[Sequence[Items]], float]]] = {
     "F1": (yes_or_no, sklearn_f1),
     "MME": (lambda rng, skill: questions(rng, skill, 60, 2, ["count", "colour", "OCR"]), mme),
-    "group %": (lambda rng, skill: questions(rng, skill, 80, 4, ["attribute", "relation"]), groups_right),
+    "% of groups": (lambda rng, skill: questions(rng, skill, 80, 4, ["attribute", "relation"]), groups_right),
+    "% by source": (
+        lambda rng, skill: questions(rng, skill, 90, 2, ["2D ADE20K", "2D COCO", "2D COCO", "3D Omni3D"]),
+        mean_of_sources,
+    ),
+    "% a f q": (hallusion, three_accuracies),
     "dB": (decibel, mean_of_decibel),
 }
 
@@ -148,6 +166,20 @@ CASES: dict[str, tuple[Callable[[np.random.Generator, float], Items], Callable[[
 def pair(unit: str) -> dict[str, Items]:
     rng = np.random.default_rng(1)
     return {"reference": CASES[unit][0](rng, 0.6), "tuned": CASES[unit][0](rng, 0.9)}
+
+
+def test_a_score_that_is_never_defined_has_no_interval() -> None:
+    """Nothing to find and nothing found is 0 / 0 whatever is drawn: the type is left out, the whole is one sentence."""
+
+    def answers(right: float) -> Items:
+        found = [Item(id=f"{i}@yes", type="b", value=right, of=1.0 - 0.5 * (1.0 - right)) for i in range(8)]
+        return [*(Item(id=f"{i}@no", type="a", value=0.0, of=0.0) for i in range(8)), *found]
+
+    how = {"unit": "F1", "confidence": 0.95, "resamples": 100, "seed": 0}
+    whole, types = paired_differences(answers(0.0), answers(1.0), **how)
+    assert (whole.mean, whole.low, whole.high) == (100.0, 100.0, 100.0) and list(types) == ["b"]
+    with pytest.raises(ValueError, match=r"^the score is 0 / 0 in each of 100 draws: nothing counts in its 8 samples"):
+        paired_differences(answers(0.0)[:8], answers(1.0)[:8], **how)
 
 
 def scores(role: str, unit: str, items: Items, **changes) -> Scores:
@@ -232,7 +264,13 @@ def test_a_group_is_right_as_a_whole() -> None:
     """Three of four questions right are no group; two groups of three are 66.7 %."""
     rights = ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0])
     items = [Item(id=f"{i}@q{q}", type="a", value=v) for i, each in enumerate(rights) for q, v in enumerate(each)]
-    assert score_of(items, "group %") == pytest.approx(200 / 3)
+    assert score_of(items, "% of groups") == pytest.approx(200 / 3)
+
+
+def test_questions_that_count_together_are_right_or_wrong() -> None:
+    """Of a mean over seeds nobody can tell whether all were right, so it is refused."""
+    with pytest.raises(ValueError, match="outcomes that count in groups must be 0 or 1, got item 1@a"):
+        scores("tuned", "% of groups", [Item(id="1@a", type="a", value=0.5)])
 
 
 def test_an_outcome_that_the_row_does_not_have_is_refused() -> None:
@@ -297,7 +335,7 @@ def test_there_is_no_paired_difference_and_no_score_of_items() -> None:
 
 
 def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five benchmarks in five units, by the stage itself: page, JSON, the table in the shell, the table of seeds."""
+    """A benchmark in each of these units, by the stage itself: page, JSON, the shell's table, the table of seeds."""
     for unit in CASES:
         for role, items in pair(unit).items():
             scores(role, unit, items).save(tmp_path / "scores" / unit / f"{role}.json")
@@ -311,7 +349,7 @@ def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.
             encoder=tmp_path / "encoder", reconstructions=tmp_path, report=tmp_path / "report")  # fmt: skip
     made = {each["unit"]: each for each in json.loads((tmp_path / "report/report.json").read_text())["benchmarks"]}
     page, printed = (tmp_path / "report/index.html").read_text(), capsys.readouterr().out
-    for unit, row in rows().items():
+    for unit, row in ((unit, UNITS[unit]) for unit in (*CASES, "FID")):
         assert row.label in page and row.note in page and f"“n” counts {row.counts}" in page
         assert f"b {unit} ({unit})" in printed
         assert made[unit]["whole"]["difference"]["mean"] == pytest.approx(
@@ -353,4 +391,4 @@ def test_the_page_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         better, same = "lower" if row.lower_is_better else "higher", "items" if row.paired else row.counts
         mcnemar = "yes" if row.right_or_wrong else "no"
         wanted.append(f"| {name} | {row.label} | {better} | {row.counts} | {row.change} | {same} | {mcnemar} |")
-    assert list(UNITS) == ["%", "mse", "mIoU"] and "\n".join(wanted) in DOCS.read_text()
+    assert list(UNITS)[:3] == ["%", "mse", "mIoU"] and "\n".join(wanted) in DOCS.read_text()

@@ -1,6 +1,7 @@
 """The values of `kfp run submit`, against the compiled file: what passes, what is refused, and in which words."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.compiling import PACKAGE, arguments, read_params
-from pipelines.values import FREE, read_value
+from pipelines.values import FREE, check_secrets, read_value
 
 ROOT = Path(__file__).parents[2]
 DECLARED = next(yaml.safe_load_all(PACKAGE.read_text()))["root"]["inputDefinitions"]["parameters"]
@@ -123,3 +124,25 @@ def test_free_names_are_those_of_the_schemas() -> None:
 
     schemas = [json.loads((ROOT / f"{name}.schema.json").read_text()) for name in ("params", "world")]
     assert {name for schema in schemas for name in free(schema)} == FREE
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["s3_secret=all", "mlflow_secret=all"], "mlflow_secret and s3_secret must name two Secrets, got all twice"),
+        (["s3_secret=un2clip-hub"], "hub_secret and s3_secret must name two Secrets, got un2clip-hub twice"),
+        (["hub_secret=team.hub"], "hub_secret must be at most 63 of a-z, 0-9 and '-', as a volume's name; got 'team.h"),
+        (["hub_secret="], "hub_secret must be at most"),
+        (["hub_secret=-a"], "hub_secret must be at most"),
+        (["hub_secret=" + "a" * 64], "hub_secret must be at most"),
+        (["hub_secret=" + "a" * 63, "s3_secret=0", "seed=3"], ""),
+    ],
+)
+def test_secrets_are_volumes(words: list[str], said: str) -> None:
+    """A pod with two volumes of one name, or one of a name with a dot, would never start."""
+    typed = [read_value(word, DECLARED) for word in words]
+    if not said:
+        check_secrets(typed, DECLARED)
+        return
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        check_secrets(typed, DECLARED)

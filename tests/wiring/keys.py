@@ -14,9 +14,11 @@ import yaml
 from un2clip.config import lookup
 from un2clip.config.overlays import LIKE
 from un2clip.devices import DEVICES
+from un2clip.evaluation.measuring import Ask
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
 from un2clip.stages import STAGES, get_stage
+from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
 #: What stands at the top of the files -> its type.
@@ -29,6 +31,8 @@ HINTS: dict[str, Any] = {
     "benchmark_data": str,
     "benchmarks": tuple[str, ...],
     **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
+    "pair": PairMeasures,
+    "ask": Ask,
     "study": Study,
     "download": Download,
 }

@@ -13,8 +13,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from components.finetune.component import finetune
 from components.finetune_nodes.component import finetune_nodes
 from pipelines.compiling import compile_to, read_params
-from pipelines.resources import CLUSTERS, MOUNTED_SECRETS, STAGES, WORKDIR, read_cluster
+from pipelines.resources import CLUSTERS, STAGES, WORKDIR, read_cluster
 from un2clip.cluster.nodes import finetune_on_nodes
+from un2clip.cluster.secret_files import MOUNTED
 from un2clip.errors import UserError
 
 
@@ -73,7 +74,7 @@ def test_what_the_nodes_are_told(compiled: dict[str, list[dict[str, Any]]]) -> N
     assert constants == {
         "nodes": 2,
         "volume": WORKDIR,
-        "secrets": MOUNTED_SECRETS,
+        "secrets": MOUNTED,
         "shared_memory": "64Gi",
         "service_account": "un2clip-node",
         "timeout_s": 259200,
@@ -81,7 +82,7 @@ def test_what_the_nodes_are_told(compiled: dict[str, list[dict[str, Any]]]) -> N
     executor = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-finetune-nodes"]
     assert [each["mountPath"] for each in executor["pvcMount"]] == [WORKDIR]
     mounted = {each["mountPath"]: each["optional"] for each in executor["secretAsVolume"]}
-    assert mounted == {f"{MOUNTED_SECRETS}/{secret}": True for secret in STAGES["finetune"].secrets}
+    assert mounted == {f"{MOUNTED}/{secret}": True for secret in STAGES["finetune"].secrets}
 
 
 def test_the_component_has_the_stages_names() -> None:

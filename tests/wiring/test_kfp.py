@@ -22,6 +22,7 @@ from pipelines.resources import CLUSTERS, read_cluster
 from un2clip import __version__
 from un2clip.cluster import prerequisites
 from un2clip.cluster.scheduling import quantity
+from un2clip.cluster.secret_files import MOUNTED
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -150,13 +151,14 @@ def test_every_task_finds_mlflow_and_its_run(task: str) -> None:
     platform = KUBERNETES[label(task)]
     given = {
         each["secretNameParameter"]["componentInputParameter"].removeprefix("pipelinechannel--"): each
-        for each in platform["secretAsEnv"]
+        for each in platform["secretAsVolume"]
     }
     with_hub = {"hub_secret"} if task in ("backbones", "prerequisites") else set()
     assert set(given) == {"mlflow_secret", "s3_secret"} | with_hub
     for name, secret in given.items():
         assert secret["optional"] is True
-        assert {each["envVar"] for each in secret["keyToEnv"]} == set(resources.SECRETS[name])
+        assert secret["mountPath"] == f"{MOUNTED}/{name}"  # where read_secrets looks for its keys
+    assert "secretAsEnv" not in platform
     assert {"name": "UN2CLIP_RUN", "fieldPath": "metadata.labels['pipeline/runid']"} in platform["fieldPathAsEnv"]
 
 

@@ -9,8 +9,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.resources import CLUSTER, CLUSTERS, NODE_ACCOUNT, SECRETS, read_cluster
+from pipelines.resources import CLUSTER, CLUSTERS, NODE_ACCOUNT, read_cluster
 from tests.kubernetes_stub import granted
+from un2clip.cluster.secret_files import SECRETS
 
 MANIFESTS = Path(__file__).parents[2] / "pipelines" / "manifests"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())

@@ -84,11 +84,12 @@ def test_commands_are_found_and_a_misspelt_one_is_seen(tmp_path: Path) -> None:
         "With un2clip the loss falls, as `un2clip ftech` says and `un2clip` does not.\n\n"
         "    make setup && .venv/bin/un2clip docter --json   # what is here\n"
         "    dvc exp run $(un2clip flags a.yaml \\\n        b.yaml)\n\n"
+        "    un2clip flags c.yaml | xargs -r dvc exp run\n\n"
         "```sh\nun2clip pinn org/name > pins.yaml\n```\n"
     )
     assert sorted(calls(page)) == [
-        (["docter", "--json"], True), (["flags", "a.yaml", "b.yaml"], True), (["ftech"], False),
-        (["pinn", "org/name"], True),
+        (["docter", "--json"], True), (["flags", "a.yaml", "b.yaml"], True),
+        (["flags", "c.yaml"], True), (["ftech"], False), (["pinn", "org/name"], True),
     ]  # fmt: skip
     assert sum(len(list(calls(each))) for each in PAGES) > 40, "the pages have many"
 

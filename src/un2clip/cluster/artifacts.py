@@ -14,7 +14,7 @@ from un2clip.evidence.lineage import read_lineage
 from un2clip.evidence.report import data_uri
 from un2clip.evidence.scores import load_scores
 from un2clip.evidence.summary import read_decision
-from un2clip.files.texts import read_json
+from un2clip.files.texts import read_json, read_text
 from un2clip.models.clip import encoder_sha256
 
 Description = dict[str, Any]
@@ -97,4 +97,10 @@ DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {
     "scores": _scores,
     "report": _report,
     "decision": _decision,
+}
+
+#: What Kubeflow's UI shows of an output as a page.
+PAGES: dict[str, Callable[[str], str]] = {
+    "report": lambda folder: read_text(Path(folder, "index.html")),
+    "reconstructions": pictures,
 }

@@ -7,6 +7,7 @@ them, and the run of a stage whose pod was killed, which would count as running 
 import sys
 from collections.abc import Mapping
 
+from un2clip.cluster.secret_files import read_secrets
 from un2clip.errors import reason
 from un2clip.stages import STAGES
 from un2clip.tracking import ERROR_TAG, store
@@ -36,6 +37,7 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
         nodes: of finetune; above 1 a TrainJob may be left.
         volume: where the volume is mounted.
     """
+    read_secrets()
     print(f"the run ended: {state}{': ' if message else ''}{message}")
     if nodes > 1:
         try:

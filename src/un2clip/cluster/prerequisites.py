@@ -12,6 +12,7 @@ from typing import Any
 from un2clip import doctor
 from un2clip.cluster.outcome import refused
 from un2clip.cluster.scheduling import Pool, Unanswered, quantity, read_nodes, shortage, within
+from un2clip.cluster.secret_files import read_secrets
 from un2clip.doctor import Check
 from un2clip.errors import UserError
 from un2clip.stages import STAGES
@@ -34,6 +35,7 @@ def check_prerequisites(**names: Any) -> None:
     Raises:
         UserError: something failed; one line for each.
     """
+    read_secrets()
     checks = list(examine(**names))
     for check in checks:
         print(check)

@@ -1,23 +1,29 @@
 """The files of numbers: params.yaml, and what lies beside it. A key stands in one of them and has one name in all."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from un2clip.config.overlays import WHOLE, merge, stack
 from un2clip.errors import UserError
-from un2clip.files import texts
+from un2clip.files.texts import File, is_yaml_text
+from un2clip.files.texts import read_yaml as read_any
 
 #: The method; the laptop world and its toy networks; `un2clip download`. A file may hold a part of a section.
 FILES = ("params.yaml", "world.yaml", "download.yaml")
 Content = Mapping[str, Any]
+_PLAIN = re.compile(r"[A-Za-z_][\w./:@+-]*", re.ASCII)  # what needs no quotes in Hydra's grammar
+#: Texts that DVC writes without quotes and YAML 1.1, by which params.yaml is read, takes for truths and times.
+_OF_YAML_1_1 = re.compile(r"yes|no|on|off|[+-]?\d+(:\d+)+(\.\d*)?", re.IGNORECASE)
+_KEY = re.compile(r"[\w./+ -]+", re.ASCII)  # what may be a key there, which has no quotes
 
 
-def read_yaml(path: texts.File) -> dict[str, Any]:
+def read_yaml(path: File) -> dict[str, Any]:
     """Read one YAML mapping; an empty, broken or absent file is a UserError that names it."""
     try:
-        content = texts.read_yaml(path)
+        content = read_any(path)
     except UserError as error:
         hint = "" if path.is_file() else "; run from the repository's root or pass --params=FILE"
         raise UserError(f"{error}{hint}") from None
@@ -109,15 +115,26 @@ def _assignments(overlay: Content, base: Content, prefix: str = "") -> list[str]
             texts += _assignments(value, base.get(key, {}), f"{prefix}{key}.")
         else:
             plus = "+" if key not in base or isinstance(value, Mapping) and value else ""
-            text = value if isinstance(value, str) and value else _in_hydra(value)
-            texts.append(f"{plus}{prefix}{key}={text}")
+            plain = isinstance(value, str) and _PLAIN.fullmatch(value) and is_yaml_text(value)
+            texts.append(f"{plus}{prefix}{key}={value if plain else _in_hydra(value, f'{prefix}{key}')}")
     return texts
 
 
-def _in_hydra(value: Any) -> str:
-    """A value in the grammar that DVC has from Hydra: JSON, but for the keys of mappings."""
+def _in_hydra(value: Any, name: str) -> str:
+    """A value in the grammar that DVC has from Hydra: JSON, but for texts and the keys of mappings.
+
+    Raises:
+        UserError: names the parameter whose value that grammar, or a line of the shell, cannot hold.
+    """
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_in_hydra(each)}" for key, each in value.items()) + "}"
+        for key in map(str, value):
+            if not _KEY.fullmatch(key) or not is_yaml_text(key):
+                raise UserError(f"{name}: DVC's command line cannot say the key {key!r}; write it into params.yaml")
+        return "{" + ",".join(f"{key}:{_in_hydra(each, name)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_in_hydra, value)) + "]"
-    return json.dumps(value)
+        return "[" + ",".join(_in_hydra(each, name) for each in value) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if "\n" in value or "\0" in value or _OF_YAML_1_1.fullmatch(value):
+        raise UserError(f"{name}: DVC's command line cannot say {value!r}; write it into params.yaml, in quotes")
+    return '"' + re.sub(r'(\\*)("|\$\{|$)', lambda found: found[1] * 2 + "\\" * bool(found[2]) + found[2], value) + '"'

@@ -1,26 +1,31 @@
 """Check captions, and describe them in numbers."""
 
 import hashlib
+import re
 from collections import Counter
 from typing import Any
 
 from un2clip.datasets.tars import Rejected
 
 _COMMON_WORDS = 20
+#: Control characters, but for those that end lines and pages, and the tab.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 def check_caption(data: bytes) -> str:
-    """The caption in a txt file, without white space around it.
+    """The caption in a txt file, without white space around it; "" where there is nothing else.
 
     Raises:
-        Rejected: "text is not UTF-8" or "empty text".
+        Rejected: "text is not UTF-8", or "control characters in text": bytes of something else, such as UTF-16
+            without its mark.
     """
     try:
         caption = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise Rejected("text is not UTF-8", str(error)) from None
-    if not caption:
-        raise Rejected("empty text", "nothing but white space")
+    if found := _CONTROL.search(caption):
+        where = f"U+{ord(found[0]):04X} at {found.start()} of {len(caption)} letters"
+        raise Rejected("control characters in text", where)
     return caption
 
 

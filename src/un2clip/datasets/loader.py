@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
+from un2clip.datasets.images import without_ends
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import CorruptSample, read_image
 from un2clip.datasets.shards import Shard, check_shard, read_index
@@ -43,6 +44,7 @@ def generator_view(image_px: int) -> View:
     """PIL image -> (3, image_px, image_px) float32 in [-1, 1]: cropped as the encoder's own view is."""
     return v2.Compose(
         [
+            without_ends,
             v2.Resize(image_px, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
             v2.CenterCrop(image_px),
             v2.ToImage(),

@@ -1,13 +1,17 @@
 """One file of a shard by its number, without reading the shard: training wants samples in an order of its own."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from un2clip.datasets.images import decode
+from un2clip.datasets.shards import read_index
 from un2clip.datasets.tars import DAMAGE, IMAGE_EXTENSIONS, headers, open_tar
+from un2clip.files.texts import decode as decode_text
+from un2clip.files.texts import parse_json
 
 
 class CorruptSample(Exception):
@@ -66,5 +70,18 @@ def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
     key = locations[number].key
     try:
         return key, decode(read_bytes(tar, locations[number]))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
         raise CorruptSample(f"{tar}: sample {key}: {type(error).__name__}: {error}") from None
+
+
+def metadata_of(shards: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The metadata of each sample of a split, in its order; none of a sample that has none."""
+    for shard in read_index(shards).splits[split]:
+        tar = shards / split / shard.name
+        content = {each.key: each for each in locate(tar, ("json",))}
+        for image in locate(tar):
+            if image.key in content:
+                name = f"{tar}: {image.key}.json"
+                yield parse_json(decode_text(read_bytes(tar, content[image.key]), name), name)
+            else:
+                yield {}

@@ -1,7 +1,8 @@
 """Checked image-text shards: tars in webdataset form, the index that describes them, and how both are read.
 
-A shard holds `key.png` (or jpg, webp), `key.txt` and perhaps `key.json` for each sample. Equal samples give
-equal bytes: no time, no owner, fixed order. webdataset, `tar` and clip-benchmark read them as they are.
+A shard holds `key.png` (or jpg, webp), `key.txt` and perhaps `key.json` for each sample; the text of one without a
+caption is empty. Equal samples give equal bytes: no time, no owner, fixed order. webdataset, `tar` and
+clip-benchmark read them as they are.
 """
 
 import dataclasses
@@ -185,7 +186,7 @@ def _samples(tars: Iterable[Path]) -> Iterator[Sample]:
             for group in groups(tar, max_bytes=tar.stat().st_size):
                 try:
                     sample = _decode(group)
-                except (Rejected, OSError, ValueError, SyntaxError) as error:
+                except Exception as error:  # a fault of the sample, or nearly anything of Pillow's readers
                     raise UserError(f"{tar}: sample {group.key}: {error}; pass it through `un2clip ingest`") from None
                 yield sample
         except DamagedTar as error:

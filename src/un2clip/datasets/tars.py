@@ -2,25 +2,30 @@
 
 One input sample is a run of adjacent members with one key, as webdataset groups them: the path up to the
 first dot of its last part is the key, what follows that dot the extension. A member without an extension is
-an input sample of its own (a rejected one), a folder is none. So every member that carries anything belongs
-to exactly one sample, and kept + rejected can be held against what was read.
+an input sample of its own (a rejected one); a folder is none, and neither is a file or folder whose name begins
+with a dot, as Finder and others leave them. So every member that carries anything belongs to exactly one sample,
+and kept + rejected can be held against what was read.
 
 The standard library reads the tars because webdataset's reader cannot say what this stage must report: it
 passes over links and nameless members in silence and takes a tar that was cut off for one that ended.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
+
+from un2clip.hashes import is_hidden
 
 #: Extensions an image may have, in lower case.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 #: All extensions whose content is kept: images, captions, metadata, and the class of a labelled image.
 _CONTENTS = (*IMAGE_EXTENSIONS, "txt", "json", "cls")
 _BLOCK_BYTES = 1 << 20
+_TEXT_BYTES = 1 << 24  # of a caption, metadata or class, at most
 #: An end mark is two blocks of zeros, and tar fills up its last record of 20 blocks with more.
 _MOST_ZEROS = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
 #: What `tarfile` raises on broken headers. RecursionError: a chain of extended headers a thousand long.
@@ -60,13 +65,47 @@ class Group:
     def image_extensions(self) -> list[str]:
         return [extension for extension in self.members if extension in IMAGE_EXTENSIONS]
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether it has one image and a text."""
+        return len(self.image_extensions) == 1 and "txt" in self.members
 
-def groups(path: Path, max_bytes: int) -> Iterator[Group]:
+
+class Keys:
+    """Names of samples are local to their tar, and two downloads number from zero: keys that are unique over all."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._of_tar: set[str] = set()
+        self._tar = ""
+
+    def open(self, tar: str) -> None:
+        """Go on with the next tar, of this name."""
+        self._tar, self._of_tar = re.sub(r"[^\w./-]", "_", tar.rpartition(".")[0] or tar), set()
+
+    def claim(self, key: str) -> str:
+        """The key itself, or behind the name of its tar where an earlier tar has such a sample: `00001/000000007`.
+
+        Raises:
+            Rejected: an earlier sample of this very tar is called so.
+        """
+        if key in self._of_tar:
+            raise Rejected("duplicate key", "an earlier sample of the same tar is called so")
+        self._of_tar.add(key)
+        unique = key
+        while unique in self._taken:
+            unique = f"{self._tar}/{unique}"
+        self._taken.add(unique)
+        return unique
+
+
+def groups(path: Path, max_bytes: int, passed_over: list[str] | None = None) -> Iterator[Group]:
     """The input samples of one uncompressed tar, in its order; one sample in memory at a time.
 
     Args:
         path: the tar.
         max_bytes: a member larger than this is not read, and its sample has a fault.
+        passed_over: gets the names of the dot-files, where somebody wants them.
 
     Raises:
         DamagedTar: after the last readable sample, if the tar is cut off or is no tar.
@@ -77,7 +116,11 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
         with open_tar(path) as (file, tar):
             for member, size in headers(tar):
                 key, extension = _split(member.name)
-                fault = _fault(member, max_bytes)
+                fault = _fault(member, max_bytes if extension in IMAGE_EXTENSIONS else min(max_bytes, _TEXT_BYTES))
+                if is_hidden(member.name):
+                    if passed_over is not None:
+                        passed_over.append(member.name)
+                    continue
                 if not extension:
                     yield Group(key, {}, fault or Rejected("no extension", member.name), size)
                     continue
@@ -94,10 +137,29 @@ def groups(path: Path, max_bytes: int) -> Iterator[Group]:
             _check_end(file, tar.offset)
     except DAMAGE as error:
         damage = f"{type(error).__name__}: {error}"
+        if group is not None and group.fault is None and set(group.members) <= {*IMAGE_EXTENSIONS, "json"}:
+            group.fault = Rejected("cut off", "the tar cannot be read behind its image, where its text would be")
     if group is not None:
         yield group
     if damage:
         raise DamagedTar(damage)
+
+
+def scattered_keys(path: Path) -> set[str]:
+    """Keys whose members stand apart in a tar, as where all images come first; only headers are read."""
+    extensions: dict[str, str] = {}
+    found: set[str] = set()
+    last = ""
+    with suppress(*DAMAGE), open_tar(path) as (_, tar):
+        for member, _ in headers(tar):
+            key, extension = _split(member.name)
+            if not extension or is_hidden(member.name):
+                continue
+            known = extensions.get(key, ".")
+            if key != last and known != "." and f".{extension}." not in known:
+                found.add(key)
+            extensions[key], last = f"{known}{extension}.", key
+    return found
 
 
 @contextmanager

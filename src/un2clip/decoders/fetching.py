@@ -16,6 +16,7 @@ from un2clip.files.outputs import permit
 from un2clip.models.clip import Clip
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import Source
+from un2clip.sources.packaged import located
 
 TOY, NONE = "toy", "none"
 #: What it cannot do without, in the layout of an unCLIP or of text-to-image.
@@ -30,7 +31,7 @@ class GeneratorSource:
     """`backbones.generator` or `backbones.text_to_image` of params.yaml: where it comes from, and how it is used.
 
     Attributes:
-        weights: toy, or a Source's location: a directory in StableUnCLIPImg2ImgPipeline's layout, or in
+        weights: laptop-pair, toy, or a Source's location: a directory in StableUnCLIPImg2ImgPipeline's layout, or in
             StableDiffusionPipeline's, from which an untrained unCLIP is assembled. Of a text-to-image generator also
             none: no method that is run trains through one.
         revision, sha256: of a hub id; see Source.
@@ -51,7 +52,7 @@ class GeneratorSource:
 
     @property
     def source(self) -> Source:
-        return Source(location=self.weights, revision=self.revision, sha256=self.sha256)
+        return Source(location=located(self.weights, "unclip"), revision=self.revision, sha256=self.sha256)
 
     @property
     def options(self) -> Options:

@@ -29,7 +29,7 @@ def read_part(folder: Path, part: str) -> Iterator[Labelled]:
             must be.
     """
     where = folder / part
-    tars, table = sorted(where.glob("*.tar")), where / "metadata.csv"
+    tars, table = sorted(where.glob("[!.]*.tar")), where / "metadata.csv"
     if bool(tars) == table.is_file():
         raise UserError(
             f"{where} must hold either *.tar, with an image and .json a sample, or metadata.csv beside its images"

@@ -21,6 +21,7 @@ from un2clip.datasets.images import published_formats_only
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
 from un2clip.files.texts import read_json, read_lines
+from un2clip.hashes import is_hidden
 
 Preprocess = Callable[[Image.Image], Tensor]
 #: The sets of clip-benchmark's builder that it reads without ever downloading. ImageNetV2 is not one of them.
@@ -123,7 +124,7 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
             f"with NAME one of {', '.join(UNPACKED)}"
         )
     from clip_benchmark.datasets.builder import build_dataset
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets import DatasetFolder, ImageFolder
 
     # The reader called imagenet1k wants the archives and writes beside them; this one reads val/ as it is.
     reader = "imagenet1k-unverified" if dataset == "imagenet1k" else dataset
@@ -135,6 +136,8 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
         raise UserError(f"{folder} is not {dataset} as clip-benchmark reads it ({reason})") from None
     if type(data) is ImageFolder and len(data.class_to_idx) != len(data.classes):  # labels would be others' names
         raise UserError(f"{folder} has {len(data.class_to_idx)} classes' folders, but {dataset} {len(data.classes)}")
+    if isinstance(data, DatasetFolder):  # which takes `._a.jpg` for a picture
+        data.samples = [each for each in data.samples if not is_hidden(Path(each[0]).relative_to(folder))]
     return Classification(
         names=list(data.classes),
         templates=list(data.templates),

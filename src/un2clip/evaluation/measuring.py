@@ -1,13 +1,13 @@
-"""Measure models with a benchmark: what its file says, the section `evaluate` of params.yaml, and the scores."""
+"""Measure models with a benchmark: its file, the sections `evaluate` and `ask` of params.yaml, and the scores."""
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from un2clip.config import at_least
 from un2clip.errors import UserError
@@ -27,19 +27,26 @@ def _file(name: str) -> ModuleType:
     return importlib.import_module(f"{benchmarks.__name__}.{name}")
 
 
-def _with_options(section: type[T]) -> type[T]:
-    """The dataclass with one field more for each benchmark that has options, called as its file."""
-    fields = [(name, _file(name).Options) for name in _files() if hasattr(_file(name), "Options")]
-    namespace = {"__module__": section.__module__, "__doc__": section.__doc__}
-    return dataclasses.make_dataclass(
-        section.__name__, fields, bases=(section,), namespace=namespace, frozen=True, kw_only=True
-    )
+def _with_options(model: Model) -> Callable[[type[T]], type[T]]:
+    """The dataclass with one field more for each benchmark of such models that has options, called as its file."""
+
+    def complete(section: type[T]) -> type[T]:
+        files = {name: _file(name) for name in _files()}
+        fields = [
+            (name, file.Options) for name, file in files.items() if file.MODEL == model and hasattr(file, "Options")
+        ]
+        namespace = {"__module__": section.__module__, "__doc__": section.__doc__}
+        return dataclasses.make_dataclass(
+            section.__name__, fields, bases=(section,), namespace=namespace, frozen=True, kw_only=True
+        )
+
+    return complete
 
 
-@_with_options
+@_with_options("clip")
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """The section `evaluate` of params.yaml: what all benchmarks share, and the options of each that has some.
+    """The section `evaluate` of params.yaml: what all benchmarks of a CLIP share, and the options of some.
 
     Attributes:
         batch_size: images, or windows of images, at once.
@@ -51,6 +58,25 @@ class Evaluate:
         at_least(self, 1, "batch_size")
 
 
+@_with_options("mllm")
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """The section `ask` of params.yaml: what all benchmarks of a language model share, and the options of some.
+
+    Attributes:
+        batch_size: questions at once.
+        max_new_tokens: of an answer.
+        dtype: of the weights and of what is computed.
+    """
+
+    batch_size: int
+    max_new_tokens: int
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "max_new_tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A benchmark by its whole name, and the file of benchmarks/ that measures it."""
@@ -58,17 +84,17 @@ class Benchmark:
     name: str
     file: ModuleType
 
-    def run(self, model: Any, folder: Path, params: Evaluate) -> BenchmarkResult:
+    def run(self, model: Any, folder: Path, params: Evaluate | Ask) -> BenchmarkResult:
         """What the model reaches on the data in the folder."""
         result: BenchmarkResult = self.file.run(model, folder, **self._numbers(params))
         return result
 
-    def draw(self, models: Mapping[Role, Any], folder: Path, png: Path, params: Evaluate) -> None:
+    def draw(self, models: Mapping[Role, Any], folder: Path, png: Path, params: Evaluate | Ask) -> None:
         """Write the picture of the models, where the benchmark has one."""
         if hasattr(self.file, "draw"):
             self.file.draw(models, folder, png, **self._numbers(params))
 
-    def _numbers(self, params: Evaluate) -> dict[str, Any]:
+    def _numbers(self, params: Evaluate | Ask) -> dict[str, Any]:
         name = self.file.__name__.rpartition(".")[2]
         own = {"options": getattr(params, name)} if hasattr(self.file, "Options") else {}
         return {"batch_size": params.batch_size} | own
@@ -110,7 +136,9 @@ class Subject:
     encoder_sha256: str
 
 
-def measure(benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate) -> list[Scores]:
+def measure(
+    benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate | Ask
+) -> list[Scores]:
     """The scores of each subject, on the same data with the same options: the benchmark's own, then what it has also.
 
     Args:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
-from un2clip.datasets.tars import DamagedTar, Group, groups
+from un2clip.datasets.tars import DamagedTar, Group, Keys, Rejected, groups, scattered_keys
 from un2clip.errors import UserError, cause
 from un2clip.files.texts import decode as decode_text
 from un2clip.files.texts import read_text
@@ -18,7 +18,7 @@ from un2clip.hashes import file_sha256, folder_sha256
 
 
 def data_sha256(folder: Path) -> str:
-    """Hash of all files below a folder, names and contents, in order of name: which data a score belongs to."""
+    """Hash of all files below a folder but hidden ones, in order of name: which data a score belongs to."""
     if not folder.is_dir():
         raise UserError(f"no benchmark data at {folder}; the laptop world's is made by `un2clip shapes`")
     return folder_sha256(folder)
@@ -60,7 +60,7 @@ def find_tars(folder: Path) -> list[Path]:
     Raises:
         UserError: test/nshards.txt tells another number of tars than there are.
     """
-    tars = sorted((folder / "test").glob("*.tar")) or sorted(folder.glob("*.tar"))
+    tars = sorted((folder / "test").glob("[!.]*.tar")) or sorted(folder.glob("[!.]*.tar"))
     count = folder / "test" / "nshards.txt"
     if tars and count.is_file() and (said := read_text(count).strip()) != str(len(tars)):
         raise UserError(f"{folder}/test has {len(tars)} tars, but its nshards.txt says {cause(repr(said))}")
@@ -76,24 +76,34 @@ def dataset_type(folder: Path) -> str:
 def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Image, str]]:
     """Key, image and text of every sample, in the order of the tars; one sample in memory at a time.
 
+    Keys are unique: one that an earlier tar has too stands behind the name of its tar.
+
     Args:
         tars: in webdataset form.
         extension: of the member that is the text, such as "cls".
 
     Raises:
-        UserError: a tar is damaged, or a sample lacks its image or its text, is unsafe, or occurs twice.
+        UserError: a tar is damaged, or a sample lacks its image or its text, is unsafe, or occurs twice in its tar.
     """
-    seen: set[str] = set()
+    keys = Keys()
     for tar in tars:
+        keys.open(tar.name)
         try:
             for group in groups(tar, max_bytes=tar.stat().st_size):
                 name = f"{tar}: sample {group.key}"
-                if group.key in seen:
-                    raise UserError(f"{name} occurs twice")
-                seen.add(group.key)
-                yield group.key, *_image_and_text(group, extension, name)
+                try:
+                    key = keys.claim(group.key)
+                except Rejected:
+                    raise UserError(f"{name} occurs twice{_apart(group, tar)}") from None
+                if len(group.members) < 2 and (hint := _apart(group, tar)):
+                    raise UserError(f"{name} is not whole{hint}")
+                yield key, *_image_and_text(group, extension, name)
         except DamagedTar as error:
             raise UserError(f"{tar} is damaged, get it again: {error}") from None
+
+
+def _apart(group: Group, tar: Path) -> str:
+    return ": its members stand apart, make the tar with `tar --sort=name`" * (group.key in scattered_keys(tar))
 
 
 def _image_and_text(group: Group, extension: str, name: str) -> tuple[Image.Image, str]:

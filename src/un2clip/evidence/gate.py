@@ -123,10 +123,12 @@ def _refusal(rule: Rule, reason: str) -> Finding:
 
 def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float) -> Finding:
     passed = gain.low is not None and gain.low > rule.gain_above
-    unit = get_unit(after.unit).change
-    change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit}" if gain.mean else "did not change"
+    unit = get_unit(after.unit)
+    change = "did not change"
+    if gain.mean:
+        change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit.change}"
     sentence = (
-        f"{rule.benchmark} {change} over {gain.n} samples "
+        f"{rule.benchmark} {change} over {gain.n} {unit.counts} "
         f"({100 * confidence:g} % interval of the gain {gain.low:.4g} to {gain.high:.4g}); "
         f"its lower bound must be above {rule.gain_above:g}: {'passed' if passed else 'failed'}."
     )

@@ -251,5 +251,27 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
     console.print(table)
 
 
+def table_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The report's table as plain numbers: a row for each benchmark and each of its types."""
+    return [
+        {
+            "benchmark": comparison.benchmark,
+            "type": row.type,
+            "unit": comparison.unit,
+            "n": row.difference.n,
+            "reference": row.reference,
+            "tuned": row.tuned,
+            "difference": row.difference.mean,
+            "low": row.difference.low,
+            "high": row.difference.high,
+            "changed": changed(row),
+            "p": row.discordant.p_value if row.discordant else None,
+            "reading": row.reading,
+        }
+        for comparison in comparisons
+        for row in (comparison.whole, *comparison.types)
+    ]
+
+
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

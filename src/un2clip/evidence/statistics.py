@@ -78,7 +78,8 @@ def paired_difference(
         seed: of the draw; the same seed gives the same interval.
 
     Raises:
-        ValueError: no items, different items, a value that is not finite, or a unit that has no items.
+        ValueError: no items, different items, a value that is not finite, a unit that has no items, or a score that is
+            undefined in every resample.
     """
     return _differences(next(_draws(before, after, unit)), confidence, resamples, seed)[None]
 
@@ -88,7 +89,8 @@ def paired_differences(
 ) -> tuple[Difference, dict[str, Difference]]:
     """`paired_difference` over all items, and for each type, in the order of `after`.
 
-    A type that only one encoder has, such as a class that only one ever predicted and no label has, is left out.
+    A type that only one encoder has, such as a class that only one ever predicted and no label has, is left out; so is
+    one whose score is undefined in every resample, such as an F1 of nothing to find and nothing found.
     """
     found: dict[str | None, Difference] = {}
     for draw in _draws(before, after, unit):
@@ -125,12 +127,16 @@ def _draws(before: Sequence[Item], after: Sequence[Item], unit: str) -> Iterator
 
 def _differences(draw: Draw, confidence: float, resamples: int, seed: int) -> dict[str | None, Difference]:
     drawn = _resample(draw, resamples, seed)
-    return {
-        name: _difference(measured, resampled, n, changed, confidence)
-        for name, measured, resampled, n, changed in zip(
-            draw.names, draw.measured, drawn.T, draw.n, draw.changed, strict=True
-        )
-    }
+    found: dict[str | None, Difference] = {}
+    for name, measured, column, n, changed in zip(
+        draw.names, draw.measured, drawn.T, draw.n, draw.changed, strict=True
+    ):
+        defined = column[np.isfinite(column)]
+        if defined.size:
+            found[name] = _difference(measured, defined, n, changed, confidence)
+        elif name is None:
+            raise ValueError(f"the score is 0 / 0 in each of {resamples} draws: nothing counts in its {n} samples")
+    return found
 
 
 def _resample(draw: Draw, resamples: int, seed: int) -> Floats:
@@ -149,7 +155,7 @@ def _resample(draw: Draw, resamples: int, seed: int) -> Floats:
 
 def _difference(measured: float, resampled: Floats, n: int, changed: int, confidence: float) -> Difference:
     tail = (1.0 - confidence) / 2.0
-    low, high = map(float, np.quantile(resampled[np.isfinite(resampled)], [tail, 1.0 - tail]))
+    low, high = map(float, np.quantile(resampled, [tail, 1.0 - tail]))
     if 2.0 * 0.5**changed > 1.0 - confidence:
         low, high = min(low, 0.0), max(high, 0.0)
     return Difference(mean=measured, low=low, high=high, n=n, changed=changed)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from un2clip.evidence.aggregates import Aggregate, Mean, MeanOverTypes
+from un2clip.evidence.crossed import Crossed, MeanOfGroups
 from un2clip.evidence.items import Item
 
 
@@ -72,6 +73,11 @@ def _share(item: Item) -> str:
     return "outcomes in % must be between 0 and 1" if item.value < 0.0 or item.value > 1.0 else ""
 
 
+def _right_or_wrong(item: Item) -> str:
+    """Whether all of several are right can't be told from shares."""
+    return "" if item.value in (0.0, 1.0) else "outcomes that count in groups must be 0 or 1"
+
+
 def _squared_error(item: Item) -> str:
     """NaN is the outcome of a model that failed, and compared with nothing; less than 0 is no square."""
     return "a squared error must be at least 0 and finite" if item.value < 0.0 or item.value == math.inf else ""
@@ -86,28 +92,33 @@ def _overlap(item: Item) -> str:
     return "" if item.id == f"{item.sample}@{item.type}" else "ids in mIoU must be image@class, with no @ in the class"
 
 
+_PERCENT = Unit(
+    name="%",
+    label="% correct",
+    note="Scores in %, differences in points.",
+    change="points",
+    counts="samples",
+    scale=100.0,
+    digits=1,
+    study_name="%",
+    study_scale=1.0,
+    study_digits=1,
+    lower_is_better=False,
+    aggregate=Mean(),
+    complaint=_share,
+    out_of=False,
+    total=None,
+    paired=True,
+    right_or_wrong=True,
+)
+
+#: Questions of which several count together; one of them is worth nothing by itself.
+_GROUPED = replace(_PERCENT, counts="groups", complaint=_right_or_wrong, right_or_wrong=False)
+
 UNITS: dict[str, Unit] = {
     row.name: row
     for row in (
-        Unit(
-            name="%",
-            label="% correct",
-            note="Scores in %, differences in points.",
-            change="points",
-            counts="samples",
-            scale=100.0,
-            digits=1,
-            study_name="%",
-            study_scale=1.0,
-            study_digits=1,
-            lower_is_better=False,
-            aggregate=Mean(),
-            complaint=_share,
-            out_of=False,
-            total=None,
-            paired=True,
-            right_or_wrong=True,
-        ),
+        _PERCENT,
         Unit(
             name="mse",
             label="mean squared error, lower is better",
@@ -147,6 +158,43 @@ UNITS: dict[str, Unit] = {
             total=lambda item: item.value + item.of,
             paired=False,  # which classes have a union in an image depends on the prediction
             right_or_wrong=False,
+        ),
+        replace(
+            _GROUPED,
+            name="% of groups",
+            label="groups with every answer right, %",
+            note="A group (a pair, two questions times two images, all rotations of a question) counts only if every "
+            "answer in it is right; in %, differences in points.",
+            aggregate=Crossed(samples=1.0),
+        ),
+        replace(
+            _GROUPED,
+            name="% by source",
+            complaint=_share,
+            label="mean of the sources, %",
+            note="The sources of a group weigh alike, and so do the groups; in %, differences in points.",
+            counts="images",
+            aggregate=MeanOfGroups("2D", "3D"),
+        ),
+        replace(
+            _GROUPED,
+            name="% a f q",
+            label="mean of aAcc, fAcc and qAcc, %",
+            note="The mean of three: questions right, figures with all their questions right, and questions right on "
+            "all their figures; in %, differences in points.",
+            counts="sets",
+            aggregate=Crossed(items=1 / 3, rows=1 / 3, columns=1 / 3),
+        ),
+        replace(
+            _GROUPED,
+            name="MME",
+            label="points of MME",
+            note="Of each subtask the questions right and the images with both questions right, each in %; summed over "
+            "the subtasks, each of which has 200 at most.",
+            change="points of MME",
+            counts="images",
+            study_name="MME",
+            aggregate=Crossed(items=1.0, samples=1.0, sum_types=True),
         ),
     )
 }

@@ -151,6 +151,11 @@ def read_yaml(file: File, *, several: bool = False) -> Any:
         raise UserError(f"{file} is not valid YAML: {cause(error)}") from None
 
 
+def is_yaml_text(word: str) -> bool:
+    """Whether a word without quotes is a text to YAML, and no number, truth or null."""
+    return isinstance(yaml.safe_load(word), str)
+
+
 def _check_lines(lines: Iterable[str], file: File) -> None:
     for number, line in enumerate(lines, 1):
         if found := _CONTROL.search(line):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from un2clip.config import lookup
 from un2clip.decoders import Decoder, Unclip
-from un2clip.methods.anchors import ANCHORS, Anchor
+from un2clip.methods.anchors import Anchor, Bank, new_anchor
 from un2clip.methods.conditions import CONDITIONS, Condition, new_condition
 from un2clip.methods.features import Encoder, Features
 from un2clip.methods.objective import Reconstruction, tokens_of
@@ -21,7 +21,7 @@ def new_objective(
     decoder: Decoder,
     weights: Mapping[str, float],
     *,
-    captions: Tensor | None = None,
+    banks: Mapping[Bank, Tensor] | None = None,
     seed: int,
     refers: bool = False,
 ) -> Reconstruction:
@@ -29,7 +29,7 @@ def new_objective(
 
     Args:
         weights: anchor -> lambda, `finetune.anchors` of params.yaml.
-        captions: (K, D), of anchors.embed_bank, for a row with the caption-KL anchor.
+        banks: (K, D) each, of anchors.embed_bank: those that the row's anchors ask for.
         seed: of a condition that begins at random.
         refers: whether the log gets the cosine to the reference.
 
@@ -40,7 +40,9 @@ def new_objective(
         decoder.check_fits(clip.embed_dim)
     condition = new_condition(row.condition, probe(clip, CONDITIONS[row.condition]), decoder, seed)
     std = decoder.std if isinstance(decoder, Unclip) else torch.ones(1, clip.embed_dim, device=clip.device)
-    anchors = {name: (ANCHORS[name](std, captions), lookup(weights, name, "weight of anchor")) for name in row.anchors}
+    anchors = {
+        name: (new_anchor(name, std, banks or {}), lookup(weights, name, "weight of anchor")) for name in row.anchors
+    }
     return Reconstruction(
         clip.model.visual, condition, decoder, anchors, trains_encoder=row.trains("encoder"), refers=refers
     )

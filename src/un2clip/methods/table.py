@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from un2clip.config import lookup
 from un2clip.decoders.kinds import KINDS
-from un2clip.methods.anchors import ANCHORS
+from un2clip.methods.anchors import ANCHORS, Bank
 from un2clip.methods.conditions import CONDITIONS
 
 PARTS = ("encoder", "condition", "decoder")
@@ -58,8 +58,14 @@ class Method:
         """Whether any phase moves a part."""
         return any(part in phase.trains for phase in self.phases)
 
+    @property
+    def banks(self) -> tuple[Bank, ...]:
+        """The banks of texts that its anchors ask for."""
+        return tuple(bank for name in self.anchors if (bank := ANCHORS[name].bank) is not None)
+
 
 _ENCODER = (Phase("tune", ("encoder",)),)
+_NOISED = (Phase("noised", ("encoder",)),)
 
 METHODS: dict[str, Method] = {
     "un2clip": Method(
@@ -75,6 +81,29 @@ METHODS: dict[str, Method] = {
         anchors=("embedding", "captions"),
         phases=_ENCODER,
         description="ours: un2clip-anchored with a caption-KL anchor besides",
+    ),
+    "un2clip-uniform": Method(
+        phases=(Phase("uniform", ("encoder",)),),
+        description="un2clip with every level of noise on the embedding, as the generator itself is trained",
+    ),
+    "un2clip-noised": Method(
+        phases=_NOISED,
+        description="ours: un2clip with strong noise on the embedding, so that a detail's size counts",
+    ),
+    "un2clip-held": Method(
+        anchors=("cosines",),
+        phases=_ENCODER,
+        description="ours: un2clip, and the likeness to common words is held to the reference's",
+    ),
+    "un2clip-noised-held": Method(
+        anchors=("cosines",),
+        phases=_NOISED,
+        description="ours: un2clip-noised, and the likeness to common words is held to the reference's",
+    ),
+    "un2clip-band": Method(
+        anchors=("embedding", "band"),
+        phases=_ENCODER,
+        description="ours: un2clip-anchored, and the patches' low frequencies are held to the reference's",
     ),
     "un2clip-longer": Method(
         phases=(Phase("longer", ("encoder",)),),

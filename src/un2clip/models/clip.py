@@ -4,8 +4,9 @@
 tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched.
 """
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from un2clip.datasets.images import STRIP, without_ends
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
@@ -47,7 +49,8 @@ class Clip:
     Attributes:
         model: open_clip's own class: towers `visual` and, for SigLIP, `text`. `encode_image` gives the
             embedding, (B, D) float32, not L2-normalised.
-        preprocess: PIL image -> pixel_values (3, H, W) float32, by the model's own preprocess_cfg.
+        preprocess: PIL image -> pixel_values (3, H, W) float32, by the model's own preprocess_cfg; of strips the
+            middle, as without_ends has it.
         tokenize: texts -> token ids (B, L) int64.
         config: content of open_clip_config.json.
     """
@@ -72,18 +75,21 @@ class Clip:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def embed(self, pixel_values: Tensor) -> Tensor:
+    def embed(self, pixel_values: Tensor, names: Sequence[object] = ()) -> Tensor:
         """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised.
+
+        Args:
+            names: what the B images are called, for a message.
 
         Raises:
             UserError: it is not finite: every comparison with NaN is false, so a benchmark would score it all the same.
         """
-        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "an image")
+        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "image", names)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Texts -> embedding (N, D) on the model's device, not L2-normalised; finite, as `embed` has it."""
-        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "a text")
+        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "text", [f"{t!r}" for t in texts])
 
 
 def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
@@ -110,7 +116,12 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         what = f"{type(error).__name__}: {cause(error)}"
         raise UserError(f"{folder} does not load as an open_clip model: {what}") from None
     check_finite(model, str(folder / WEIGHTS))
-    return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
+    clip = Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
+    mode = model.visual.preprocess_cfg["resize_mode"]
+    if mode != "squash":  # of what is longer than its view's own pixels, "longest" would make a line without width
+        at_most = STRIP if mode == "shortest" else min(clip.image_size)
+        preprocess.transforms.insert(0, functools.partial(without_ends, ratio=at_most))
+    return clip
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
@@ -124,22 +135,34 @@ def check_config(model_cfg: Any, name: str) -> None:
     """Refuse a configuration that would run code of its folder, or have open_clip fetch what nobody pinned."""
     if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         raise UserError(f"{name}: model_cfg of {CONFIG} must have embed_dim, vision_cfg and text_cfg")
-    if not all(isinstance(model_cfg[key], dict) for key in ("vision_cfg", "text_cfg")):
-        raise UserError(f"{name}: vision_cfg and text_cfg of {CONFIG} must be mappings")
-    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {} if isinstance(model_cfg["text_cfg"], dict) else None
+    if not isinstance(options, dict) or not isinstance(model_cfg["vision_cfg"], dict):
+        raise UserError(f"{name}: vision_cfg, text_cfg and tokenizer_kwargs of {CONFIG} must be mappings")
     if foreign := [key for key in options if key not in TOKENIZER_OPTIONS]:
         raise UserError(f"{name}: tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}, got {foreign[0]}")
     if model_cfg["text_cfg"].get("hf_model_name"):
         raise UserError(f"{name}: a text tower from the hub (hf_model_name) is not supported; its weights are not here")
-    if ":" in (model_cfg["vision_cfg"].get("timm_model_name") or ""):
+    if ":" in str(model_cfg["vision_cfg"].get("timm_model_name")):
         raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
 
 
-def finite(embedding: Tensor, of: str) -> Tensor:
-    """The embedding, or what follows from it; a UserError where it is not finite."""
-    if not embedding.isfinite().all():
-        raise UserError(f"the embedding of {of} is not finite; this encoder cannot be used, take another checkpoint")
-    return embedding
+def finite(embeddings: Tensor, of: str, names: Sequence[object] = ()) -> Tensor:
+    """The embeddings (B, ...), or what follows from them; one without a length to divide by is a UserError.
+
+    Zero is refused too, and what is so long that its length is infinite: their cosines with everything are 0.
+
+    Args:
+        of: what they are embeddings of.
+        names: of the B.
+    """
+    lengths = embeddings.flatten(1).norm(dim=1)
+    if not (good := lengths.isfinite() & (lengths > 0)).all():
+        first = int(good.int().argmin())
+        which = f"{of} {names[first]}" if names else f"{of} {first} of {len(embeddings)}"
+        raise UserError(
+            f"the embedding of {which} is not finite, or zero; this encoder cannot be used, take another checkpoint"
+        )
+    return embeddings
 
 
 def clip_files(folder: Path) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """The CLIP to be tuned, read from whatever it was published as, and written as the folder that open_clip loads.
 
-A CLIP comes from an open_clip folder; or from an architecture of open_clip's with a state dict, its own or
-OpenAI's. A state dict of the visual tower alone, as un²CLIP's authors released theirs, is laid over it. Names
-and shapes must match one by one, and the preprocessing is the model's own.
+A CLIP comes from an open_clip folder, or one of Hugging Face's CLIP; or from an architecture of open_clip's with a
+state dict, its own, OpenAI's or Hugging Face's. A state dict of the visual tower alone, as un²CLIP's authors released
+theirs, is laid over it. Names and shapes must match one by one, and the preprocessing is the model's own.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.convert import convert_state_dict
-from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from torch import Tensor, nn
+from open_clip.model import CLIP, CustomTextCLIP
 
 from un2clip.errors import UserError
 from un2clip.files.texts import read_json
+from un2clip.hashes import is_hidden
+from un2clip.models.adapting import fit_to, load_strictly, unwrapped_names
 from un2clip.models.clip import (
     CONFIG,
     TOKENIZER,
@@ -30,15 +30,16 @@ from un2clip.models.clip import (
     save_model,
     text_sha256,
 )
+from un2clip.models.configuring import hugging_face_config, is_hugging_face
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
+from un2clip.sources.packaged import located
 
 #: In the order in which open_clip itself prefers them.
 WEIGHTS_NAMES = (
     WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
     "pytorch_model.bin",
 )  # fmt: skip
-OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside the weights of OpenAI's own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Encoder:
     """`backbones.encoder` of params.yaml.
 
     Attributes:
-        weights: toy | a local file or folder | a hub id | models:/name/version.
+        weights: laptop-pair | toy | a local file or folder | a hub id | models:/name/version.
         architecture: "" for what the folder's own configuration says, else `NAME:TAG` of open_clip's list;
             the tag decides the preprocessing.
         revision: commit of a hub id.
@@ -62,7 +63,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError("weights must be toy, a file, a folder, a hub id or models:/name/version, got ''")
+            raise ValueError("weights must be laptop-pair, toy, a file, folder, hub id or models:/name/version, got ''")
         if self.weights == "toy" and (self.architecture or self.visual):
             raise ValueError("weights must not be toy where an architecture or a visual tower is given")
         _ = self.source, self.visual_source  # their own checks
@@ -70,7 +71,7 @@ class Encoder:
     @property
     def source(self) -> Source:
         hashes = {path: digest for path, digest in self.sha256.items() if path != Path(self.visual).name}
-        return Source(location=self.weights, revision=self.revision, sha256=hashes)
+        return Source(location=located(self.weights, "clip"), revision=self.revision, sha256=hashes)
 
     @property
     def visual_source(self) -> Source:
@@ -87,24 +88,31 @@ def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.en
     Raises:
         UserError: a source is not what it should be, or a state dict and the model do not match.
     """
-    place = obtain_model(encoder.source, files=() if encoder.architecture else (CONFIG,), name=name)
+    place = obtain_model(encoder.source, name=name)
     weights = place if place.is_file() else _weights_in(place, name)
     config = architecture_config(encoder.architecture) if encoder.architecture else _config_of(place, name)
     check_config(config["model_cfg"], name)
     _check_activation(encoder, config["model_cfg"], name)
     model = new_model(config["model_cfg"])
-    load_strictly(model, _fit_to(model, read_tensors(weights), config["model_cfg"], weights), str(weights))
+    load_strictly(model, fit_to(model, read_tensors(weights), config["model_cfg"], weights), str(weights))
     check_finite(model, str(weights))
     text = text_sha256(model)
     if encoder.visual:
         visual = obtain_model(encoder.visual_source, name=f"{name}.visual")
-        load_strictly(model.visual, _without(read_tensors(visual), "module.", "visual."), f"{visual} (visual tower)")
+        tower = unwrapped_names(read_tensors(visual), model.visual)
+        load_strictly(model.visual, tower, f"{visual} (visual tower)")
         check_finite(model.visual, str(visual))
     assert text_sha256(model) == text
-    save_model(model, config, folder)
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
-        _copy_tokenizer(place, folder, name)
-    return load_clip(folder)
+    made = not folder.exists()
+    try:
+        save_model(model, config, folder)
+        if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+            _copy_tokenizer(place, folder, name)
+        return load_clip(folder)
+    except BaseException:  # what does not load is not left to be taken for an encoder
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _copy_tokenizer(place: Path, folder: Path, name: str) -> None:
@@ -138,58 +146,25 @@ def architecture_config(architecture: str) -> dict[str, Any]:
 
 
 def new_model(model_cfg: Mapping[str, Any]) -> CLIP | CustomTextCLIP:
-    """open_clip's class for this configuration, untrained, on the default device (`meta` allocates nothing)."""
+    """open_clip's class for this configuration, untrained, on the default device (`meta` allocates nothing).
+
+    Raises:
+        UserError: there is none; open_clip's own word for it follows.
+    """
     arguments = json.loads(json.dumps(dict(model_cfg)))
     custom = arguments.pop("custom_text", False)
     if "timm_model_name" in arguments["vision_cfg"]:
         arguments["vision_cfg"]["timm_model_pretrained"] = False
-    return (CustomTextCLIP if custom else CLIP)(**arguments)
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict whose names and shapes match one by one.
-
-    Raises:
-        UserError: names the first few that do not.
-    """
-    own = model.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} has no place" for key in state if key not in own]
-    wrong += [
-        f"{key} is {list(state[key].shape)} and must be {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{name} does not fit {type(model).__name__}: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(dict(state))
-
-
-def _fit_to(model: nn.Module, state: dict[str, Tensor], model_cfg: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """Names as this class has them; the conversions are open_clip's own."""
-    state = _without(state, "module.")
-    if [key for key in OPENAI_SIZES if state.pop(key, None) is not None] and not model_cfg.get("quick_gelu"):
-        raise UserError(f"{file} is OpenAI's own file, trained with QuickGELU; take the -quickgelu architecture")
-    state = convert_state_dict(model, state)
-    if isinstance(model, CustomTextCLIP):
-        state = convert_to_custom_text_state_dict(state)
-    for key in ("logit_scale", "logit_bias"):  # a number, or a vector of one
-        if key in state and state[key].numel() == 1 and getattr(model, key) is not None:
-            state[key] = state[key].reshape(getattr(model, key).shape)
-    return state
-
-
-def _without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """Take a prefix off all names, where all have it."""
-    for prefix in prefixes:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    try:
+        return (CustomTextCLIP if custom else CLIP)(**arguments)
+    except Exception as error:  # sizes that are no numbers, keys that there are not, a timm model that there is not
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"open_clip has no model of this configuration ({what})") from None
 
 
 def _weights_in(folder: Path, name: str) -> Path:
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", *TORCH_FILES)]
+    kinds = (".safetensors", *TORCH_FILES)
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in kinds and not is_hidden(path.name)]
     preferred = [folder / each for each in WEIGHTS_NAMES if folder / each in found]
     if not preferred and len(found) != 1:
         listed = ", ".join(path.name for path in found) or "none"
@@ -202,6 +177,11 @@ def _config_of(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"{name}: {folder} is a lone file of weights; say its architecture, as ViT-H-14:laion2b_s32b_b79k"
         )
+    if not (folder / CONFIG).is_file():
+        if is_hugging_face(folder):
+            return hugging_face_config(folder, name)
+        listed = ", ".join(sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))[:6]) or "nothing"
+        raise UserError(f"{name}: {folder} has no {CONFIG}, and no config.json of Hugging Face's; it has {listed}")
     try:
         config = read_json(folder / CONFIG)
         return {"model_cfg": config["model_cfg"], "preprocess_cfg": config["preprocess_cfg"]}

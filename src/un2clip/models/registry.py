@@ -1,7 +1,8 @@
 """Versions of the promoted encoder in the MLflow registry, and the way back out of it.
 
-A version's files are exactly those that open_clip loads; nothing is pickled. The evidence it was judged by
-(lineage, scores with their items, report) lies in the artifacts of the run that its tag EVIDENCE names.
+A version is an MLflow model (tracking/packing.py): the files that open_clip loads, and a short file of code that embeds
+with them; nothing is pickled. The evidence it was judged by (lineage, scores with their items, report) lies in the
+artifacts of the run that its tag EVIDENCE names.
 """
 
 import re
@@ -10,18 +11,36 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
 from un2clip.errors import UserError
-from un2clip.models.clip import CONFIG, WEIGHTS, encoder_sha256
+from un2clip.evidence.scores import Scores
+from un2clip.models.clip import CONFIG, WEIGHTS, clip_files, encoder_sha256
 from un2clip.models.exporting import Form, check_free, write_export
 from un2clip.sources.hub import Source, check_local, obtain
 from un2clip.tracking import store
+from un2clip.tracking.packing import INSIDE, pack
 
 FILES = (WEIGHTS, CONFIG)
+#: Of the registered model, until a person writes another.
+DESCRIPTION = """CLIP models whose image encoder was tuned, through a frozen unCLIP generator, to see more detail.
+The text tower is that of the CLIP that each was made from.
+
+The alias `champion` is the one to use; `challenger` is the newest.
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("models:/NAME@champion")  # images and texts in, embeddings out
+```
+
+`un2clip export --model NAME --alias champion --to FOLDER` writes the folder that open_clip loads.
+"""
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 EVIDENCE = "evidence_run"
+ROLLED_BACK = "rolled_back"  # why a version is champion no more; then only a person makes it champion again
 JUDGED_AGAINST = "judged_against"  # number of the version that a version had to beat; empty for the reference
 
 
@@ -53,10 +72,17 @@ def obtain_model(source: Source, *, files: Iterable[str] = (), name: str) -> Pat
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version: its number and its tags."""
+    """One version.
+
+    Attributes:
+        number: as MLflow counts them.
+        tags: its own, and those of the logged model behind it, which keeps the hashes.
+        model_id: of MLflow's logged model behind it; "" for one that was registered by hand without.
+    """
 
     number: str
     tags: Mapping[str, str]
+    model_id: str = ""
 
 
 class Registry:
@@ -76,7 +102,12 @@ class Registry:
         return {str(alias): str(number) for alias, number in models[0].aliases.items()} if models else {}
 
     def version(self, number: str) -> Version:
-        return Version(number=number, tags=self.client.get_model_version(self.name, number).tags)
+        """The version of a number; MLflow's own error where there is none."""
+        found = self.client.get_model_version(self.name, number)
+        model_id = _model_id(found)
+        kept = store.model_tags(self.client, model_id)
+        tags = {str(key): str(value) for key, value in (found.tags | kept).items()}
+        return Version(number=number, tags=tags, model_id=model_id)
 
     def exists(self, number: str) -> bool:
         """Whether there is such a version; a person may have deleted it."""
@@ -84,31 +115,70 @@ class Registry:
         return number in [str(version.version) for version in versions]
 
     def find(self, encoder_sha256: str) -> Version | None:
-        """The newest version that holds this very encoder."""
-        wanted = f"name = '{self.name}' and tags.encoder_sha256 = '{encoder_sha256}'"
-        found = sorted(self.client.search_model_versions(wanted), key=lambda version: int(version.version))
-        return Version(number=str(found[-1].version), tags=found[-1].tags) if found else None
+        """The oldest version that holds this very encoder."""
+        wanted = f"tags.encoder_sha256 = '{encoder_sha256}'"
+        models = self.client.search_logged_models([store.experiment(self.client)], wanted)
+        held = {each.model_id for each in models}
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        found = [int(each.version) for each in versions if _model_id(each) in held]
+        return self.version(str(min(found))) if found else None
 
-    def register(self, folder: Path, tags: Mapping[str, str], run_id: str) -> Version:
-        """Upload a folder's files as a new version that a run made."""
-        if not self.client.search_registered_models(f"name = '{self.name}'"):
-            self.client.create_registered_model(self.name)
-        experiment = self.client.get_run(run_id).info.experiment_id
-        model_id = self.client.create_logged_model(experiment, self.name, run_id, tags=dict(tags)).model_id
+    def register(self, encoder: Path, shown: Mapping[str, str], kept: Mapping[str, str], run_id: str) -> Version:
+        """Upload a CLIP folder as a new version that a run made; what else lies in the folder stays there.
+
+        Of two processes that register one encoder at the same time the lower number wins, and the other is deleted.
+
+        Args:
+            encoder: the folder.
+            shown: tags of the version, which its page lists: few, and for people.
+            kept: tags of the logged model behind it, of which encoder_sha256 is one.
+            run_id: of the run that made it.
+        """
+        self._create()
+        tags = {**shown, **kept}
+        model_id = self.client.create_logged_model(store.experiment(self.client), self.name, run_id, tags=tags).model_id
         try:
-            self.client.log_model_artifacts(model_id, str(folder))
+            with tempfile.TemporaryDirectory() as folder:
+                files = {name: encoder / name for name in clip_files(encoder)}
+                pack(files, Path(folder, "model"), model_id=model_id, run_id=run_id)
+                self.client.log_model_artifacts(model_id, str(Path(folder, "model")))
         except BaseException:
             self.client.finalize_logged_model(model_id, "FAILED")
             raise
         self.client.finalize_logged_model(model_id, "READY")
         version = self.client.create_model_version(
-            self.name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+            self.name, f"models:/{model_id}", run_id=run_id, tags=dict(shown), model_id=model_id
         )
-        return Version(number=str(version.version), tags=dict(tags))
+        first = self.find(kept["encoder_sha256"])
+        if first and first.model_id != model_id:  # it was there when this one was made, so its process sees no older
+            self.client.delete_model_version(self.name, str(version.version))
+            self.client.delete_logged_model(model_id)
+            self.tag(first, shown, kept)
+            return first
+        return self.version(str(version.version))
 
-    def tag(self, number: str, tags: Mapping[str, str]) -> None:
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, number, key, value)
+    def _create(self) -> None:
+        """Make the registered model, unless it is there, or another process is quicker; a description stays."""
+        wanted, described = f"name = '{self.name}'", DESCRIPTION.replace("NAME", self.name)
+        if found := self.client.search_registered_models(wanted):
+            if not found[0].description:
+                self.client.update_registered_model(self.name, described)
+            return
+        try:
+            self.client.create_registered_model(self.name, description=described)
+        except Exception:
+            if not self.client.search_registered_models(wanted):
+                raise
+
+    def tag(self, version: Version, shown: Mapping[str, str], kept: Mapping[str, str]) -> None:
+        """Set tags of a version, and with them more of the logged model behind it."""
+        for key, value in shown.items():
+            self.client.set_model_version_tag(self.name, version.number, key, value)
+        self.client.set_logged_model_tags(version.model_id, {**shown, **kept})
+
+    def log_scores(self, version: Version, scores: Iterable[Scores], run_id: str) -> None:
+        """Put scores on the page of the model behind a version, each with its data set."""
+        store.log_model_scores(self.client, version.model_id, scores, run_id)
 
     def describe(self, number: str, text: str) -> None:
         """Set a version's description: what a person reads first on its page."""
@@ -138,9 +208,14 @@ class Registry:
         return aliases[alias]
 
     def fetch(self, version: Version, to: Path) -> Path:
-        """Download a version's files into an empty folder; its weights must be those that were registered."""
+        """Download a version into an empty folder, and return the CLIP folder in it.
+
+        Its weights must be those that were registered. Before a version was an MLflow model, it was the CLIP folder.
+        """
         with store.as_user_error():
             fetched = store.download(self.client, f"models:/{self.name}/{version.number}", to)
+        if (fetched / INSIDE).is_dir():
+            fetched = fetched / INSIDE
         if missing := [name for name in FILES if not (fetched / name).is_file()]:
             raise UserError(f"version {version.number} of {self.name} has no {' and no '.join(missing)}")
         wanted, found = version.tags.get("encoder_sha256"), encoder_sha256(fetched)
@@ -170,6 +245,12 @@ def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip"
         how = write_export(registry.fetch(version, Path(folder)), to, form)
     print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")
     return version
+
+
+def _model_id(version: Any) -> str:
+    """Of MLflow's own object, which a server of one's own leaves without; its source names the model all the same."""
+    model_id = str(version.source).partition("models:/")[2]
+    return model_id if model_id.startswith("m-") else ""
 
 
 def _existing_parent(path: Path) -> Path:

@@ -1,35 +1,65 @@
 """The same weights under Hugging Face's names: what changes between the libraries is names, and two splits.
 
-open_clip keeps query, key and value in one matrix, Hugging Face in three; projections are transposed.
+open_clip keeps query, key and value in one matrix, Hugging Face in three; projections are transposed. A state here
+gives views of the source's tensors, but for one of SigLIP's, so that the same tables read and write.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+_FOLDED = {  # factor of a LayerScale, open_clip's or timm's -> the layer before it
+    "ls_1.gamma": "attn.out_proj", "ls_2.gamma": "mlp.c_proj", "ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2",
+}  # fmt: skip
+
+
+class Reading(State):
+    """A state dict that knows which of its tensors have been read."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def unread(self) -> Iterator[str]:
+        return (name for name in self if name not in self.read)
+
+
+def without_layer_scale(source: State) -> State:
+    """The same model in a class that has no LayerScale: its factors go into the layers whose outputs they scale."""
+    state = dict(source)
+    for name in source:
+        for end, layer in _FOLDED.items():
+            if name.endswith(f".{end}"):
+                gamma, before = state.pop(name), f"{name.removesuffix(end)}{layer}"
+                state[f"{before}.weight"] = source[f"{before}.weight"] * gamma[:, None]
+                state[f"{before}.bias"] = source[f"{before}.bias"] * gamma
+    return state
 
 
 def clip_state(source: State) -> State:
     """open_clip's CLIP -> CLIPModel."""
-    visual = {name.removeprefix("visual."): value for name, value in source.items() if name.startswith("visual.")}
-    state = clip_vision_state(visual)
+    state = clip_vision_state(source, "visual.")
     state |= _prefixed("text_model.", _text_state(source, ""))
-    state["text_projection.weight"] = source["text_projection"].T.contiguous()
+    state["text_projection.weight"] = source["text_projection"].T
     return state | {"logit_scale": source["logit_scale"].reshape(())}
 
 
-def clip_vision_state(source: State) -> State:
+def clip_vision_state(source: State, prefix: str = "") -> State:
     """open_clip's VisionTransformer -> CLIPVisionModelWithProjection."""
     state = {
-        "embeddings.class_embedding": source["class_embedding"],
-        "embeddings.patch_embedding.weight": source["conv1.weight"],
-        "embeddings.position_embedding.weight": source["positional_embedding"],
+        "embeddings.class_embedding": source[f"{prefix}class_embedding"],
+        "embeddings.patch_embedding.weight": source[f"{prefix}conv1.weight"],
+        "embeddings.position_embedding.weight": source[f"{prefix}positional_embedding"],
     }
-    state |= _same("pre_layrnorm", source, "ln_pre") | _same("post_layernorm", source, "ln_post")
-    state |= _layers(source, "transformer.resblocks.")
-    return _prefixed("vision_model.", state) | {"visual_projection.weight": source["proj"].T.contiguous()}
+    state |= _same("pre_layrnorm", source, f"{prefix}ln_pre") | _same("post_layernorm", source, f"{prefix}ln_post")
+    state |= _layers(source, f"{prefix}transformer.resblocks.")
+    return _prefixed("vision_model.", state) | {"visual_projection.weight": source[f"{prefix}proj"].T}
 
 
 def siglip_state(source: State) -> State:

@@ -14,7 +14,7 @@ from un2clip.config import build, lookup, read_yaml
 from un2clip.datasets.tars import DamagedTar, groups
 from un2clip.errors import UserError
 from un2clip.files.texts import File, read_lines
-from un2clip.hashes import folder_sha256
+from un2clip.hashes import files_below, folder_sha256
 
 CATALOGUE = files("un2clip.sources") / "catalogue.yaml"
 NAMED = 3  # so many missing files are named, of all that are missing
@@ -138,7 +138,7 @@ def check(entry: Entry, folder: Path) -> str:
         )
     found = f"{len(wanted)} files"
     if entry.samples:
-        samples = _samples(sorted(folder.glob("test/*.tar")))
+        samples = _samples(sorted(folder.glob("test/[!.]*.tar")))
         if samples != entry.samples:
             raise UserError(
                 f"{folder} is not all of {entry.name}: {samples} samples in test/*.tar, not {entry.samples}"
@@ -157,8 +157,9 @@ def _ids(ids: str, folder: Path) -> list[str]:
         return [str(i) for i in range(int(bounds[1]), int(bounds[2]) + 1)]
     if "{id}" in ids:
         before, after = ids.split("{id}")
-        paths = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{after}") if path.is_file())
-        return sorted(path[len(before) : -len(after)] for path in paths if path.startswith(before))
+        paths = (path.relative_to(folder).as_posix() for path in files_below(folder))
+        found = (path for path in paths if path.startswith(before) and path.endswith(after))
+        return sorted(path[len(before) : -len(after)] for path in found)
     if not ids:
         return []
     if not (folder / ids).is_file():

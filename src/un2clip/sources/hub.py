@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.errors import UserError, reason, without_password
-from un2clip.hashes import file_sha256
+from un2clip.hashes import file_sha256, files_below
 
 Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
@@ -30,6 +30,8 @@ OPENED: Mapping[Kind, tuple[str, ...]] = {
     "model": (".safetensors", ".json", ".txt", ".model", *TORCH_FILES),
     "dataset": (".tar", ".zip", ".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".jpg", ".jpeg", ".png"),
 }  # fmt: skip
+#: Under which names trainers keep the state dict beside epoch and optimizer, in the order in which they are tried.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -89,7 +91,7 @@ def check_local(place: Path, source: Source, *, kind: Kind = "model", files: Ite
             raise UserError(f"{name}.sha256 has no hash of {place.name}; it has: {', '.join(source.sha256)}")
         verify(place.parent, {path: digest for path, digest in source.sha256.items() if path == place.name}, name)
         return place
-    found = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+    found = [path.relative_to(place).as_posix() for path in files_below(place)]
     for pattern in files:
         matching = [path for path in found if fnmatch(path, pattern)]
         check_opened(matching, kind, name)
@@ -121,10 +123,11 @@ def verify(folder: Path, sha256: Mapping[str, str], name: str) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a state dict, safetensors or torch (weights_only=True), onto the CPU; one wrapped as `state_dict` too.
+    """Read a state dict, safetensors or torch (weights_only=True), onto the CPU; out of what trainers wrap it in, too.
 
     Raises:
-        UserError: it is damaged, needs pickle or TorchScript, or is no mapping of names to tensors.
+        UserError: it is damaged, needs pickle or TorchScript, or holds no mapping of names to tensors; says what it
+            holds.
     """
     check_opened([file.name], "model", "weights")
     try:
@@ -132,13 +135,28 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        what = " ".join(str(error).split())[:160]
+        what = " ".join(str(error).split())
+        if found := re.search(r"Unsupported (?:global: GLOBAL|class|operand)\s*(\S+)", what):
+            raise UserError(
+                f"cannot read {file}: beside tensors it holds a {found[1]}, and what may run code is not opened; "
+                "save the weights alone, as safetensors or by torch.save(model.state_dict(), FILE)"
+            ) from None
         hint = "" if isinstance(error, SafetensorError | OSError) else "; TorchScript and other pickles are not opened"
-        raise UserError(f"cannot read {file}: {what}{hint}") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{file} must hold a mapping of names to tensors, got {type(content).__name__}")
-    return content
+        raise UserError(f"cannot read {file}: {what[:160]}{hint}") from None
+    return _unwrapped(content, file)
+
+
+def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+    """The state dict in what a trainer saved: `{"model": {...}, "epoch": 3}`, and the like."""
+    inner = content
+    while isinstance(inner, dict) and not all(isinstance(value, Tensor) for value in inner.values()):
+        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), dict)), None)
+    if isinstance(inner, dict) and all(isinstance(name, str) for name in inner):
+        return inner
+    held = f"a {type(content).__name__}"
+    if isinstance(content, dict):
+        held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:6]) or "nothing"
+    raise UserError(f"{file} must hold a mapping of names to tensors, or one as {', '.join(WRAPPERS)}; it holds {held}")
 
 
 def pin(location: str, revision: str, kind: Kind, files: Iterable[str]) -> Source:

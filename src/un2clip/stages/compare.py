@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from un2clip import tracking
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
-from un2clip.evidence.report import compare_scores, print_table, render
+from un2clip.evidence.report import compare_scores, print_table, render, table_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ def compare(
         grids=sorted(reconstructions.glob("*.png")),
     )
     (report / "index.html").write_text(page, encoding="utf-8")
+    tracking.log_table("comparison.json", table_rows(comparisons))
     print_table(comparisons, method=lineage["method"], confidence=params.confidence)
 
 

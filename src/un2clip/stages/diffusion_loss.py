@@ -79,7 +79,9 @@ def diffusion_loss(
     with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
         for batch in loader.strict(loader.read(reader, indices, params.workers)):
             target = generator.target(batch)
-            conds = {role: Cond(vector=clip.embed(batch["pixel_values"])) for role, clip in clips.items()}
+            conds = {
+                role: Cond(vector=clip.embed(batch["pixel_values"], batch["keys"])) for role, clip in clips.items()
+            }
             for name, noise in bins.items():
                 noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
                 for role, cond in conds.items():

@@ -12,7 +12,7 @@ import torch
 
 from un2clip import devices, tracking
 from un2clip.datasets import loader
-from un2clip.datasets.caption_bank import caption_bank
+from un2clip.datasets.caption_bank import caption_bank, word_bank
 from un2clip.datasets.latents import CachedLatents, latents_sha256, open_latents, vae_of
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Decoder, Unclip
@@ -21,7 +21,7 @@ from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.decoders.kinds import open_decoder, save_decoder
 from un2clip.errors import Stopped, UserError
 from un2clip.hashes import tensors_sha256
-from un2clip.methods.anchors import embed_bank
+from un2clip.methods.anchors import Bank, embed_bank
 from un2clip.methods.building import new_objective
 from un2clip.methods.conditions import save_condition
 from un2clip.methods.objective import Reconstruction
@@ -121,12 +121,10 @@ def _finetune(job: Job, device: torch.device) -> None:
         parents["latents"] = latents_sha256(job.latents)
     if row.measures_statistics:
         _measure(job, clip, decoder, caches[0])
-    captions = None
-    if "captions" in row.anchors:
-        captions = embed_bank(clip, caption_bank(job.shards, seed=job.seed, size=params.captions))
+    banks = {name: embed_bank(clip, _bank(job, name)) for name in row.banks}
     text_before = text_sha256(clip.model)
     refers = params.compute.refer_every > 0
-    objective = new_objective(row, clip, decoder, params.anchors, captions=captions, seed=job.seed, refers=refers)
+    objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=job.seed, refers=refers)
     history: list[Record] = []
     failure: UserError | None = None
     try:
@@ -157,6 +155,12 @@ def _finetune(job: Job, device: torch.device) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
+
+
+def _bank(job: Job, name: Bank) -> list[str]:
+    if name == "words":
+        return word_bank(job.shards, job.params.words, seed=job.seed)
+    return caption_bank(job.shards, seed=job.seed, size=job.params.captions)
 
 
 def _train_phases(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from un2clip.config import at_least, lookup
+from un2clip.datasets.caption_bank import Words
 from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
 from un2clip.errors import UserError
@@ -24,6 +25,7 @@ class Finetune:
         statistics_images: how many images `align` measures the normaliser on.
         corrupt_share: of the images read, how many may be unreadable; more stop the training.
         captions: different captions in the bank of the caption-KL anchor, at most.
+        words: what makes the bank of the cosine anchor.
         anchors: lambda of each anchor, for the methods that have it.
         scratch: shapes of the decoders that begin from scratch.
         phases: what is learned in each phase; a method names its own.
@@ -34,6 +36,7 @@ class Finetune:
     statistics_images: int
     corrupt_share: float
     captions: int
+    words: Words
     anchors: dict[str, float]
     scratch: Scratch
     phases: dict[str, PhaseConfig]
@@ -97,7 +100,10 @@ class Job:
         params = dataclasses.asdict(self.params)
         compute = {name: params["compute"][name] for name in DECIDING}
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
-        numbers = {name: params[name] for name in ("batch_size", "captions", "statistics_images", "anchors", "scratch")}
+        numbers = {
+            name: params[name]
+            for name in ("batch_size", "captions", "words", "statistics_images", "anchors", "scratch")
+        }
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         name = hashlib.sha256(json.dumps(decides | numbers | compute, sort_keys=True).encode()).hexdigest()[:16]
         return Path(self.checkpoints) / name

@@ -14,9 +14,10 @@ from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import DECISION, REGISTRY, read_lineage, tuned_pairs
 from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Scores, collect_scores
-from un2clip.models.clip import clip_files, encoder_sha256
+from un2clip.evidence.verdict import as_markdown, in_short
+from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
-from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, Registry, check_name
+from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, ROLLED_BACK, Registry, Version, check_name
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -132,13 +133,19 @@ def promote(
     _write(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
     done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
-        with store.as_user_error(), tempfile.TemporaryDirectory() as folder:
+        with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
-            tags = _tags(lineage, pairs, judged) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
-            number = _register(registry, encoder, tags, run_id)
-            sentences = [f"Judged against {champion.who}:", *judged.sentences]
-            registry.describe(number, "\n\n".join(sentences))
-            done = {"version": number, "outcome": _move_aliases(registry, params, number, alias, judged)}
+            shown = {"gate": "passed" if judged.passed else "refused", "method": lineage["method"]}
+            shown |= {finding.rule.benchmark: in_short(finding) for finding in judged.findings}
+            kept = _hashes(lineage, pairs) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
+            version = _register(registry, encoder, shown, kept, run_id)
+            number = version.number
+            registry.log_scores(version, (scores for pair in pairs for scores in pair), run_id)
+            page = as_markdown(judged, who=champion.who, confidence=compare.confidence)
+            if why := version.tags.get(ROLLED_BACK):
+                page = f"Rolled back: {why}\n\n{page}"
+            registry.describe(number, page)
+            done = {"version": number, "outcome": _move_aliases(registry, params, version, alias, judged)}
     _write(decision / REGISTRY, done)
     for sentence in judged.sentences:
         print(sentence)
@@ -196,42 +203,41 @@ def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, rep
     return folder
 
 
-def _tags(lineage: dict[str, Any], pairs: list[tuple[Scores, Scores]], judged: Decision) -> dict[str, str]:
-    tags = {key: str(lineage[key]) for key in ("method", "seed", "encoder_sha256", "text_sha256")}
-    tags |= {f"made_from.{name}": str(sha256) for name, sha256 in lineage["parents"].items()}
-    for reference, tuned in pairs:
-        tags[f"score.{tuned.benchmark}"] = f"{tuned.score:.6g} {tuned.unit} (reference {reference.score:.6g})"
-        tags[f"data_sha256.{tuned.benchmark}"] = tuned.data_sha256
-    return tags | {"gate": "passed" if judged.passed else "refused"}
+def _hashes(lineage: dict[str, Any], pairs: list[tuple[Scores, Scores]]) -> dict[str, str]:
+    """What the encoder is and was made from, for programs: tags of the model behind the version."""
+    hashes = {key: str(lineage[key]) for key in ("seed", "encoder_sha256", "text_sha256")}
+    hashes |= {f"made_from.{name}": str(sha256) for name, sha256 in lineage["parents"].items()}
+    return hashes | {f"data_sha256.{tuned.benchmark}": tuned.data_sha256 for _, tuned in pairs}
 
 
-def _register(registry: Registry, encoder: Path, tags: dict[str, str], run_id: str) -> str:
-    """Number of the version that holds this encoder; it is made where there is none."""
-    if version := registry.find(tags["encoder_sha256"]):
-        registry.tag(version.number, tags)
-        return version.number
-    with tempfile.TemporaryDirectory() as folder:
-        for name in clip_files(encoder):
-            (Path(folder) / name).symlink_to((encoder / name).resolve())
-        return registry.register(Path(folder), tags, run_id).number
+def _register(registry: Registry, encoder: Path, shown: dict[str, str], kept: dict[str, str], run_id: str) -> Version:
+    """The version that holds this encoder; it is made where there is none."""
+    if version := registry.find(kept["encoder_sha256"]):
+        registry.tag(version, shown, kept)
+        return version
+    return registry.register(encoder, shown, kept, run_id)
 
 
-def _move_aliases(registry: Registry, params: Promote, number: str, alias: str | None, judged: Decision) -> str:
+def _move_aliases(registry: Registry, params: Promote, version: Version, alias: str | None, judged: Decision) -> str:
     """Move the aliases, and say in words how they stand: as they do after a second call, too.
 
     Args:
-        number: of the challenger's version.
+        version: the challenger's.
         alias: number behind the alias champion when the challenger was judged.
     """
+    number = version.number
     registry.set_alias("challenger", number)
     done = f"{registry.name} version {number} is the challenger"
-    if alias == number:
+    champion = registry.aliases().get("champion")
+    if champion == number:
         return f"{done}, and is the champion now."
     if not judged.passed:
         return f"{done}; the gate keeps the alias champion where it is."
+    if reason := version.tags.get(ROLLED_BACK):
+        return f"{done}; it was rolled back ({reason}), so only a person makes it champion again."
     if params.champion == "manual":
         return f"{done}; whether it becomes champion is for a person to decide (promote.champion is manual)."
-    if registry.aliases().get("champion") != alias:
+    if champion != alias:
         raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
     registry.set_alias("champion", number)
     return f"{done}, and is the champion now."

@@ -1,9 +1,11 @@
 """Stage `reconstruct`: pictures.
 
-The original, and what the generator draws from each encoder's embedding, starting from the same noise.
+The original, and what the generator draws from each encoder's embedding, starting from the same noise. Below each
+picture of the laptop world: what the tuned encoder says of it otherwise than the reference.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
+from un2clip.datasets.random_access import metadata_of
 from un2clip.decoders import Cond, load_generator
 from un2clip.devices import pick_device
-from un2clip.models.clip import load_clip
+from un2clip.models.clip import Clip, load_clip
+from un2clip.world.naming import changes, say, scene_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +63,34 @@ def reconstruct(
             noise_level=params.noise_level,
         )
     reconstructions.mkdir(parents=True, exist_ok=True)
-    _save_grid(rows, reconstructions / "grid.png")
+    said = _changes(shards, batch["pixel_values"], reference, tuned)
+    title = f"drawn at noise level {params.noise_level} of the embedding, guidance {params.guidance_scale:g}"
+    _save_grid(rows, said, title, reconstructions / "grid.png")
 
 
-def _save_grid(rows: dict[str, Tensor], path: Path) -> None:
-    """One row a source, one column an image, on a white sheet."""
+def _changes(shards: Path, pixel_values: Tensor, reference: Clip, tuned: Clip) -> list[list[str]]:
+    """For each image the lines below it; none where the images are not of the laptop world."""
+    found = islice(metadata_of(shards, "heldout"), len(pixel_values))
+    scenes = [scene for each in found if (scene := scene_of(each)) is not None]
+    if len(scenes) < len(pixel_values):
+        return [[]] * len(pixel_values)
+    before, after = (say(clip, pixel_values, scenes) for clip in (reference, tuned))
+    return [changes(*each) for each in zip(before, after, scenes, strict=True)]
+
+
+def _save_grid(rows: dict[str, Tensor], said: list[list[str]], title: str, path: Path) -> None:
+    """One row a source, one column an image, on a white sheet; below each column what is said otherwise now."""
     columns = len(next(iter(rows.values())))
-    figure = Figure(figsize=(1.0 + 0.9 * columns, 1.0 * len(rows)), layout="constrained")
+    height = len(rows) + 0.13 * max(map(len, said)) + 0.3
+    figure = Figure(figsize=(1.0 + 0.95 * columns, height), layout="constrained")
+    figure.suptitle(title, fontsize=8)
     for axes_row, (name, images) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
         for axes, image in zip(axes_row, images, strict=True):
             axes.imshow((image.permute(1, 2, 0).clamp(-1, 1) + 1).cpu().numpy() / 2, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for axes, lines in zip(axes_row, said, strict=True):
+        axes.set_xlabel("\n".join(lines), fontsize=6)
+    if any(said):
+        figure.supxlabel("what the tuned encoder says otherwise than the reference (✓: rightly)", fontsize=7)
     figure.savefig(path, dpi=110, metadata={"Software": None})

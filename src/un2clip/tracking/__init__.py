@@ -7,7 +7,7 @@ and whatever goes wrong after that is one line on stderr. UN2CLIP_TRACKING=off s
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,20 @@ def log_metrics(step: int, values: Mapping[str, float]) -> None:
         _active.add(step, values)
 
 
+def log_table(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep rows as a table of the stage's run, which MLflow's UI sets beside other runs' of that name.
+
+    Does nothing outside of a tracked stage.
+
+    Args:
+        name: of the file, such as comparison.json.
+        rows: each with the same columns.
+    """
+    if _active and rows:
+        with _tolerate(f"table {name}"):
+            _active.client.log_table(_active.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+
+
 class _Live:
     """The curves of a run that is going on. Nothing here raises; what goes wrong is reported."""
 
@@ -188,11 +202,11 @@ class _StageRun(_Live):
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in hidden.items()])
 
     def _log_dataset(self, name: str, shards: Path, context: str) -> None:
-        """Log name and digest of a folder of shards; MLflow has room for 36 letters of a digest."""
+        """Log name and digest of a folder of shards."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = json.dumps({"uri": str(shards)})
-        dataset = Dataset(name=name, digest=digest(shards)[:32], source_type="local", source=source)
+        dataset = Dataset(name=name, digest=digest(shards)[: store.DIGEST], source_type="local", source=source)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def _settle(self) -> None:

@@ -4,11 +4,13 @@ The store is `sqlite:///mlflow.db` in the current directory unless MLFLOW_TRACKI
 parent a pipeline run, below it one a stage.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "un2clip"
 PARENT_TAG = "un2clip.run"
+DIGEST = 32  # letters of a hash that are kept as a data set's digest; MLflow has room for 36
 
 
 def is_off() -> bool:
@@ -72,6 +75,21 @@ def as_user_error() -> Iterator[None]:
         raise UserError(f"MLflow refused: {reason(error)}") from None
 
 
+@contextmanager
+def alone(client: "MlflowClient") -> Iterator[None]:
+    """Let one process at a time write to a store that is a local SQLite file, by a lock beside it; a server needs none.
+
+    A killed process leaves the lock open, for it is the system's and not the file itself.
+    """
+    path = client.tracking_uri.removeprefix("sqlite:///")
+    if path == client.tracking_uri:
+        yield
+        return
+    with Path(f"{path}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def has_artifacts(client: "MlflowClient", run_id: str, folder: str) -> bool:
     """Whether a run still exists and kept anything in a folder of its artifacts."""
     from mlflow.exceptions import MlflowException
@@ -99,6 +117,32 @@ def scores_tags(scores: "Scores") -> dict[str, str]:
     """What a run that measured is tagged with: the hash of what it found, and of the encoder it found it for."""
     place = f"{scores.benchmark}.{scores.role}"
     return {f"un2clip.scores.{place}": scores.sha256, f"un2clip.encoder.{place}": scores.encoder_sha256}
+
+
+def model_tags(client: "MlflowClient", model_id: str) -> dict[str, str]:
+    """Tags of a logged model; none where it was deleted, or never was ("")."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_logged_model(model_id).tags) if model_id else {}
+    except MlflowException:
+        return {}
+
+
+def log_model_scores(client: "MlflowClient", model_id: str, scores: Iterable["Scores"], run_id: str) -> None:
+    """Log scores as metrics of a logged model, each with its data set; those that it has are not repeated."""
+    from mlflow.entities import Metric
+
+    known = {(each.key, each.value) for each in client.get_logged_model(model_id).metrics or ()}
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(f"{each.benchmark}/{each.role}", each.score, now, 0, model_id=model_id, dataset_name=each.benchmark,
+               dataset_digest=each.data_sha256[:DIGEST])
+        for each in scores
+        if (f"{each.benchmark}/{each.role}", each.score) not in known
+    ]  # fmt: skip
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
 
 
 def check_measured(client: "MlflowClient", scores: "Scores") -> None:

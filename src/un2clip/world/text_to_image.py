@@ -11,7 +11,7 @@ from un2clip.methods.objective import Objective
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import bpe_tokenizer, to_hugging_face
 from un2clip.training.config import PhaseConfig
-from un2clip.world.training import train_toy
+from un2clip.world.training import Schooling, train_toy
 from un2clip.world.unclip import UnetSize, new_schedule, new_unet
 
 
@@ -67,9 +67,14 @@ def embed_captions(pipeline: StableDiffusionPipeline, captions: list[str]) -> Te
 
 
 def train_text_to_image(
-    decoder: TextToImage, latents: Tensor, prompt_embeds: Tensor, size: UnetSize, phase: PhaseConfig, seed: int
+    decoder: TextToImage,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    size: UnetSize,
+    phase: PhaseConfig,
+    schooling: Schooling,
 ) -> None:
     """Train the U-Net on the world's images and captions, in place."""
     decoder.check(phase.noise)
     data = {"target": latents, "prompt_embeds": prompt_embeds}
-    train_toy("text_to_image", Captioned(decoder), "decoder", phase, data, size.batch_size, seed)
+    train_toy("text_to_image", Captioned(decoder), "decoder", phase, data, size.batch_size, schooling)

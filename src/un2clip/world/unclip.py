@@ -16,7 +16,7 @@ from un2clip.methods.table import METHODS
 from un2clip.models.clip import Clip
 from un2clip.models.huggingface import bpe_tokenizer
 from un2clip.training.config import PhaseConfig
-from un2clip.world.training import train_toy
+from un2clip.world.training import Schooling, train_toy
 from un2clip.world.vae import NORM_GROUPS, check_channels
 
 
@@ -27,12 +27,13 @@ class UnetSize:
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     attention_head_dim: int
+    cross_attention_dim: int
     prediction_type: Literal["epsilon", "v_prediction"]
     batch_size: int
 
     def __post_init__(self) -> None:
         check_channels(self.block_out_channels)
-        at_least(self, 1, "layers_per_block", "attention_head_dim", "batch_size")
+        at_least(self, 1, "layers_per_block", "attention_head_dim", "cross_attention_dim", "batch_size")
 
 
 def new_unet(vae: AutoencoderKL, size: UnetSize, **more: Any) -> UNet2DConditionModel:
@@ -73,8 +74,8 @@ def new_unclip(
     text_cfg = clip.config["model_cfg"]["text_cfg"]
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            hidden_size=text_cfg["width"],
-            intermediate_size=text_cfg["width"],
+            hidden_size=size.cross_attention_dim,
+            intermediate_size=size.cross_attention_dim,
             num_hidden_layers=1,
             num_attention_heads=1,
             max_position_embeddings=text_cfg["context_length"],
@@ -88,7 +89,7 @@ def new_unclip(
         size,
         down_block_types=("DownBlock2D",) * len(size.block_out_channels),
         up_block_types=("UpBlock2D",) * len(size.block_out_channels),
-        cross_attention_dim=text_cfg["width"],
+        cross_attention_dim=size.cross_attention_dim,
         class_embed_type="projection",
         projection_class_embeddings_input_dim=2 * clip.embed_dim,
     )
@@ -105,10 +106,16 @@ def new_unclip(
 
 
 def train_unclip(
-    clip: Clip, generator: Unclip, pixel_values: Tensor, latents: Tensor, size: UnetSize, phase: PhaseConfig, seed: int
+    clip: Clip,
+    generator: Unclip,
+    pixel_values: Tensor,
+    latents: Tensor,
+    size: UnetSize,
+    phase: PhaseConfig,
+    schooling: Schooling,
 ) -> None:
     """Row `align` of the method table: the generator learns to draw from this CLIP's embeddings; in place."""
     generator.check(phase.noise)
-    objective = new_objective(METHODS["align"], clip, generator, {}, seed=seed)
+    objective = new_objective(METHODS["align"], clip, generator, {}, seed=schooling.seed)
     data = {"pixel_values": pixel_values, "target": latents}
-    train_toy("unclip", objective, "decoder", phase, data, size.batch_size, seed)
+    train_toy("unclip", objective, "decoder", phase, data, size.batch_size, schooling)

@@ -12,7 +12,7 @@ from un2clip.datasets.loader import Batch
 from un2clip.decoders import NoiseConfig, NoiseSample
 from un2clip.methods.objective import Objective
 from un2clip.training.config import PhaseConfig
-from un2clip.world.training import train_toy
+from un2clip.world.training import Schooling, train_toy
 
 NORM_GROUPS = 8  # of the group normalisation; 32 in Stable Diffusion, which is wider
 _SCALED_BY = 1024  # images whose latents decide the scale
@@ -78,9 +78,9 @@ class Autoencoding(Objective):
         return {"loss": reconstruction + self.kl_weight * posterior.kl(), "reconstruction": reconstruction}
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize, phase: PhaseConfig, seed: int) -> None:
+def train_vae(vae: AutoencoderKL, images: Tensor, size: VaeSize, phase: PhaseConfig, schooling: Schooling) -> None:
     """Train it on the whole world, in place; then set the scale that gives its latents unit variance."""
-    train_toy("vae", Autoencoding(vae, size.kl_weight), "vae", phase, {"images": images}, size.batch_size, seed)
+    train_toy("vae", Autoencoding(vae, size.kl_weight), "vae", phase, {"images": images}, size.batch_size, schooling)
     with torch.no_grad():
         parts = images[:_SCALED_BY].split(256)
         std = torch.cat([vae.encode(part).latent_dist.mean for part in parts]).std().item()

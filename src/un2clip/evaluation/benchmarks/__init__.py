@@ -4,8 +4,8 @@ A file has
 
 - `MODEL`: which kind of model it measures;
 - `run(model, folder, *, batch_size)`, which scores any such model, item by item, and knows nothing of methods;
-- where it has numbers of its own, a frozen dataclass `Options`: the section `evaluate.FILE` of params.yaml, which `run`
-  then takes as `options`;
+- where it has numbers of its own, a frozen dataclass `Options`: the section `evaluate.FILE` of params.yaml (of an mllm
+  `ask.FILE`), which `run` then takes as `options`;
 - where it has pictures to show, `draw(models by role, folder, png, *, batch_size)`, with `options` as `run` has them.
 """
 
@@ -23,10 +23,17 @@ class BenchmarkResult:
     """What one model reached: every item, in the order of the data, the unit of their score, and the protocol.
 
     The unit is a row of UNITS. The protocol is one line on how it was measured, as far as that moves the number and is
-    not in the data's hash. `also` has further scores of the same pass, by what is added to the benchmark's name.
+    not in the data's hash.
+
+    Attributes:
+        also: further scores of the same pass, by what is added to the benchmark's name.
+        columns: of questions: the scores as published tables name and scale them; they follow from the items.
+        understood: of questions: what was understood of each answer, in the order of the items; "" for nothing.
     """
 
     unit: str
     protocol: str
     items: tuple[Item, ...]
     also: Mapping[str, "BenchmarkResult"] = field(default_factory=dict)
+    columns: Mapping[str, float] = field(default_factory=dict)
+    understood: tuple[str, ...] = ()

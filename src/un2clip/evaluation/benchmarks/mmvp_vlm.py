@@ -134,6 +134,8 @@ def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
         [clip.preprocess(read_image(question.image, str(question.image))) for question in questions]
     )
     prompts = [f"a photo of {question.statement}" for question in questions]
-    images = normalize(clip.embed(pixel_values), dim=-1).unflatten(0, (-1, 2))
+    images = normalize(clip.embed(pixel_values, [question.image for question in questions]), dim=-1).unflatten(
+        0, (-1, 2)
+    )
     texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
     return (texts @ images.transpose(1, 2)).cpu()

@@ -113,7 +113,7 @@ def _embed(clip: Clip, folder: Path, part: str, batch_size: int, options: Option
         while batch := list(islice(samples, batch_size)):
             pixel_values = torch.stack([clip.preprocess(image) for _, image, _ in batch]).to(clip.device)
             for name, each in _features(encoder, pixel_values, options).items():
-                features.setdefault(name, []).append(finite(each, "an image").cpu())
+                features.setdefault(name, []).append(finite(each, "image", [image for image, _, _ in batch]).cpu())
             ids += [name for name, _, _ in batch]
             labels += [each for _, _, each in batch]
             progress.update(len(batch))

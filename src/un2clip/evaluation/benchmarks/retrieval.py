@@ -90,7 +90,8 @@ def _embed(clip: Clip, folder: Path, batch_size: int) -> Embedded:
     images, captions, owner = [], [], []
     with tqdm(unit="image", desc="retrieval", mininterval=1) as progress:
         while batch := list(islice(samples, batch_size)):
-            images.append(normalize(clip.embed(torch.stack([pixel_values for _, pixel_values, _ in batch])), dim=-1))
+            pixel_values = torch.stack([each for _, each, _ in batch])
+            images.append(normalize(clip.embed(pixel_values, [key for key, _, _ in batch]), dim=-1))
             captions.append(normalize(clip.embed_texts([text for _, _, texts in batch for text in texts]), dim=-1))
             for key, _, texts in batch:
                 owner += [len(image_ids)] * len(texts)

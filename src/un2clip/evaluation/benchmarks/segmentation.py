@@ -171,7 +171,7 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
     )
     for similarity in maps:
         photograph, truth, picture = waiting.popleft()
-        similarity = finite(similarity, f"a patch of {photograph.id}, or of a class,")
+        finite(similarity[None], "photograph", [photograph.id])
         if protocol.pamr_steps:
             looks, large = (
                 interpolate(each[None].to(similarity), size=truth.shape, mode="bilinear")[0]

@@ -57,7 +57,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
 def _caption_wins(clip: Clip, rows: list[Row]) -> list[bool]:
     images = torch.stack([clip.preprocess(read_image(row.image, str(row.image))) for row in rows])
     texts = [text for row in rows for text in (row.caption, row.negative_caption)]
-    image_features = normalize(clip.embed(images), dim=-1)[:, :, None]
+    image_features = normalize(clip.embed(images, [row.image for row in rows]), dim=-1)[:, :, None]
     text_features = normalize(clip.embed_texts(texts), dim=-1).unflatten(0, (-1, 2))
     caption, negative = (text_features @ image_features)[:, :, 0].unbind(dim=1)
     return (caption > negative).tolist()
@@ -70,7 +70,7 @@ def read_rows(folder: Path) -> list[Row]:
         UserError: there is no file or no row, a file is not in either layout, or a row's image is missing.
     """
     trees = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("[!.]*.json"))
     if not files or not trees:
         raise UserError(f"{folder} is not SugarCrepe: it needs *.json and a folder named {' or '.join(IMAGE_FOLDERS)}")
     rows = [row for file in files for row in _rows(file, trees[0])]

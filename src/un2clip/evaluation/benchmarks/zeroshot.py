@@ -36,13 +36,14 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     data = open_classification(folder, clip.preprocess)
     device = clip.device.type
     classifier = zero_shot_classifier(clip.model, clip.tokenize, data.names, data.templates, device, amp=False)
+    finite(classifier.T, "class", data.names)
     ids: list[str] = []
     batches = _batches(data, batch_size, ids)
     if (first := next(batches, None)) is None:
         raise UserError(f"{folder} holds no images")
     logits, labels = run_classification(clip.model, classifier, chain([first], batches), device, amp=False)
     types = _types(data.names)
-    correct = (finite(logits, "an image or a class").argmax(1) == labels).tolist()
+    correct = (finite(logits, "image", ids).argmax(1) == labels).tolist()
     items = tuple(
         Item(id=key, type=types[label], value=float(right))
         for key, label, right in zip(ids, labels.tolist(), correct, strict=True)

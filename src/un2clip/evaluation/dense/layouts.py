@@ -15,6 +15,7 @@ from un2clip.config import build, read_yaml
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.dense.names import Names, check_names, packaged_names, read_names
 from un2clip.files.texts import read_lines
+from un2clip.hashes import files_below
 
 #: The label of a pixel that does not count, in every public set; and such a pixel's class.
 VOID, IGNORED = 255, -1
@@ -202,7 +203,7 @@ def _ids(folder: Path, layout: Layout) -> list[str]:
             raise UserError(f"no {path}, which lists the images")
         return " ".join(read_lines(path)).split()
     start, _, end = layout.images.partition("{id}")
-    found = (path.relative_to(folder / start).as_posix() for path in (folder / start).rglob("*") if path.is_file())
+    found = (path.relative_to(folder / start).as_posix() for path in files_below(folder / start))
     if not end:
         return sorted(name for name in found if name.lower().endswith(PHOTOGRAPHS))
     return sorted(name.removesuffix(end) for name in found if name.endswith(end))

@@ -1,13 +1,14 @@
 """Photographs and their masks as arrays, checked."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from un2clip.datasets.images import open_image
+from un2clip.datasets.images import decode, open_image
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.dense.layouts import IGNORED, LABELS, DataSet, Photograph
 
@@ -19,7 +20,10 @@ _UNKNOWN = -2
 
 def read_photograph(photograph: Photograph) -> Pixels:
     """Pixels (H, W, 3) uint8; a grey photograph has three equal channels."""
-    return np.asarray(_open(photograph).convert("RGB"))
+    try:
+        return np.asarray(decode(photograph.image))
+    except Exception as error:  # on hostile bytes Pillow's readers raise nearly anything
+        raise UserError(f"{photograph.image} is not a readable image: {error}") from None
 
 
 def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) -> Classes:
@@ -28,7 +32,7 @@ def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) ->
     Raises:
         UserError: the mask has colours instead of labels, another size than its photograph, or an unknown label.
     """
-    labels = np.asarray(_open(photograph, mask=True))
+    labels = np.asarray(_open(photograph.mask))
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{photograph.mask} is no mask: it needs one channel of labels, or a palette")
     if labels.shape != (height, width):
@@ -64,7 +68,7 @@ def classes_of(labels: NDArray[Any], classes: Mapping[int, int], name: str) -> C
 def class_colours(data: DataSet) -> Pixels:
     """A colour for each class (n, 3): those of the first mask's own palette, where it has one, or PASCAL VOC's."""
     fallback = palette(len(data.names) + 1)[1:]
-    own = _open(data.photographs[0], mask=True).getpalette()
+    own = _open(data.photographs[0].mask).getpalette()
     if own is None or max(data.classes) >= len(own) // 3:
         return fallback
     label_of = {each: label for label, each in data.classes.items()}
@@ -80,8 +84,7 @@ def palette(n: int) -> Pixels:
     return colours
 
 
-def _open(photograph: Photograph, mask: bool = False) -> Image.Image:
-    path = photograph.mask if mask else photograph.image
+def _open(path: Path) -> Image.Image:
     try:
         with open_image(path) as image:
             image.load()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from un2clip.errors import UserError
 from un2clip.files.texts import read_lines
-from un2clip.models.clip import Clip, text_sha256
+from un2clip.models.clip import Clip, finite, text_sha256
 
 #: The names of each class; the first one is what the class is called.
 Names = tuple[tuple[str, ...], ...]
@@ -60,13 +60,11 @@ def text_features(clip: Clip, names: Names) -> Tensor:
     key = (text_sha256(clip.model), names)
     if key not in _FEATURES:
         _FEATURES.clear()
-        _FEATURES[key] = open_clip.build_zero_shot_classifier(
-            clip.model,
-            clip.tokenize,
-            [name for each in names for name in each],
-            open_clip.OPENAI_IMAGENET_TEMPLATES,
-            device=clip.device,
-        ).cpu()
+        flat = [name for each in names for name in each]
+        features = open_clip.build_zero_shot_classifier(
+            clip.model, clip.tokenize, flat, open_clip.OPENAI_IMAGENET_TEMPLATES, device=clip.device
+        )
+        _FEATURES[key] = finite(features.T, "class", flat).T.cpu()
     return _FEATURES[key].to(clip.device)
 
 

@@ -1,0 +1,141 @@
+"""Where `ingest` reads: the tars of a folder, every input sample of them in order, and what is not read there."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from un2clip.datasets.tars import DamagedTar, Group, Keys, Rejected, groups, scattered_keys
+from un2clip.errors import UserError, shown
+from un2clip.hashes import is_hidden
+
+#: Held-out first: what it keeps never depends on the training data when duplicates are rejected.
+SPLITS = ("heldout", "train")
+#: The reason by which samples are counted whose image and text do not stand side by side.
+SCATTERED = "members apart; make the tar with `tar --sort=name`"
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|zip)$", re.IGNORECASE)
+_NAMED = 3  # of each kind of file that is not read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An input sample and where it stands.
+
+    Attributes:
+        split: "" where the source has none.
+        tar: its path within the source.
+        group: the sample, whose key is local to the tar.
+        key: unique over all tars.
+    """
+
+    split: str
+    tar: str
+    group: Group
+    key: str
+
+
+@dataclass
+class Reading:
+    """What is counted while sources are read.
+
+    Attributes:
+        samples: read, whatever becomes of them.
+        damaged: tar -> why it cannot be read to its end.
+        hidden: members of tars that are dot-files.
+    """
+
+    samples: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    hidden: int = 0
+
+
+def find_sources(images: Path, shards: Path) -> list[tuple[str, Path]]:
+    """(split, tar) of every tar, in order."""
+    if shards.resolve() in (images.resolve(), *images.resolve().parents):
+        raise UserError(f"shards={shards} would replace its own source images={images}; name another folder")
+    flat = [("", tar) for tar in _tars(images)]
+    split = [(name, tar) for name in SPLITS for tar in _tars(images / name)]
+    if flat and split:
+        raise UserError(f"{images} has tars both of its own and in train/ or heldout/; keep one of the two layouts")
+    if {name for name, _ in split} == set(SPLITS):
+        return split
+    if not flat:
+        what = "has no *.tar of its own" if images.is_dir() else "does not exist"
+        if other := not_read(images, shards, split):
+            what += f", but {other}"
+        raise UserError(f"{images} {what}; give a folder of tars, or one with tars in both train/ and heldout/")
+    return flat
+
+
+def not_read(images: Path, shards: Path, sources: Iterable[tuple[str, Path]]) -> str:
+    """What lies beside the tars and is not opened, in words; of each kind the first few by name."""
+    read = {tar for _, tar in sources}
+    folders = [images, *sorted({tar.parent for tar in read} - {images})]
+    others: dict[str, list[str]] = defaultdict(list)
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
+        if path not in read and path not in folders and not is_hidden(path.name) and path.resolve() != shards.resolve():
+            others[_kind(path)].append(path.relative_to(images).as_posix())
+    return ", ".join(f"{_some(names)} ({kind})" for kind, names in others.items())
+
+
+def read_sources(
+    sources: Iterable[tuple[str, Path]], images: Path, max_bytes: int, reading: Reading
+) -> Iterator[Source]:
+    """Every input sample in order. The first of a key in its tar has it, be it kept or not; the others get a fault."""
+    keys = Keys()
+    for split, path in sources:
+        tar = path.relative_to(images).as_posix()
+        keys.open(tar)
+        hidden: list[str] = []
+        scattered: set[str] | None = None
+        try:
+            for group in groups(path, max_bytes, hidden):
+                reading.samples += 1
+                if scattered is None and not group.is_pair:
+                    scattered = scattered_keys(path)
+                if scattered and group.key in scattered:
+                    group.fault = group.fault or Rejected(SCATTERED, f"here stand {', '.join(group.members)}")
+                key = _claim(group, keys)
+                yield Source(split=split, tar=tar, group=group, key=key)
+        except DamagedTar as damage:
+            reading.damaged[tar] = str(damage)
+        reading.hidden += len(hidden)
+
+
+def _claim(group: Group, keys: Keys) -> str:
+    """The sample's key for all tars; one with a fault takes none away from another."""
+    if group.fault is None:
+        try:
+            return keys.claim(group.key)
+        except Rejected as duplicate:
+            group.fault = duplicate
+    return group.key
+
+
+def _tars(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _is_tar(path) and path.is_file())
+
+
+def _is_tar(path: Path) -> bool:
+    return path.suffix.lower() == ".tar" and not is_hidden(path.name)
+
+
+def _kind(path: Path) -> str:
+    """Why a file or folder beside the tars is not read, and what would change that."""
+    if path.is_dir():
+        return "a folder: its tars are read where --images names it, or where they are moved up"
+    if _COMPRESSED.search(path.name):
+        return "compressed: unpack it to a .tar"
+    return "no file" if not path.is_file() else "not a .tar"
+
+
+def _some(names: list[str]) -> str:
+    """The names; of many the first few, and how many others there are of each ending."""
+    if len(names) <= _NAMED:
+        return ", ".join(map(shown, names))
+    others = Counter(Path(name).suffix or "no ending" for name in names[_NAMED:])
+    more = " and ".join(f"{count} more of {shown(ending)}" for ending, count in others.items())
+    return f"{', '.join(map(shown, names[:_NAMED]))}, {more}"

@@ -1,0 +1,165 @@
+"""Ask a model a whole set, keep every answer as soon as it is there, and go on where it stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from un2clip.config import build
+from un2clip.devices import pick_device
+from un2clip.errors import UserError
+from un2clip.evaluation.benchmarks import BenchmarkResult
+from un2clip.evaluation.measuring import Ask, get_benchmark
+from un2clip.evaluation.mllm.llava import Llava, load_llava
+from un2clip.evaluation.mllm.questions import Choose, Question
+from un2clip.evaluation.readers import data_sha256
+from un2clip.evidence.report import compare_scores, print_table
+from un2clip.evidence.scores import ROLES, Role, Scores, load_scores, mismatch
+from un2clip.evidence.units import get_unit
+from un2clip.files.texts import parse_json, read_text
+from un2clip.hashes import folder_sha256
+
+
+class Recorded:
+    """An assistant whose answers are written down, a line each, behind a first line on what was asked of whom.
+
+    Attributes:
+        protocol: of the model, and how many questions were asked at once.
+    """
+
+    def __init__(self, llava: Llava, journal: Path, about: dict[str, str]) -> None:
+        self.llava, self.journal, self.about, self.protocol = llava, journal, about, llava.protocol
+        self.asked: Sequence[Question] = ()
+
+    def ask(self, questions: Sequence[Question], *, batch_size: int, choose: Choose = "generated") -> list[str]:
+        """The answers, in order; those that the journal has are not asked again.
+
+        Raises:
+            UserError: the journal is about another model, other questions or another way to ask.
+        """
+        self.protocol = f"{self.llava.protocol}, {batch_size} at once"
+        self.asked = questions
+        known = self._known({**self.about, "asked": f"{choose}; {self.protocol}", "questions": _sha256(questions)})
+        left = [question for question in questions if question.id not in known]
+        with (
+            self.journal.open("a", encoding="utf-8") as file,
+            tqdm(total=len(questions), initial=len(known), unit="question", mininterval=1, desc="ask") as progress,
+        ):
+            for start in range(0, len(left), batch_size):
+                batch = left[start : start + batch_size]
+                if choose == "likelihood":
+                    answers = [self.llava.likeliest(question) for question in batch]
+                else:
+                    answers = self.llava.generate(batch)
+                for question, answer in zip(batch, answers, strict=True):
+                    known[question.id] = answer
+                    file.write(json.dumps({"id": question.id, "answer": answer}) + "\n")  # ASCII, wherever it is cut
+                file.flush()
+                progress.update(len(batch))
+        return [known[question.id] for question in questions]
+
+    def _known(self, about: dict[str, str]) -> dict[str, str]:
+        """What the journal has already; a line that was cut off is taken out of it, and a new journal is begun."""
+        *whole, cut = read_text(self.journal).split("\n") if self.journal.is_file() else [""]
+        if not whole:
+            self.journal.parent.mkdir(parents=True, exist_ok=True)
+            self.journal.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            return {}
+        try:
+            head, *answered = map(self._parse, whole)
+            found = {line["id"]: line["answer"] for line in answered}
+            differing = [name for name, value in about.items() if head.get(name) != value]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.journal} is no record of answers; move it away, or choose another folder") from None
+        if differing:
+            raise UserError(
+                f"{self.journal} has answers of another run (its {', '.join(differing)} differ); "
+                "move it away, or choose another folder"
+            )
+        if cut:
+            os.truncate(self.journal, len("\n".join([*whole, ""]).encode()))
+        return found
+
+    def _parse(self, line: str) -> Any:
+        return parse_json(line, str(self.journal))
+
+    def finish(self, result: BenchmarkResult) -> None:
+        """Write down beside each answer what was asked, what was understood, and whether it is right."""
+        head, *lines = read_text(self.journal).rstrip("\n").split("\n")
+        answers = {line["id"]: line["answer"] for line in map(self._parse, lines)}
+        partial, texts = self.journal.with_suffix(".partial"), [head]
+        for question, item, understood in zip(self.asked, result.items, result.understood, strict=True):
+            texts.append(json.dumps(
+                {"id": question.id, "type": question.type, "text": question.text, "options": dict(question.options),
+                 "expected": question.expected, "answer": answers[question.id], "understood": understood,
+                 "right": item.value == 1.0}, ensure_ascii=False))  # fmt: skip
+        partial.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        os.replace(partial, self.journal)
+
+
+def ask(
+    params: dict[str, Any], *, assistant: Path, benchmark: str, data: Path, to: Path, role: Role, method: str
+) -> None:
+    """Ask a LLaVA one benchmark; write to/ROLE.json (scores), ROLE.columns.json and ROLE.answers.jsonl.
+
+    Where the other role's scores lie there too, the paired difference is printed.
+
+    Args:
+        params: the numbers; `ask`, `device`, `compare` and `seed` are read.
+        assistant: folder of the model.
+        benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
+        data: the benchmark's folder.
+        to: folder of what is written.
+        role: reference or tuned.
+        method: row of the method table that made its encoder, for the scores file.
+
+    Raises:
+        UserError: model or data are not as they must be, or answers of another run lie there.
+    """
+    numbers, chosen, sha256 = build(Ask, params["ask"], "ask"), get_benchmark(benchmark, "mllm"), data_sha256(data)
+    where = pick_device(params["device"])
+    llava = load_llava(assistant, where, dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
+    about = {"benchmark": benchmark, "data": sha256, "assistant": folder_sha256(assistant)}
+    asker = Recorded(llava, to / f"{role}.answers.jsonl", about)
+    result = chosen.run(asker, data, numbers)
+    asker.finish(result)
+    scores = Scores(
+        benchmark=benchmark, role=role, method=method, unit=result.unit, data_sha256=sha256, items=result.items,
+        protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=about["assistant"],
+    )  # fmt: skip
+    scores.save(to / f"{role}.json")
+    (to / f"{role}.columns.json").write_text(json.dumps(dict(result.columns), indent=1) + "\n")
+    _print(scores, result)
+    _compare(to, params)
+
+
+def _print(scores: Scores, result: BenchmarkResult) -> None:
+    digits = get_unit(scores.unit).digits
+    print(f"{scores.benchmark}: {scores.role} {scores.score:.{digits}f} {scores.unit} of {scores.n} questions")
+    print("\n".join(f"  {name:<32} {value:.{digits}f}" for name, value in result.columns.items()))
+    if lost := sum(not words for words in result.understood):
+        print(f"{lost} of {scores.n} answers name none of the options, and count as wrong; look at answers.jsonl")
+
+
+def _compare(to: Path, params: dict[str, Any]) -> None:
+    """The paired difference of the two roles, where both are there and may be compared."""
+    if not all((to / f"{role}.json").is_file() for role in ROLES):
+        return
+    reference, tuned = (load_scores(to / f"{role}.json") for role in ROLES)
+    if why := mismatch(reference, tuned):
+        print(f"reference and tuned are not compared: {why}")
+        return
+    how = params["compare"]
+    comparison = compare_scores(
+        reference, tuned, confidence=how["confidence"], resamples=how["resamples"], seed=params["seed"]
+    )
+    print_table([comparison], method=tuned.method, confidence=how["confidence"])
+
+
+def _sha256(questions: Sequence[Question]) -> str:
+    texts = [[question.id, question.text, *question.options] for question in questions]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""The gate's decision as a person reads it on a registry's page: a few words a rule, and a table with the sentences."""
+
+from un2clip.evidence.gate import Decision, Finding
+from un2clip.evidence.report import interval, number
+from un2clip.evidence.units import get_unit
+
+
+def in_short(finding: Finding) -> str:
+    """One rule in a few words, `40.0 % (25.0), +15.0 ±3.5`: score, champion's score, gain, half its interval."""
+    score, before, gain, _ = _cells(finding)
+    if not gain:
+        return "cannot be judged"
+    assert finding.gain is not None and finding.gain.low is not None and finding.gain.high is not None
+    half = number((finding.gain.high - finding.gain.low) / 2, finding.unit or "")
+    return f"{score} ({before}), {gain} ±{half}"
+
+
+def as_markdown(judged: Decision, *, who: str, confidence: float) -> str:
+    """The decision as a page: the verdict, before and after with n and interval, and the gate's sentences.
+
+    Args:
+        judged: by the gate.
+        who: whom the challenger had to beat, in words.
+        confidence: of the intervals.
+    """
+    head = ("benchmark", "n", "before", "after", "gain", f"{100 * confidence:g} % interval", "")
+    rows = []
+    for finding in judged.findings:
+        score, before, gain, bounds = _cells(finding)
+        n = f"{finding.gain.n} {get_unit(finding.unit or '').counts}" if finding.gain else ""
+        rows.append((finding.rule.benchmark, n, before, score, gain, bounds, "passed" if finding.passed else "failed"))
+    table = [head, ["---"] * len(head), *rows]
+    return "\n\n".join([
+        f"**{'Passed' if judged.passed else 'Refused'}**, judged against {who}.",
+        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        "\n".join(f"* {sentence}" for sentence in judged.sentences),
+    ])  # fmt: skip
+
+
+def _cells(finding: Finding) -> tuple[str, str, str, str]:
+    """Score, the champion's score, gain and interval as texts; empty where the rule could not be judged."""
+    if finding.gain is None or finding.unit is None or finding.champion is None or finding.challenger is None:
+        return "", "", "", ""
+    return (
+        f"{number(finding.challenger, finding.unit)} {finding.unit}",
+        number(finding.champion, finding.unit),
+        number(finding.gain.mean, finding.unit, signed=True),
+        interval(finding.gain, finding.unit),
+    )
