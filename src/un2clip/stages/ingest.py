@@ -4,13 +4,12 @@ Takes tars of `jpg|png|webp + txt (+ json)` as CC3M is distributed, or the lapto
 trusted, nothing is unpacked to disk, and what comes out can be read without further checks.
 """
 
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from un2clip.datasets.appearing import appearing, is_empty
 from un2clip.datasets.duplicates import Duplicates
 from un2clip.datasets.ingesting import SPLITS, Ingest, Report, check_in_order, find_sources, read_sources
 from un2clip.datasets.shards import INDEX, Index, ShardWriter
@@ -32,7 +31,8 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
         UserError: no tars, no usable sample, or `shards` is a folder that something else made.
     """
     sources = find_sources(images, shards)
-    with _replaced(shards) as partial, ExitStack() as stack:
+    _check_replaceable(shards)
+    with appearing(shards) as partial, ExitStack() as stack:
         writers = {
             split: stack.enter_context(ShardWriter(partial / split, params.samples_per_shard)) for split in SPLITS
         }
@@ -67,26 +67,11 @@ def _summary(index: Index) -> str:
     return "; ".join(parts)
 
 
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which it replaces at the end; after an error nothing has changed.
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace what is not an earlier output of `ingest`.
 
     Raises:
-        UserError: `folder` holds something that is not an earlier output of `ingest`.
+        UserError: names the folder.
     """
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / INDEX).is_file():
+    if not is_empty(folder) and not (folder / INDEX).is_file():
         raise UserError(f"{folder} exists and was not made by ingest; delete it or name another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    older = folder.with_name(f".{folder.name}.older")
-    if folder.exists():
-        folder.rename(older)
-    partial.rename(folder)
-    shutil.rmtree(older, ignore_errors=True)
