@@ -6,28 +6,33 @@ its function.
 
 import argparse
 import inspect
+import signal
 import sys
 import warnings
 from pathlib import Path
 
 from un2clip.cli import RENAMED, add_commands
 from un2clip.config import lookup, read_params
-from un2clip.errors import UserError
+from un2clip.errors import Stopped, Terminated, UserError, disks_in_words
 from un2clip.stages import STAGES, get_stage, run_stage, sections
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a user's mistake is one line on stderr and exit status 2."""
+    """Run one command; a user's mistake is one line on stderr and exit status 2, a signal's stop 128 + its number."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     args = sys.argv[1:] if argv is None else argv
     try:
-        return _run(args)
+        with disks_in_words([Path.cwd()]):
+            return _run(args)
     except UserError as error:
         print(f"un2clip: {error}", file=sys.stderr)
-        return 2
+        return 128 + error.signal if isinstance(error, Stopped) and error.signal else 2
     except KeyboardInterrupt:
         print("un2clip: interrupted; finished stages are kept", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except Terminated as stopped:
+        print("un2clip: stopped by SIGTERM; finished stages are kept, the same command goes on", file=sys.stderr)
+        return int(str(stopped.code))
 
 
 def _run(args: list[str]) -> int:

@@ -70,6 +70,8 @@ def examine(*, torch: bool = True) -> Iterator[Check]:
     yield space(Path.cwd(), SPACE_GIB)
     yield tool("git", needed=False)
     yield tool("dvc", needed=Path("dvc.yaml").is_file())
+    if Path("dvc.yaml").is_file():
+        yield repository(Path.cwd())
     for variable in ("MLFLOW_TRACKING_URI", "KFP_ENDPOINT", "AWS_ENDPOINT_URL"):
         if url := os.environ.get(variable):
             yield service(variable, url)
@@ -190,6 +192,17 @@ def tool(name: str, *, needed: bool) -> Check:
     if found := shutil.which(name, path=beside):
         return Check(name, "ok", found)
     return Check(name, "FAIL" if needed else "warn", "not found", "install it, or put it on PATH")
+
+
+def repository(folder: Path) -> Check:
+    """Whether DVC finds the Git repository that it wants; a ZIP of the project has none."""
+    config = folder / ".dvc/config"
+    if any((each / ".git").exists() for each in (folder, *folder.parents)):
+        return Check("repository", "ok", str(folder))
+    if config.is_file() and re.search(r"^\s*no_scm\s*=\s*true", config.read_text(), re.MULTILINE):
+        return Check("repository", "ok", f"{folder}, without Git, as {config} says")
+    fix = "`git init`, for `make demo`; and for `dvc exp run` also `git add . && git commit -m start`"
+    return Check("repository", "FAIL", f"no .git in {folder}, as in a ZIP of the project", fix)
 
 
 def service(name: str, url: str) -> Check:

@@ -4,7 +4,10 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from un2clip import devices, tracking
 from un2clip.config import merge
 from un2clip.errors import Stopped, UserError
 from un2clip.stages import run_stage
+from un2clip.training import lock
 
 STEPS = 9
 SPAWN = multiprocessing.get_context("forkserver")  # a fork of a process whose autograd has run cannot use it
@@ -50,6 +54,7 @@ def train(params: dict[str, Any], arguments: dict[str, Any], at: int | None, num
         run_stage("finetune", params, **arguments)
     except Stopped as stopped:
         Path(arguments["encoder"]).with_name("said").write_text(str(stopped))
+        raise SystemExit(128 + (stopped.signal or 0)) from None
 
 
 def in_a_process(*arguments: Any) -> int | None:
@@ -96,7 +101,7 @@ def test_killed_in_each_of_two_phases_ends_with_the_same_bytes(tiny, tmp_path) -
     steps, arguments = 5, names(tiny, tmp_path, "encoder") | {"method": "genhancer"}
     unbroken = trained(tiny, tmp_path, "genhancer", steps=steps)
     for at, done in ((steps - 2, None), (steps - 1, steps), (steps, None), (steps + 1, 3)):
-        number, code = (signal.SIGTERM, 0) if done else (signal.SIGKILL, -signal.SIGKILL)
+        number, code = (signal.SIGTERM, 143) if done else (signal.SIGKILL, -signal.SIGKILL)
         assert in_a_process(section(tiny, steps=steps), arguments, at, number) == code
         assert not (tmp_path / "encoder").exists()
         if done:
@@ -111,7 +116,7 @@ def test_killed_in_each_of_two_phases_ends_with_the_same_bytes(tiny, tmp_path) -
 def test_a_signal_keeps_the_last_step(tiny, tmp_path, unbroken, capfd) -> None:
     """SIGTERM ends the training after the step it is in, with a sentence; the same command goes on from there."""
     arguments = names(tiny, tmp_path, "encoder")
-    assert in_a_process(section(tiny, checkpoint_every=1000), arguments, 2, signal.SIGTERM) == 0
+    assert in_a_process(section(tiny, checkpoint_every=1000), arguments, 2, signal.SIGTERM) == 143
     said = (tmp_path / "said").read_text()
     assert said == "stopped by a signal after 4 of 9 steps; the same command goes on"
     kept = list((tmp_path / "checkpoints").glob("*/step_*"))
@@ -150,6 +155,51 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     run_stage("finetune", section(tiny), **arguments)
     said = capfd.readouterr()
     assert "step_00000006 is damaged" in said.err and "goes on after step 4 of 9" in said.out
+    assert content(tmp_path / "encoder") == unbroken
+
+
+def test_of_two_trainings_on_one_folder_the_second_is_refused(tiny, tmp_path) -> None:
+    """While the first takes its steps; killed, it holds nothing, and the second goes on where it was."""
+    arguments = names(tiny, tmp_path, "encoder")
+    first = SPAWN.Process(target=train, args=(section(tiny), arguments, 3, signal.SIGSTOP))
+    first.start()
+    while not list((tmp_path / "checkpoints").glob("*/step_*")):
+        time.sleep(0.05)
+    with pytest.raises(
+        UserError, match=rf"another training uses .*: process {first.pid} on .*; wait for it or stop it"
+    ):
+        run_stage("finetune", section(tiny), **arguments | {"encoder": tmp_path / "other"})
+    assert not (tmp_path / "other").exists()
+    first.kill()
+    first.join()
+    began = time.monotonic()
+    run_stage("finetune", section(tiny), **arguments)
+    assert time.monotonic() - began < lock.STALE_S / 2 and not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_full_disk_stops_it_and_the_same_command_goes_on(tiny, tmp_path, unbroken, monkeypatch, capfd) -> None:
+    """Something else fills the disk after the first checkpoint: that one is kept, and with room the end is the same."""
+    disk, arguments = tmp_path / "checkpoints", names(tiny, tmp_path, "encoder")
+    disk.mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", disk]).returncode:
+        pytest.skip("a small disk needs root, and the right to mount")
+
+    def fill(step: int, values: object) -> None:
+        if step == 2:
+            (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+
+    try:
+        monkeypatch.setattr(tracking, "log_metrics", fill)
+        with pytest.raises(UserError, match=r"checkpoints/.*: no space is left .* wanted.; make room, then the same"):
+            run_stage("finetune", section(tiny), **arguments)
+        assert not (tmp_path / "encoder").exists()
+        assert [path.name for path in disk.glob("*/step_????????")] == ["step_00000002"]
+        (disk / "filler").unlink()
+        monkeypatch.undo()
+        run_stage("finetune", section(tiny), **arguments)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert "goes on after step 2" in capfd.readouterr().out
     assert content(tmp_path / "encoder") == unbroken
 
 

@@ -1,6 +1,7 @@
 """`un2clip doctor`: each finding by a machine that is that way."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from un2clip import doctor
 from un2clip.__main__ import main
 
+DVC = [sys.executable, "-m", "dvc"]
 SECRET = "hush-hush"
 
 
@@ -91,6 +93,27 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert doctor.tool("no-such-tool", needed=True).state == "FAIL"
     assert doctor.tool("no-such-tool", needed=False).state == "warn"
     assert doctor.shared_memory(tmp_path / "shm").state == "warn"
+
+
+def test_a_zip_of_the_project_has_no_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """DVC itself is asked before and after the command that is named; below a repository, or told so, all is well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    config = tmp_path / ".dvc/config"
+    config.write_text("[core]\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: 'true'\n")
+
+    def asked() -> bool:
+        return subprocess.run([*DVC, "repro", "--dry"], capture_output=True).returncode == 0
+
+    lacking = next(check for check in doctor.examine(torch=False) if check.name == "repository")
+    assert lacking.state == "FAIL" and "`git init`" in lacking.fix and not asked()
+    subprocess.run(["git", "init", "-q"], check=True)
+    (tmp_path / "below").mkdir()
+    assert [doctor.repository(each).state for each in (tmp_path, tmp_path / "below")] == ["ok", "ok"] and asked()
+    shutil.rmtree(tmp_path / ".git")
+    config.write_text("[core]\n    no_scm = true\n")
+    assert doctor.repository(tmp_path).state == "ok" and asked()
 
 
 def test_gpus_are_what_the_driver_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

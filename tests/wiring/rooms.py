@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src/un2clip"
 PICTURE = ROOT / "docs/rooms.svg"
 #: A room may import the rooms that stand before it, and no other.
 ROOMS = (
-    "errors", "files", "hashes", "config", "devices", "doctor",  # the ground
+    "errors", "files", "hashes", "processes", "config", "devices", "doctor",  # the ground
     "datasets", "evidence", "tracking", "sources", "models", "decoders", "methods", "training", "evaluation", "world",
     "stages", "study", "cluster", "cli", "__main__",
 )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
+from un2clip.datasets.handing import ANSWER_S, LOST, SHARED_MEMORY, check_shared_memory
 from un2clip.datasets.images import without_ends
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import CorruptSample, read_image
@@ -156,20 +157,31 @@ def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> 
     """Read batches of indices, by `workers` processes beside this one (0: none), in their order.
 
     Raises:
-        UserError: a shard or its latents are not those that were made; of a sample that is merely broken, see `strict`.
+        UserError: a shard or its latents are not those that were made, or the workers give no batch; of a sample that
+            is merely broken, see `strict`.
     """
+    if workers:
+        batches = check_shared_memory(reader, batches, workers)
     loader: DataLoader[Batch] = DataLoader(
         reader,
         batch_sampler=batches,  # any iterable of lists will do
         collate_fn=join,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        timeout=ANSWER_S if workers else 0,
     )
     try:
         yield from loader
     except UserError as error:  # from a worker it comes with that process's traceback before it
         said = str(error.args[0]).strip().splitlines()[-1]
         raise UserError(said.partition("UserError: ")[2] or said) from None
+    except RuntimeError as error:
+        if lost := LOST.search(str(error)):
+            raise UserError(
+                f"{lost[0]}: a worker that reads images was killed, hangs, or has a slow disk; look at memory, at "
+                f"{SHARED_MEMORY} and at the disk, or set `workers` of this stage to 0"
+            ) from None
+        raise
 
 
 def strict(batches: Iterator[Batch]) -> Iterator[Batch]:

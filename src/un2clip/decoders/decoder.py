@@ -4,20 +4,37 @@ A decoder knows no encoder. What it is told is a `Cond`, what is random in it a 
 against the target that it makes of a batch itself: latents, pixels, or another picture in another space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, reason
 
 #: Every random number of one evaluation of a loss by name, (B, ...), drawn on the CPU for the whole batch: so a GPU,
 #: two encoders that are compared, and any number of processes meet the same ones.
 NoiseSample = dict[str, Tensor]
 Timesteps = Literal["independent", "stratified"]
 Network = Callable[[Tensor, Tensor, "Cond"], Tensor]
+
+
+@contextmanager
+def shape_in_words(kind: str) -> Iterator[None]:
+    """Say which numbers are wrong where diffusers can build no network of them.
+
+    Args:
+        kind: of the decoder: its section of finetune.scratch.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise UserError(
+            f"finetune.scratch.{kind} is no shape that diffusers can build ({reason(error)[:200]}); take numbers that "
+            "divide each other, as those of world.yaml do"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +85,11 @@ class NoiseConfig:
         for name in ("timesteps", "noise_level"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"{name} must be the lowest and the highest, got {list(getattr(self, name))}")
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(
+                    f"{name} must be a lowest of at least 0 and a highest not below it, got {low} and {high}"
+                )
         if not 0 <= (self.condition_dropout or 0) <= 1:
             raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
 

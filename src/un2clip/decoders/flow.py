@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from un2clip.config import at_least
-from un2clip.decoders.decoder import Cond, NoiseConfig, NoiseSample, guided
+from un2clip.decoders.decoder import Cond, NoiseConfig, NoiseSample, guided, shape_in_words
 from un2clip.decoders.diffusion import LatentDecoder, vae_factor
 from un2clip.errors import UserError
 
@@ -50,11 +50,16 @@ class Flow(LatentDecoder):
 
     @classmethod
     def scratch(cls, vae: AutoencoderKL, image_px: int, size: FlowSize) -> "Flow":
-        """A new one on these latents."""
+        """A new one on these latents.
+
+        Raises:
+            UserError: diffusers can build no such shape.
+        """
         channels, side = int(vae.config.latent_channels), image_px // vae_factor(vae)
         fitting = {"sample_size": side, "in_channels": channels, "out_channels": channels, "pos_embed_max_size": side}
         width = size.num_attention_heads * size.attention_head_dim
-        return cls(SD3Transformer2DModel(**asdict(size), caption_projection_dim=width, **fitting), vae, image_px)
+        with shape_in_words("flow"):
+            return cls(SD3Transformer2DModel(**asdict(size), caption_projection_dim=width, **fitting), vae, image_px)
 
     def resize(self, image_px: int) -> None:
         largest = self.transformer.config.pos_embed_max_size * self.vae_factor if hasattr(self, "transformer") else None

@@ -8,7 +8,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from un2clip.config import at_least
-from un2clip.decoders.decoder import Cond, Decoder, NoiseSample
+from un2clip.decoders.decoder import Cond, Decoder, NoiseSample, shape_in_words
 from un2clip.errors import UserError
 
 
@@ -27,6 +27,8 @@ class PixelsSize:
             raise ValueError(f"decoder_block_out_channels must be positive numbers, got {list(channels)}")
         if len(channels) != len(self.decoder_layers_per_block):
             raise ValueError("decoder_layers_per_block must have a number for each of decoder_block_out_channels")
+        if min(self.decoder_layers_per_block) < 0:
+            raise ValueError(f"decoder_layers_per_block must be at least 0, got {list(self.decoder_layers_per_block)}")
 
 
 class Pixels(Decoder):
@@ -44,12 +46,20 @@ class Pixels(Decoder):
 
     @classmethod
     def scratch(cls, image_px: int, size: PixelsSize) -> "Pixels":
-        """A new one, for images of this side."""
+        """A new one, for images of this side.
+
+        Raises:
+            UserError: diffusers can build no such shape.
+        """
         blocks = size.decoder_block_out_channels  # the encoder is thrown away: as small as its decoder lets it be
         stages = {"qkv_multiscales": ((),) * len(blocks)}
         encoder = {"block_out_channels": blocks, "layers_per_block": (1,) * len(blocks), **stages}
         names = {f"encoder_{name}": value for name, value in encoder.items()}
-        return cls(AutoencoderDC(**asdict(size), **names, decoder_qkv_multiscales=stages["qkv_multiscales"]), image_px)
+        config = asdict(size) | names | {"decoder_qkv_multiscales": stages["qkv_multiscales"]}
+        with shape_in_words("pixels"):
+            with torch.device("meta"):  # which only asks for shapes
+                AutoencoderDC(**config).decoder(torch.empty(1, size.latent_channels, 1, 1))
+            return cls(AutoencoderDC(**config), image_px)
 
     @property
     def network(self) -> nn.Module:

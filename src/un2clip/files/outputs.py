@@ -32,6 +32,11 @@ def permit(path: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is there: no folder, or one without files."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, which it replaces at the end; after an error nothing has changed.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from un2clip.config import build, convert
-from un2clip.errors import UserError
+from un2clip.errors import UserError, disks_in_words
+from un2clip.processes import terminable
 
 #: In the order of the graph (dvc.yaml).
 STAGES = (
@@ -38,6 +39,10 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
         name: a stage of STAGES.
         params: the stage's own section of params.yaml, as plain data.
         names: the stage's inputs and outputs by name; paths may be text.
+
+    Raises:
+        UserError: a mistake that the user can mend, a full disk among them.
+        Terminated: SIGTERM came; the run in MLflow is closed as KILLED.
     """
     from un2clip import tracking  # on demand: the download image has nothing of what it imports
 
@@ -48,7 +53,8 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
         raise UserError(f"stage {name} takes {', '.join(wanted)}; got {', '.join(names) or 'nothing'}")
     section = stage_params(name, params)
     arguments = {key: _argument(hints[key], names[key], key) for key in wanted}
-    with tracking.stage_run(name, params=params, names=arguments):
+    folders = [folder for folder in arguments.values() if isinstance(folder, Path)]
+    with terminable(), tracking.stage_run(name, params=params, names=arguments), disks_in_words(folders[::-1]):
         stage(section, **arguments)
 
 

@@ -38,7 +38,7 @@ class DiffusionLoss:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "images", "bins", "batch_size")
-        at_least(self, 0, "workers")
+        at_least(self, 0, "workers", "noise_level")
 
 
 def diffusion_loss(

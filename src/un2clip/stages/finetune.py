@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
 from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.decoders.kinds import open_decoder, save_decoder
-from un2clip.errors import Stopped, UserError
+from un2clip.errors import DiskRefused, Stopped, UserError, disks_in_words
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import Bank, embed_bank
 from un2clip.methods.building import new_objective
@@ -31,6 +32,7 @@ from un2clip.training import distributed
 from un2clip.training.batches import local_batches
 from un2clip.training.checkpoints import Checkpoints
 from un2clip.training.config import PhaseConfig
+from un2clip.training.lock import Lock, locked
 from un2clip.training.loop import fit
 from un2clip.training.progress import Record
 
@@ -80,7 +82,8 @@ def _train(job: Job, run_id: str | None) -> None:
     device = devices.pick_device(job.device)
     with distributed.group(device), tracking.attached(run_id if devices.rank() == 0 else None):
         try:
-            _finetune(job, device)
+            with disks_in_words([job.encoder, Path(job.checkpoints)]):
+                _finetune(job, device)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {device} ({str(error).split('. ')[0]}); lower finetune.compute.max_per_device, set "
@@ -125,12 +128,32 @@ def _finetune(job: Job, device: torch.device) -> None:
     text_before = text_sha256(clip.model)
     refers = params.compute.refer_every > 0
     objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=job.seed, refers=refers)
+    folder = job.state_folder(parents)
+    with locked(folder) if folder and devices.rank() == 0 else nullcontext() as lock:
+        _train_and_save(job, clip, objective, caches, parents, text_before, folder, lock)
+
+
+def _train_and_save(
+    job: Job,
+    clip: Clip,
+    objective: Reconstruction,
+    caches: list[CachedLatents | None],
+    parents: dict[str, str],
+    text_before: str,
+    folder: Path | None,
+    lock: Lock | None,
+) -> None:
+    """Train, then write the encoder; the state, in `folder`, is removed at the end."""
     history: list[Record] = []
     failure: UserError | None = None
     try:
-        _train_phases(job, clip, objective, caches, parents, history)
+        _train_phases(job, clip, objective, caches, folder, lock, history)
+        if lock is not None:
+            lock.check()
     except Stopped as stopped:
-        raise Stopped(f"{stopped}; the same command goes on") from None
+        raise Stopped(f"{stopped}; the same command goes on", stopped.signal) from None
+    except DiskRefused:
+        raise
     except UserError as error:
         if not history:
             raise
@@ -141,7 +164,7 @@ def _finetune(job: Job, device: torch.device) -> None:
         lineage = {
             "method": job.method,
             "seed": job.seed,
-            "params": dataclasses.asdict(params),
+            "params": dataclasses.asdict(job.params),
             "steps_done": len(history),
             "corrupt": int(history[-1]["corrupt"]) if history else 0,
             "complete": failure is None,
@@ -151,7 +174,7 @@ def _finetune(job: Job, device: torch.device) -> None:
         }
         (job.encoder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
         (job.encoder / "history.json").write_text(json.dumps(history) + "\n")
-        if folder := job.state_folder(parents):
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
@@ -168,11 +191,12 @@ def _train_phases(
     clip: Clip,
     objective: Reconstruction,
     caches: list[CachedLatents | None],
-    parents: dict[str, str],
+    folder: Path | None,
+    lock: Lock | None,
     history: list[Record],
 ) -> None:
     """The phases of the row, one after the other; each goes on from its own state."""
-    params, row, folder = job.params, job.row, job.state_folder(parents)
+    params, row = job.params, job.row
     entered = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
     done, own = 0, objective.decoder.image_px
     for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
@@ -184,6 +208,7 @@ def _train_phases(
                 keep=params.compute.keep_checkpoints,
                 final=number < len(row.phases) - 1,
                 tags={"mlflow_run": tracking.active_run()},
+                lock=lock,
             )
         saved = kept.newest() if kept else None
         if kept and saved and devices.rank() == 0:

@@ -15,7 +15,7 @@ from un2clip.datasets.shards import INDEX, Index, ShardWriter
 from un2clip.datasets.sources import SPLITS, find_sources, not_read, read_sources
 from un2clip.datasets.tars import Rejected
 from un2clip.errors import UserError, shown
-from un2clip.files.outputs import replaced
+from un2clip.files.outputs import is_empty, replaced
 
 REJECTED = "rejected.jsonl"
 
@@ -32,7 +32,7 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
         UserError: no tars, no usable sample of a split, or `shards` is a folder that something else made.
     """
     sources = find_sources(images, shards)
-    _check_ours(shards)
+    _check_replaceable(shards)
     other = not_read(images, shards, sources)
     with replaced(shards) as partial, ExitStack() as stack:
         writers = {
@@ -90,8 +90,11 @@ def _check_splits(index: Index, images: Path, named: set[str], found: str) -> No
             raise UserError(f"nothing is left to train on; lower ingest.heldout_fraction or add images: {found}")
 
 
-def _check_ours(folder: Path) -> None:
-    """Raise a UserError where a folder holds something that is not an earlier output of `ingest`."""
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / INDEX).is_file():
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace what is not an earlier output of `ingest`.
+
+    Raises:
+        UserError: names the folder.
+    """
+    if not is_empty(folder) and not (folder / INDEX).is_file():
         raise UserError(f"{folder} exists and was not made by ingest; delete it or name another folder")

@@ -16,6 +16,7 @@ from un2clip.datasets.latents import INDEX, MADE_OF, file_of, kept_sha256, made_
 from un2clip.datasets.shards import read_index
 from un2clip.decoders import load_generator
 from un2clip.devices import pick_device
+from un2clip.errors import disks_in_words
 from un2clip.files.outputs import save_tensors
 from un2clip.hashes import file_sha256_once
 
@@ -69,7 +70,9 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
                 encoded = torch.cat([generator.target(batch).cpu() for batch in batches])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
-                save_tensors({"latents": encoded.to(getattr(torch, params.dtype))}, partial, {MADE_OF: what})
+                encoded = encoded.to(getattr(torch, params.dtype))
+                with disks_in_words([path.parent], encoded.numel() * encoded.element_size()):
+                    save_tensors({"latents": encoded}, partial, {MADE_OF: what})
                 partial.replace(path)
             kept.add(path)
             content["shards"][name], content["sha256"][name] = shard.sha256, file_sha256_once(path)

@@ -32,6 +32,7 @@ class Reconstruct:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "images", "sampling_steps")
+        at_least(self, 0, "noise_level")
 
 
 def reconstruct(

@@ -7,11 +7,16 @@
 - `benchmarks/probe`: training and test tars, the attributes of each scene beside it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from un2clip.datasets.shards import write_shards
+from un2clip.errors import UserError
+from un2clip.files.outputs import is_empty, replaced
+from un2clip.hashes import folder_sha256
 from un2clip.world import scenes
 from un2clip.world.probing import write_probe
 from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_masks, write_pairs
@@ -20,17 +25,36 @@ from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_ma
 def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path) -> None:
     """Render the world. Held-out scenes and benchmarks share no scene with training.
 
+    Images and each benchmark appear whole or not at all; what is there already must be the same.
+
     Args:
         seed: the same seed gives the same bytes.
         images: folder that gets train/*.tar and heldout/*.tar.
         benchmarks: folder that gets mmvp_vlm/, zeroshot/, segmentation/ and probe/.
+
+    Raises:
+        UserError: a folder holds something else.
     """
     seeds = np.random.SeedSequence(seed).spawn(6)
     train, heldout, pairs, classes, masked, probed = (np.random.default_rng(each) for each in seeds)
-    for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
-        drawn = scenes.draw(rng, n, plain=params.plain, heldout=split == "heldout")
-        write_shards(images / split, encode_scenes(rng, drawn, split, params), params.scenes_per_tar)
-    write_pairs(pairs, params, benchmarks / "mmvp_vlm")
-    write_classes(classes, params, benchmarks / "zeroshot")
-    write_masks(masked, params, benchmarks / "segmentation")
-    write_probe(probed, params, benchmarks / "probe")
+    with _made(images) as folder:
+        for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
+            drawn = scenes.draw(rng, n, plain=params.plain, heldout=split == "heldout")
+            write_shards(folder / split, encode_scenes(rng, drawn, split, params), params.scenes_per_tar)
+    for name, rng, write in (
+        ("mmvp_vlm", pairs, write_pairs),
+        ("zeroshot", classes, write_classes),
+        ("segmentation", masked, write_masks),
+        ("probe", probed, write_probe),
+    ):
+        with _made(benchmarks / name) as folder:
+            write(rng, params, folder)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """A folder that appears whole. What is there of an earlier call must be the same."""
+    with replaced(folder) as partial:
+        yield partial
+        if not is_empty(folder) and (not folder.is_dir() or folder_sha256(folder) != folder_sha256(partial)):
+            raise UserError(f"{folder} already holds other files; delete it or name another folder")

@@ -51,6 +51,10 @@ class Study:
     def __post_init__(self) -> None:
         if not self.seeds or not self.methods:
             raise ValueError("seeds and methods must not be empty")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must not be negative, got {list(self.seeds)}")
+        if min(self.lengths, default=1) < 1:
+            raise ValueError(f"lengths must be at least 1 step each, got {list(self.lengths)}")
 
     def check(self, benchmarks: Sequence[str]) -> None:
         """Raise a UserError unless the figure's benchmarks are measured."""

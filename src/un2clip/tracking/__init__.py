@@ -6,30 +6,33 @@ and whatever goes wrong after that is one line on stderr. UN2CLIP_TRACKING=off s
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from un2clip import processes
 from un2clip.config import flatten
 from un2clip.datasets.shards import digest
-from un2clip.errors import Stopped, UserError, reason, without_password
+from un2clip.errors import Stopped, Terminated, UserError, raise_stop, reason, without_password
 from un2clip.evidence.scores import ROLES, load_scores
 from un2clip.tracking import store
+from un2clip.tracking.curves import ANSWER_S, Curves
+from un2clip.tracking.patience import impatient, unreachable
+from un2clip.tracking.predecessors import ERROR_TAG, PROCESS_TAG, close_gone, settle
 from un2clip.tracking.results import Result, read_history, result_files
-from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run, stage_runs
+from un2clip.tracking.store import as_user_error, connect, experiment, git_tag, is_off, parent_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SCORES_FILES = tuple(f"{role}.json" for role in ROLES)
-METRICS_PER_REQUEST = 1000  # MLflow's limit
-ERROR_TAG = "un2clip.error"  # of a stage's run that did not finish: why
 LETTERS = 1000  # of it that are kept; MLflow refuses long tags
 FLUSH_SECONDS = 5.0  # live curves are sent this often: a write takes 10 ms and more
 
-_active: "_Live | None" = None
+_active: "_Run | None" = None
 
 
 def active_run() -> str | None:
@@ -62,9 +65,8 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
     try:
         yield
     except BaseException as error:
-        with _tolerate("why the stage failed"):
-            run.client.set_tag(run.run_id, ERROR_TAG, _why(error)[:LETTERS])
-        run.end("KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED", names, before)
+        stopped = isinstance(error, Stopped | Terminated | KeyboardInterrupt)
+        run.end("KILLED" if stopped else "FAILED", names, before, _why(error))
         raise
     else:
         run.end("FINISHED", names, before)
@@ -79,25 +81,25 @@ def attached(run_id: str | None) -> Iterator[None]:
     if run_id is None:
         yield
         return
-    _active = _Live(connect(), run_id)
+    run = _active = _Run(connect(), run_id)
     try:
         yield
     finally:
-        _active.flush()
+        run.finish_curves()
         _active = None
 
 
 def tag(name: str, value: str | None) -> None:
     """Tag the stage's run; does nothing outside of a tracked stage, or without a value."""
     if _active and value:
-        with _tolerate(f"tag {name}"):
+        with _tolerate(f"tag {name}"), impatient():
             _active.client.set_tag(_active.run_id, f"un2clip.{name}", value)
 
 
 def log_metrics(step: int, values: Mapping[str, float]) -> None:
     """Add one point to live curves of the running stage; does nothing outside of a tracked stage."""
     if _active:
-        _active.add(step, values)
+        _active.curves.add(step, values)
 
 
 def log_table(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -114,37 +116,20 @@ def log_table(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
             _active.client.log_table(_active.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
 
 
-class _Live:
-    """The curves of a run that is going on. Nothing here raises; what goes wrong is reported."""
+class _Run:
+    """A run that is going on, and its curves."""
 
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self.client, self.run_id = client, run_id
-        self.flushed = time.monotonic()
-        self.waiting: list[tuple[int, str, float]] = []
-        self.sent: set[tuple[int, str]] = set()
+        self.curves = Curves(client, run_id, FLUSH_SECONDS)
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        self.waiting += [(step, name, float(value)) for name, value in values.items() if name != "step"]
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what waits. What could not be sent is dropped: history.json brings it at the end."""
-        points, self.waiting, self.flushed = self.waiting, [], time.monotonic()
-        with _tolerate("curves"):
-            self._log_points(points)
-            self.sent.update((step, name) for step, name, _ in points)
-
-    def _log_points(self, points: list[tuple[int, str, float]]) -> None:
-        from mlflow.entities import Metric
-
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(name, value, now, step) for step, name, value in points]
-        for first in range(0, len(metrics), METRICS_PER_REQUEST):
-            self.client.log_batch(self.run_id, metrics=metrics[first : first + METRICS_PER_REQUEST])
+    def finish_curves(self) -> None:
+        self.curves.finish()
+        with _tolerate("curves"), impatient():
+            self.curves.make_up()
 
 
-class _StageRun(_Live):
+class _StageRun(_Run):
     """The run of one stage. Only its creation may raise; everything later is tolerated and reported."""
 
     def __init__(self, name: str, params: Mapping[str, Any], names: Mapping[str, Any]) -> None:
@@ -153,29 +138,50 @@ class _StageRun(_Live):
         self.client = connect()
         self.started = time.monotonic()
         parts = [name, *(str(names[key]) for key in ("method", "benchmark") if key in names)]  # "evaluate zeroshot"
-        with as_user_error():
+        with as_user_error(), impatient():
             self.parent_id = parent_run(self.client)
+            with _tolerate("the ends of killed stages"):
+                close_gone(self.client, self.parent_id, " ".join(parts))
             tags = {"mlflow.parentRunId": self.parent_id, "mlflow.source.name": f"un2clip {name}"} | git_tag()
+            tags[PROCESS_TAG] = str(processes.here())
             run = self.client.create_run(experiment(self.client), tags=tags, run_name=" ".join(parts))
             super().__init__(self.client, run.info.run_id)
             self.client.update_run(self.parent_id, status="RUNNING")
-        with _tolerate("parameters"):
-            self._log_params(self.run_id, flatten(params) | {key: str(value) for key, value in names.items()})
-        with _tolerate("parameters of the parent run"):
-            self._log_params(self.parent_id, flatten(params, f"{name}."))
+        with impatient():
+            with _tolerate("parameters"):
+                self._log_params(self.run_id, flatten(params) | {key: str(value) for key, value in names.items()})
+            with _tolerate("parameters of the parent run"):
+                self._log_params(self.parent_id, flatten(params, f"{name}."))
         self.monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.client.tracking_uri)
         self.monitor.start()
 
-    def end(self, status: str, names: Mapping[str, Any], before: Mapping[Path, Result]) -> None:
-        self.flush()
-        for path, result in result_files(names).items():
-            with _tolerate(str(path)):
-                self._keep(path, result, written=before.get(path) != result)
-        with _tolerate("the end of the run"):
-            self.monitor.finish()
-            self.client.log_metric(self.run_id, "duration_s", time.monotonic() - self.started)
-            self.client.set_terminated(self.run_id, status)
-            self._settle()
+    def end(self, status: str, names: Mapping[str, Any], before: Mapping[Path, Result], why: str = "") -> None:
+        """Close the run. Where the server is away, that is said once, and nothing more is asked of it."""
+        finishing = threading.Thread(target=self.monitor.finish, daemon=True)
+        finishing.start()
+        self.curves.finish()
+        try:
+            with impatient():
+                if why:
+                    with _tolerate("why the stage failed", passing=unreachable):
+                        self.client.set_tag(self.run_id, ERROR_TAG, why[:LETTERS])
+                for path, result in result_files(names).items():
+                    with _tolerate(str(path), passing=unreachable):
+                        self._keep(path, result, written=before.get(path) != result)
+                with _tolerate("curves", passing=unreachable):
+                    self.curves.make_up()
+                finishing.join(ANSWER_S)
+                with _tolerate("the end of the run", passing=unreachable):
+                    self.client.log_metric(self.run_id, "duration_s", time.monotonic() - self.started)
+                    self.client.set_terminated(self.run_id, status)
+                    settle(self.client, self.parent_id)
+        except Exception as error:
+            print(
+                f"un2clip: MLflow is away at the end of the stage ({reason(error)}); what the stage wrote is "
+                f"whole, but its run {self.run_id} may lack curves, scores and files, and stays open until a later "
+                "stage closes it",
+                file=sys.stderr,
+            )
 
     def _keep(self, path: Path, result: Result, *, written: bool) -> None:
         """Keep one result file: an index as data set, and if this stage wrote it, curves, scores, the file."""
@@ -184,8 +190,7 @@ class _StageRun(_Live):
         if not written:
             return
         if path.name == "history.json":
-            points = read_history(path, result.below)
-            self._log_points([point for point in points if point[:2] not in self.sent])
+            self.curves.make_up(read_history(path, result.below))
         elif path.name in SCORES_FILES:
             scores = load_scores(path)
             for run_id in (self.run_id, self.parent_id):
@@ -209,24 +214,23 @@ class _StageRun(_Live):
         dataset = Dataset(name=name, digest=digest(shards)[: store.DIGEST], source_type="local", source=source)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
-    def _settle(self) -> None:
-        """Set the parent's state from the latest run of each stage: several may run at the same time."""
-        states = {run.info.run_name: run.info.status for run in stage_runs(self.client, self.parent_id)}.values()
-        if "RUNNING" not in states:
-            worst = next((state for state in ("FAILED", "KILLED") if state in states), "FINISHED")
-            self.client.set_terminated(self.parent_id, worst)
-
 
 def _why(error: BaseException) -> str:
     """An error in one line: the sentence that the user would read, or else the error that began it."""
+    if isinstance(error, Terminated):
+        return "stopped by SIGTERM"
     if isinstance(error, UserError):
         return without_password(" ".join(str(error).split()))
     return reason(error)
 
 
 @contextmanager
-def _tolerate(what: str) -> Iterator[None]:
+def _tolerate(what: str, passing: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+    """Say what went wrong within instead of raising it, unless it is `passing`."""
     try:
         yield
     except Exception as error:
+        raise_stop(error)
+        if passing(error):
+            raise
         print(f"un2clip: MLflow did not take {what}: {reason(error)}", file=sys.stderr)

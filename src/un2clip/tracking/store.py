@@ -11,12 +11,15 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from un2clip.config import FILES
-from un2clip.errors import UserError, reason, without_password
+from un2clip.errors import UserError, raise_stop, reason
+from un2clip.processes import deferring
+from un2clip.tracking import local, refusals
+from un2clip.tracking.patience import impatient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,18 +52,21 @@ def connect() -> "MlflowClient":
     for chatty in ("mlflow", "alembic"):  # after the import, which sets a level of its own
         logging.getLogger(chatty).setLevel(logging.ERROR)
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = given or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = given or local.local_uri()
     try:
         if not given and not os.access(".", os.W_OK):
             raise PermissionError("the current directory is read-only")  # SQLAlchemy would try for minutes
-        with _impatient():
-            client = MlflowClient(tracking_uri=uri)
-            experiment(client)
+        refusals.check_address(uri)
+        with impatient():
+            local.ensure(uri, EXPERIMENT)
+            with deferring() if local.file_of(uri) else nullcontext():  # a server may keep one waiting
+                client = MlflowClient(tracking_uri=uri)
+                experiment(client)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(
-            f"MLflow at {without_password(uri)} cannot be used ({reason(error)}); start it, or unset "
-            "MLFLOW_TRACKING_URI for a local mlflow.db, or set UN2CLIP_TRACKING=off"
-        ) from None
+        raise_stop(error)
+        raise refusals.unusable(uri, error) from None
     return client
 
 
@@ -72,6 +78,7 @@ def as_user_error() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        raise_stop(error)
         raise UserError(f"MLflow refused: {reason(error)}") from None
 
 
@@ -184,14 +191,26 @@ def git_tag() -> dict[str, str]:
 
 
 def experiment(client: "MlflowClient") -> str:
-    """Id of the experiment, made on first use."""
-    if found := client.get_experiment_by_name(EXPERIMENT):
-        return str(found.experiment_id)
+    """Id of the experiment, made on first use.
+
+    Raises:
+        UserError: it was deleted.
+    """
+
+    def find() -> str:
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found and found.lifecycle_stage == "deleted":
+            raise refusals.deleted(EXPERIMENT, found.experiment_id, client.tracking_uri)
+        return str(found.experiment_id) if found else ""
+
+    if known := find():
+        return known
+    kept = local.artifacts(EXPERIMENT) if local.file_of(client.tracking_uri) else None
     try:
-        return str(client.create_experiment(EXPERIMENT))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=kept))
     except Exception:  # another process was quicker, or the store is at fault
-        if found := client.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
+        if known := find():
+            return known
         raise
 
 
@@ -211,20 +230,3 @@ def parent_run(client: "MlflowClient") -> str:
     if winner != created.info.run_id:
         client.delete_run(created.info.run_id)
     return winner
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Let MLflow try once and briefly, so that a server that is down shows at once; its default is minutes.
-
-    In a pod it tries for a minute: no backend promises to start a stage again whose server was just restarting.
-    """
-    tries = "5" if "KUBERNETES_SERVICE_HOST" in os.environ else "1"  # after 0, 4, 8, 16 and 32 s
-    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": tries, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    ours = {key: value for key, value in short.items() if key not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for key in ours:
-            del os.environ[key]

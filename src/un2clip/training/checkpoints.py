@@ -23,9 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.config import record
+from un2clip.errors import disks_in_words
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.hashes import file_sha256
+from un2clip.training.lock import Lock
 from un2clip.training.progress import Record
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
@@ -66,6 +68,7 @@ class Checkpoints:
         keep: newest checkpoints that are kept.
         final: whether the last step is kept too, for the phases that follow.
         tags: what else to remember, such as the run in MLflow.
+        lock: of the folder, looked at before anything is written.
     """
 
     folder: Path
@@ -73,13 +76,28 @@ class Checkpoints:
     keep: int
     final: bool
     tags: dict[str, Any]
+    lock: Lock | None = None
 
     def due(self, step: int, steps: int, stop: bool) -> bool:
         """Whether the state after so many of the phase's steps is kept."""
         return stop or step % self.every == 0 or (self.final and step == steps)
 
     def save(self, step: int, tensors: dict[str, Tensor], history: Sequence[Record]) -> None:
-        """Write a checkpoint, then drop the oldest ones."""
+        """Write a checkpoint, then drop the oldest ones.
+
+        Raises:
+            DiskRefused: the disk is full, or cannot be written; the one before is still there.
+            Stopped: another training has taken the folder over.
+        """
+        if self.lock is not None:
+            self.lock.check()
+        wanted = sum(value.numel() * value.element_size() for value in tensors.values())
+        with disks_in_words([self.folder], wanted):
+            self._write(step, tensors, history)
+        for old in self._found()[self.keep :]:
+            shutil.rmtree(old)
+
+    def _write(self, step: int, tensors: dict[str, Tensor], history: Sequence[Record]) -> None:
         final = self.folder / f"step_{step:08d}"
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,8 +110,6 @@ class Checkpoints:
                 os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for old in self._found()[self.keep :]:
-            shutil.rmtree(old)
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that is whole, on the CPU; warns if it skips a damaged one."""
@@ -128,6 +144,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.wanted = False
+        self.number: int = signal.SIGTERM
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -140,5 +157,5 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
+        self.wanted, self.number = True, number
         signal.signal(number, self._before[number])

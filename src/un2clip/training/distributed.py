@@ -5,6 +5,7 @@ Outside of torchrun everything here is the one process that there is.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from un2clip import devices
-from un2clip.errors import Stopped, UserError
+from un2clip.errors import DiskRefused, Stopped, UserError
 
 
 @contextmanager
@@ -65,8 +66,13 @@ def launch(processes: int, function: Callable[..., None], *arguments: Any) -> No
         _, failure = error.get_first_failure()
         message = failure.error_file_data["message"]  # nothing but a text where the process could not say why it died
         kind, _, said = str(message["message"] if isinstance(message, dict) else message).partition(": ")
-        if kind in (UserError.__name__, Stopped.__name__):
-            raise (Stopped if kind == Stopped.__name__ else UserError)(said) from None
+        if kind == Stopped.__name__:
+            raise Stopped(said, signal.SIGTERM if "by a signal" in said else None) from None
+        for each in (UserError, DiskRefused):
+            if kind == each.__name__:
+                raise each(said) from None
         raise
     except SignalException as error:
-        raise Stopped(f"stopped by a signal ({error.sigval.name}); the same command goes on") from None
+        raise Stopped(
+            f"stopped by a signal ({error.sigval.name}); the same command goes on", error.sigval.value
+        ) from None

@@ -110,11 +110,11 @@ def fit(
             if checkpoints is not None and devices.rank() == 0 and checkpoints.due(step + 1, phase.steps, bool(stop)):
                 checkpoints.save(step + 1, replicas.pack() | {"rng": rng.get_state()}, history)
             if stop:
-                raise Stopped(f"stopped by a signal after {step + 1} of {phase.steps} steps")
+                raise Stopped(f"stopped by a signal after {step + 1} of {phase.steps} steps", interruption.number)
         if checkpoints is not None and checkpoints.final:  # a signal in the last step must not be lost on what follows
             (stop,) = distributed.summed([float(interruption.wanted)], device)
             if stop:
-                raise Stopped(f"stopped by a signal after {phase.steps} of {phase.steps} steps")
+                raise Stopped(f"stopped by a signal after {phase.steps} of {phase.steps} steps", interruption.number)
         replicas.take_averages()
 
 

@@ -43,7 +43,8 @@ class ClipSize:
     text: Literal["joint", "locked"]
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "embed_dim", "layers", "text_layers", "context_length", "batch_size")
+        at_least(self, 1, "embed_dim", "layers", "text_layers", "batch_size")
+        at_least(self, 2, "context_length")  # a text's beginning and its end
         for name, of in (("width", "head_width"), ("text_width", "head_width"), ("image_px", "patch_size")):
             whole, part = getattr(self, name), getattr(self, of)
             if part < 1 or whole < 1 or whole % part:
