@@ -1,0 +1,98 @@
+"""Commands on runs: before, between and after them."""
+
+import json
+import shlex
+from pathlib import Path
+
+from un2clip.cli.words import PARAMS, Args, Commands
+from un2clip.config import flags, merge, read_files, read_params, read_yaml, stack, unite
+
+
+def add_doctor(commands: Commands) -> None:
+    parser = commands.add_parser("doctor", help="what this machine has and lacks; status 1 if something needed failed")
+    parser.add_argument("--quick", action="store_true", help="without asking torch; for a container's health check")
+    parser.add_argument("--json", action="store_true", help="a list of {name, state, message, fix}")
+
+    def run(args: Args) -> None:
+        from un2clip.doctor import examine, healthy
+
+        checks = list(examine(torch=not args.quick))
+        print(json.dumps([vars(check) for check in checks]) if args.json else "\n".join(map(str, checks)))
+        if not healthy(checks):
+            raise SystemExit(1)
+
+    parser.set_defaults(run=run)
+
+
+def add_flags(commands: Commands) -> None:
+    parser = commands.add_parser("flags", help="overlays as arguments: un2clip flags FILE | xargs -r dvc exp run")
+    parser.add_argument("overlay", type=Path, nargs="+")
+
+    def run(args: Args) -> None:
+        files, stacked = read_files(PARAMS), stack(map(read_yaml, args.overlay))
+        merge(unite(files), stacked)  # refuses what none of the files has
+        print(shlex.join(flags(stacked, files)))
+
+    parser.set_defaults(run=run)
+
+
+def add_pair(commands: Commands) -> None:
+    parser = commands.add_parser("pair", help="a CLIP and the unCLIP that inverts it, trained for the laptop world")
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--to", required=True, type=Path, help="folder that gets clip/, unclip/ and README.md")
+    parser.add_argument("--work", type=Path, default=Path("models/pair"), help="its world and state, to go on from")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.study.pair import make_pair
+
+        make_pair(read_params(PARAMS, args.overlay), seed=args.seed, to=args.to, work=args.work)
+
+    parser.set_defaults(run=run)
+
+
+def add_study(commands: Commands) -> None:
+    parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
+    parser.add_argument("--to", type=Path, default=Path("study"))
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
+    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+
+    def run(args: Args) -> None:
+        from un2clip.study.run import study
+
+        params = read_params(PARAMS, args.overlay)
+        if args.seeds:
+            params["study"]["seeds"] = args.seeds
+        study(params, args.to)
+
+    parser.set_defaults(run=run)
+
+
+def add_aggregate(commands: Commands) -> None:
+    parser = commands.add_parser("aggregate", help="reports of one method's seeds, made separately: the same table")
+    parser.add_argument("reports", type=Path, nargs="+", help="report.json, or the folder it lies in, of each seed")
+
+    def run(args: Args) -> None:
+        from un2clip.study.seeds import aggregate
+
+        print(aggregate(args.reports), end="")
+
+    parser.set_defaults(run=run)
+
+
+def add_show(commands: Commands) -> None:
+    parser = commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
+
+    def run(args: Args) -> None:
+        from un2clip.evidence.summary import show
+
+        reports = Path("reports")
+        show(
+            report=reports / "report",
+            decision=reports / "decision",
+            reconstructions=reports / "reconstructions",
+            scores=Path("scores"),
+            encoder=Path("models/encoder"),
+        )
+
+    parser.set_defaults(run=run)
