@@ -15,7 +15,20 @@ RENAMED = {"encoder": "convert"}
 def add_commands(commands: Commands) -> None:
     """Add every command to the parser; each sets `run`, a function of its arguments."""
     for add in (
-        runs.add_doctor, weights.add_convert, weights.add_pin, runs.add_flags, data.add_fetch, data.add_download, data.add_calibrate, data.add_ask,
-        runs.add_pair, runs.add_study, runs.add_aggregate, weights.add_export, weights.add_embed, weights.add_rollback, runs.add_show,
-    ):  # fmt: skip
+        runs.add_doctor,
+        weights.add_convert,
+        weights.add_pin,
+        runs.add_flags,
+        data.add_fetch,
+        data.add_download,
+        data.add_calibrate,
+        data.add_ask,
+        runs.add_pair,
+        runs.add_study,
+        runs.add_aggregate,
+        weights.add_export,
+        weights.add_embed,
+        weights.add_rollback,
+        runs.add_show,
+    ):
         add(commands)
