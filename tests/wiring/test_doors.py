@@ -23,6 +23,7 @@ EXCEPTIONS = {
     "evaluation/mllm/tables.py": "a table of questions holds its pictures, so it is larger than a text may be",
     "tracking/served.py": "is served by MLflow, without un2clip",
     "doctor.py": "the kernel's own files of limits",
+    "processes.py": "the kernel's own files of processes",
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from un2clip import processes
 from un2clip.errors import Stopped, UserError
+from un2clip.files.texts import parse_json, read_text
 
 RENEWED_S = 10.0  # seconds between two renewals
 STALE_S = 60.0  # seconds; six renewals that did not come
@@ -142,15 +143,15 @@ def _who(holder: processes.Process | None) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
+        return read_text(path)
+    except UserError:
         return ""
 
 
 def _parsed(text: str) -> dict[str, str]:
     try:
-        content = json.loads(text)
-    except ValueError:
+        content = parse_json(text, "a lock")
+    except UserError:
         return {}
     return {key: str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
