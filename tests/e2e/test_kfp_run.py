@@ -118,7 +118,7 @@ def test_artifacts_describe_themselves(runs) -> None:
     ((encoder, said),) = run.artifacts("finetune", "encoder")
     lineage = json.loads((encoder / "lineage.json").read_text())
     assert said["encoder_sha256"] == lineage["encoder_sha256"] and said["parents"]["shards"] == digest(shards)
-    assert (said["method"], said["steps_done"], said["complete"]) == ("un2clip-anchored", 3, True)
+    assert (said["method"], said["steps_done"], said["complete"]) == ("un2clip-noised-held", 3, True)
     evaluated = run.artifacts("evaluate", "scores") + run.artifacts("diffusion-loss", "scores")
     table = {
         name: value

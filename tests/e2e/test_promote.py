@@ -393,7 +393,7 @@ def test_an_encoder_that_is_not_finite_is_no_champion(registry, candidate):
     with pytest.raises(UserError, match=r"visual.proj is not finite"):
         made.promote(registry)
     made.change(**{"visual.proj": torch.full((32, 16), 3e38), "visual.ln_post.bias": torch.full((32,), 3e38)})
-    with pytest.raises(UserError, match="the embedding of an image is not finite"):
+    with pytest.raises(UserError, match="the embedding of image 0 of 1 is not finite"):
         made.promote(registry)
     assert registry.aliases() == {}
 

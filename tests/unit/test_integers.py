@@ -21,7 +21,7 @@ PLACES = places()
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 @pytest.mark.parametrize("value", [-1, 0, 1])
 def test_each_is_taken_or_refused_by_name(place: Place, value: int) -> None:
-    """-1 is no size, count or level anywhere; only the seed at the top is refused later, by the stage."""
+    """-1 is no size, count or level; the seed is refused later, by its stage, and a layer may count from the end."""
     section = str(place[0])
     try:
         convert(HINTS[section], changed(place, value)[section], section)
@@ -32,7 +32,7 @@ def test_each_is_taken_or_refused_by_name(place: Place, value: int) -> None:
             and str(section if len(place) < 3 else place[-2 if isinstance(place[-1], int) else -1]) in said
         )
     else:
-        assert value >= 0 or place == ("seed",)
+        assert value >= 0 or place in (("seed",), ("evaluate", "probe", "layer"))
 
 
 def test_all_are_looked_at() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,7 +55,15 @@ def test_the_first_sigterm_is_an_exception_and_the_second_ends() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_waits_for_the_end_of_what_must_not_be_cut() -> None:
+@pytest.fixture()
+def own_ctrl_c() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: other tests' libraries leave theirs in the process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_waits_for_the_end_of_what_must_not_be_cut(own_ctrl_c) -> None:
     """Neither stops what is within, and each acts right after it."""
     for number, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
         done = []

@@ -97,7 +97,12 @@ def test_nothing_to_rank() -> None:
 
 def test_the_default_design() -> None:
     """The encoder alone, through the frozen generator, held by nothing: written out by hand."""
-    assert {name for name in METHODS if default_design(name)} == {"un2clip", "un2clip-longer"}
+    assert {name for name in METHODS if default_design(name)} == {
+        "un2clip",
+        "un2clip-longer",
+        "un2clip-uniform",
+        "un2clip-noised",
+    }
     assert default_design("un2clip@50") and not default_design("update-generator@50")
 
 

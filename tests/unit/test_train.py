@@ -41,13 +41,13 @@ def test_non_finite_loss_names_step_and_samples_and_keeps_the_last_good_weights(
     ("changes", "message"),
     [
         ({"timesteps": (0, 1000)}, "timesteps must lie within 0 and 999, got 0 to 1000"),
-        ({"timesteps": (9, 3)}, "timesteps must lie within 0 and 999, got 9 to 3"),
+        ({"timesteps": (9, 3)}, "timesteps must be a lowest of at least 0 and a highest not below it, got 9 and 3"),
         ({"noise_level": (1000, 1000)}, "noise_level must lie within 0 and 999, got 1000 to 1000"),
     ],
 )
 def test_settings_outside_the_generators_range(tiny, changes: dict[str, object], message: str) -> None:
     """What the generator can't do is refused before the first step."""
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         load_generator(tiny.backbones / "unclip").check(dataclasses.replace(NOISE, **changes))
 
 

@@ -24,7 +24,7 @@ def add_convert(commands: Commands) -> None:
         params = read_params(PARAMS, args.overlay)
         given = {key: value for key, value in vars(args).items() if key in params["backbones"]["encoder"] and value}
         encoder = build(Encoder, params["backbones"]["encoder"] | given, "encoder")
-        if encoder.weights == "toy":
+        if encoder.weights == "toy" or not (args.weights or args.overlay):
             raise UserError("say whose weights: --from=PLACE, or --overlay=FILE of configs/")
         clip = convert_checkpoint(encoder, args.to, "encoder")
         loads = f"open_clip.create_model_and_transforms('local-dir:{args.to}')"

@@ -192,9 +192,7 @@ def _cell(file: Path, group: int, column: str, i: int) -> bytes:
 def _written(file: Path, wanted: set[str], pictures: tuple[str, ...]) -> Iterator[Row]:
     text = file.read_text(encoding="utf-8-sig")
     if file.suffix in (".csv", ".tsv"):
-        csv.field_size_limit(sys.maxsize)  # a cell may be a picture
-        delimiter = "\t" if file.suffix == ".tsv" else ","
-        records: list[Any] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        records = _csv_records(text, "\t" if file.suffix == ".tsv" else ",")
     else:
         records = _json_records(text)
     for number, record in enumerate(records):
@@ -209,6 +207,14 @@ def _written(file: Path, wanted: set[str], pictures: tuple[str, ...]) -> Iterato
             if values[name]
         }
         yield Row(file=file, number=number, values=values, pictures=found)
+
+
+def _csv_records(text: str, delimiter: str) -> list[Any]:
+    limit = csv.field_size_limit(sys.maxsize)  # a cell may be a picture; the limit is the whole process's
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _json_records(text: str) -> list[Any]:
