@@ -59,7 +59,8 @@ def check_out(revision: str, folder: Path) -> Path:
     if packed.returncode:
         sys.exit(f"git knows no revision {revision!r}: {packed.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-        tar.extractall(folder, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+        tar.extractall(folder, **safely)
     return folder
 
 
