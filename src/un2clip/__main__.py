@@ -25,14 +25,21 @@ def main(argv: list[str] | None = None) -> int:
         with disks_in_words([Path.cwd()]):
             return _run(args)
     except UserError as error:
-        print(f"un2clip: {error}", file=sys.stderr)
+        _say(str(error))
         return 128 + error.signal if isinstance(error, Stopped) and error.signal else 2
     except KeyboardInterrupt:
-        print("un2clip: interrupted; finished stages are kept", file=sys.stderr)
+        _say("interrupted; finished stages are kept")
         return 128 + signal.SIGINT
     except Terminated as stopped:
-        print("un2clip: stopped by SIGTERM; finished stages are kept, the same command goes on", file=sys.stderr)
+        _say("stopped by SIGTERM; finished stages are kept, the same command goes on")
         return int(str(stopped.code))
+
+
+def _say(message: str) -> None:
+    """Print a sentence on a line of its own, also where a progress bar was cut off."""
+    from tqdm import tqdm  # here, since only what went wrong needs it
+
+    tqdm.write(f"un2clip: {message}", file=sys.stderr)
 
 
 def _run(args: list[str]) -> int:
