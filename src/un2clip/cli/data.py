@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from un2clip.cli.words import PARAMS, Args, Commands
+from un2clip.cli.words import PARAMS, Args, Commands, add_overlay
 from un2clip.config import build, read_params
 
 
@@ -33,7 +33,7 @@ def add_download(commands: Commands) -> None:
     parser = commands.add_parser("download", help="images of caption-url lists (CC3M's tsv, csv, parquet), as tars")
     parser.add_argument("lists", type=Path, nargs="*", metavar="LIST", help="none: only make --environment")
     parser.add_argument("--to", type=Path, help="folder for the tars (default: data/NAME of the first list)")
-    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    add_overlay(parser)
     parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of csv and parquet")
     parser.add_argument("--url-column", default="url", metavar="NAME", help="of csv and parquet")
     parser.add_argument("--retry", action="store_true", help="try again what failed and may have passed")
@@ -93,7 +93,7 @@ def add_ask(commands: Commands) -> None:
     parser.add_argument("--to", type=Path, help="folder of scores and answers (default: scores/BENCHMARK)")
     parser.add_argument("--role", choices=["reference", "tuned"], default="reference", help="(default: reference)")
     parser.add_argument("--method", help="that made a tuned one's encoder (default: the assistant folder's name)")
-    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    add_overlay(parser)
 
     def run(args: Args) -> None:
         from un2clip.evaluation.mllm.asking import ask

@@ -4,7 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
-from un2clip.cli.words import PARAMS, Args, Commands
+from un2clip.cli.words import PARAMS, Args, Commands, add_overlay
 from un2clip.config import flags, merge, read_files, read_params, read_yaml, stack, unite
 
 
@@ -41,7 +41,7 @@ def add_pair(commands: Commands) -> None:
     parser.add_argument("--seed", required=True, type=int)
     parser.add_argument("--to", required=True, type=Path, help="folder that gets clip/, unclip/ and README.md")
     parser.add_argument("--work", type=Path, default=Path("models/pair"), help="its world and state, to go on from")
-    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    add_overlay(parser)
 
     def run(args: Args) -> None:
         from un2clip.study.pair import make_pair
@@ -55,7 +55,7 @@ def add_study(commands: Commands) -> None:
     parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
     parser.add_argument("--to", type=Path, default=Path("study"))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
-    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    add_overlay(parser)
 
     def run(args: Args) -> None:
         from un2clip.study.run import study

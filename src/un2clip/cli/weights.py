@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from un2clip.cli.words import PARAMS, Args, Commands
+from un2clip.cli.words import PARAMS, Args, Commands, add_overlay
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
 
@@ -13,7 +13,7 @@ from un2clip.errors import UserError
 def add_convert(commands: Commands) -> None:
     parser = commands.add_parser("convert", help="published weights to an open_clip folder")
     parser.add_argument("--to", required=True, type=Path, help="folder to write")
-    parser.add_argument("--overlay", type=Path, action="append", default=[], help="file of configs/; may be repeated")
+    add_overlay(parser)
     parser.add_argument("--from", dest="weights", help="file, folder, hub id or models:/name/version")
     for key in ("architecture", "revision", "visual"):
         parser.add_argument(f"--{key}", help=f"instead of backbones.encoder.{key} of params.yaml")

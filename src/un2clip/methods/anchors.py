@@ -5,7 +5,7 @@ Each is exactly 0 where the encoder is its reference.
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ class Anchor(nn.Module):
     tokens: Tokens = "none"
     bank: Bank | None = None
 
+    @classmethod
+    def made_of(cls, std: Tensor, banks: Mapping[Bank, Tensor]) -> Self:
+        """The anchor of what a row gives.
+
+        Args:
+            std: (1, D) of the embedding, the generator's normaliser.
+            banks: (K, D) each, of `embed_bank`: those that anchors of the row ask for.
+        """
+        return cls()
+
     def forward(self, features: Features, reference: Features) -> Tensor:
         raise NotImplementedError
 
@@ -43,53 +53,59 @@ class EmbeddingAnchor(Anchor):
         super().__init__()
         self.register_buffer("std", std, persistent=False)
 
+    @classmethod
+    def made_of(cls, std: Tensor, banks: Mapping[Bank, Tensor]) -> Self:
+        return cls(std)
+
     def forward(self, features: Features, reference: Features) -> Tensor:
         assert features.pooled is not None and reference.pooled is not None
         return ((features.pooled - reference.pooled) / self.std).square().mean(dim=1)
 
 
-class CaptionAnchor(Anchor):
-    """Divergence over a bank of captions, in nats.
+class BankAnchor(Anchor):
+    """What is held is the likeness to a bank of texts.
 
     Args:
-        captions: (K, D), of `embed_bank`.
+        texts: (K, D), of `embed_bank`.
     """
 
-    bank = "captions"
-    captions: Tensor
+    bank: Bank
+    texts: Tensor
 
-    def __init__(self, captions: Tensor) -> None:
+    def __init__(self, texts: Tensor) -> None:
         super().__init__()
-        self.register_buffer("captions", captions, persistent=False)
+        self.register_buffer("texts", texts, persistent=False)
+
+    @classmethod
+    def made_of(cls, std: Tensor, banks: Mapping[Bank, Tensor]) -> Self:
+        return cls(banks[cls.bank])
+
+
+class CaptionAnchor(BankAnchor):
+    """Divergence over a bank of captions, in nats."""
+
+    bank = "captions"
 
     def forward(self, features: Features, reference: Features) -> Tensor:
         assert features.pooled is not None and reference.pooled is not None
-        return caption_kl(features.pooled, reference.pooled, self.captions)
+        return caption_kl(features.pooled, reference.pooled, self.texts)
 
 
-class CosineAnchor(Anchor):
+class CosineAnchor(BankAnchor):
     """Mean squared difference of CLIP's logits (scaled cosines) to a bank of words.
 
     The words name what the reference knows already; along them nothing may grow or shrink, nuisance included, and
     whatever no word of the bank names is free. Unlike the divergence of CaptionAnchor it also holds what moves all
     logits alike.
-
-    Args:
-        words: (K, D), of `embed_bank`.
     """
 
     bank = "words"
-    words: Tensor
-
-    def __init__(self, words: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("words", words, persistent=False)
 
     def forward(self, features: Features, reference: Features) -> Tensor:
         assert features.pooled is not None and reference.pooled is not None
-        with torch.autocast(self.words.device.type, enabled=False):
+        with torch.autocast(self.texts.device.type, enabled=False):
             moved = normalize(features.pooled.float(), dim=1) - normalize(reference.pooled.float(), dim=1)
-            return (moved @ self.words.T).square().mean(dim=1)
+            return (moved @ self.texts.T).square().mean(dim=1)
 
 
 class BandAnchor(Anchor):
@@ -132,19 +148,6 @@ ANCHORS: dict[str, type[Anchor]] = {
     "band": BandAnchor,
     "tokens": TokenAnchor,
 }
-
-
-def new_anchor(name: str, std: Tensor, banks: Mapping[Bank, Tensor]) -> Anchor:
-    """An anchor of ANCHORS.
-
-    Args:
-        std: (1, D) of the embedding, the generator's normaliser.
-        banks: (K, D) each, of `embed_bank`: those that anchors of the row ask for.
-    """
-    anchor = ANCHORS[name]
-    if anchor.bank is not None:
-        return anchor(banks[anchor.bank])
-    return EmbeddingAnchor(std) if anchor is EmbeddingAnchor else anchor()
 
 
 def low_frequencies(side: int, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from un2clip.config import lookup
 from un2clip.decoders import Decoder, Unclip
-from un2clip.methods.anchors import Anchor, Bank, new_anchor
+from un2clip.methods.anchors import ANCHORS, Anchor, Bank
 from un2clip.methods.conditions import CONDITIONS, Condition, new_condition
 from un2clip.methods.features import Encoder, Features
 from un2clip.methods.objective import Reconstruction, tokens_of
@@ -41,7 +41,8 @@ def new_objective(
     condition = new_condition(row.condition, probe(clip, CONDITIONS[row.condition]), decoder, seed)
     std = decoder.std if isinstance(decoder, Unclip) else torch.ones(1, clip.embed_dim, device=clip.device)
     anchors = {
-        name: (new_anchor(name, std, banks or {}), lookup(weights, name, "weight of anchor")) for name in row.anchors
+        name: (ANCHORS[name].made_of(std, banks or {}), lookup(weights, name, "weight of anchor"))
+        for name in row.anchors
     }
     return Reconstruction(
         clip.model.visual, condition, decoder, anchors, trains_encoder=row.trains("encoder"), refers=refers

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from un2clip.config import build
 from un2clip.decoders import load_generator
 from un2clip.decoders.folder import copy_generator
-from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
+from un2clip.evaluation.measuring import Evaluate, get_benchmark
+from un2clip.evidence.scores import score_of
 from un2clip.files.outputs import save_tensors
 from un2clip.hashes import file_sha256
 from un2clip.models.clip import load_clip
@@ -80,9 +81,8 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
     clip, generator = load_clip(pair / "clip"), load_generator(pair / "unclip")
     scores: dict[str, float] = {}
     for name in ("zeroshot", "mmvp_vlm"):
-        subject = Subject(model=clip, method="reference", encoder_sha256="")
-        (found,) = measure(get_benchmark(name, "clip"), {"reference": subject}, benchmarks / name, evaluate)
-        scores[name] = found.score
+        result = get_benchmark(name, "clip").run(clip, benchmarks / name, evaluate)
+        scores[name] = score_of(result.items, result.unit)
     real, drawn = pair_measures.named(clip, generator, seed, section)
     measured: dict[str, Any] = {
         "zeroshot": scores["zeroshot"],

@@ -59,6 +59,7 @@ class PairMeasures:
     def __post_init__(self) -> None:
         at_least(self, 2, "scenes", "drawn", "classifier_scenes")
         at_least(self, 1, "statements", "sampling_steps", "classifier_epochs")
+        world.check_plain(self.plain)
         if min(self.noise_levels, default=0) < 0:
             raise ValueError(f"noise_levels must be at least 0, got {list(self.noise_levels)}")
 

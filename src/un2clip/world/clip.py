@@ -18,7 +18,7 @@ from un2clip.decoders import NoiseSample
 from un2clip.methods.objective import Objective
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.training.config import PhaseConfig
-from un2clip.world.scenes import ATTRIBUTES, Captions, Ints, captions, draw
+from un2clip.world.scenes import ATTRIBUTES, Captions, Ints, captions, check_plain, draw
 from un2clip.world.training import Schooling, train_toy
 
 
@@ -67,8 +67,7 @@ class Words:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "scenes")
-        if not 0 <= self.plain < 1:
-            raise ValueError(f"plain must be a probability below 1, got {self.plain}")
+        check_plain(self.plain)
 
 
 def new_clip(size: ClipSize, folder: Path) -> Clip:

@@ -66,6 +66,12 @@ class Captions:
                 raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")
 
 
+def check_plain(plain: float) -> None:
+    """Raise a ValueError unless scenes can be drawn with it: at 1 no detail would ever differ."""
+    if not 0 <= plain < 1:
+        raise ValueError(f"plain must be a probability below 1, got {plain}")
+
+
 def draw(rng: np.random.Generator, n: int, *, plain: float, heldout: bool) -> Ints:
     """Draw scenes, (n, attributes) int64, from the training half of the world or from the held-out one.
 

@@ -25,7 +25,7 @@ from un2clip.config import at_least
 from un2clip.datasets.shards import EncodedSample
 from un2clip.evaluation.dense.masks import palette
 from un2clip.world import scenes as world
-from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions, Ints
+from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions, Ints, check_plain
 
 #: MMVP-VLM's nine types, in its order, and the attributes of this world that stand for each.
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -64,8 +64,7 @@ class Shapes:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
         at_least(self, 1, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
         at_least(self, 1, "segmentation_images", "probe_train_scenes", "probe_test_per_attribute", "scenes_per_tar")
-        if not 0 <= self.plain < 1:
-            raise ValueError(f"plain must be a probability below 1, got {self.plain}")
+        check_plain(self.plain)
 
 
 def encode_scenes(rng: np.random.Generator, scenes: Ints, split: str, params: Shapes) -> Iterator[EncodedSample]:
