@@ -86,7 +86,12 @@ class Benchmark:
 
     def run(self, model: Any, folder: Path, params: Evaluate | Ask) -> BenchmarkResult:
         """What the model reaches on the data in the folder."""
-        result: BenchmarkResult = self.file.run(model, folder, **self._numbers(params))
+        numbers, file = self._numbers(params), self.file
+        if hasattr(file, "run"):
+            result: BenchmarkResult = file.run(model, folder, **numbers)
+        else:
+            questions = file.read(folder)
+            result = file.score(questions, model.ask(questions, **numbers))
         return result
 
     def draw(self, models: Mapping[Role, Any], folder: Path, png: Path, params: Evaluate | Ask) -> None:

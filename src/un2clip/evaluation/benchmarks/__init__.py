@@ -3,7 +3,8 @@
 A file has
 
 - `MODEL`: which kind of model it measures;
-- `run(model, folder, *, batch_size)`, which scores any such model, item by item, and knows nothing of methods;
+- `run(model, folder, *, batch_size)`, which scores any such model, item by item, and knows nothing of methods; in its
+  place, where an mllm is only asked, `read(folder)`, the questions, and `score(questions, answers)`;
 - where it has numbers of its own, a frozen dataclass `Options`: the section `evaluate.FILE` of params.yaml (of an mllm
   `ask.FILE`), which `run` then takes as `options`;
 - where it has pictures to show, `draw(models by role, folder, png, *, batch_size)`, with `options` as `run` has them.

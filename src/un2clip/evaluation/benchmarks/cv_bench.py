@@ -9,7 +9,7 @@ from pathlib import Path
 
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.mllm.answers import letter
-from un2clip.evaluation.mllm.questions import BY_LETTER, Assistant, Question, judge, lettered
+from un2clip.evaluation.mllm.questions import BY_LETTER, Question, judge, lettered
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.crossed import MeanOfGroups
 from un2clip.evidence.items import Item, by_type
@@ -20,18 +20,11 @@ PROTOCOL = "the set's own prompt and LLaVA-1.5's instruction by letter; the lett
 COLUMNS = ("idx", "type", "source", "prompt", "choices", "answer")
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question whose option is named; types are dimension and source, samples are photographs.
 
-    Args:
-        folder: the hub's test_2d.parquet and test_3d.parquet, or test.parquet of its older revisions.
+    Beside the outcomes, the result has the table's columns.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, and the table's columns."""
     return judge(
         questions,
         answers,
@@ -55,7 +48,11 @@ def columns(items: Sequence[Item]) -> dict[str, float]:
 
 
 def read(folder: Path) -> list[Question]:
-    """Every question of the files; a UserError names the row that is not as it must be."""
+    """Every question of the files; a UserError names the row that is not as it must be.
+
+    Args:
+        folder: the hub's test_2d.parquet and test_3d.parquet, or test.parquet of its older revisions.
+    """
     files = find(folder, "test*.parquet", "**/*.parquet")
     return make_questions(read_rows(files, COLUMNS, pictures=("image",)), _question)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.mllm.questions import BY_WORD, Assistant, Picture, Question, judge, picture_file
+from un2clip.evaluation.mllm.questions import BY_WORD, Picture, Question, judge, picture_file
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.scores import score_of
 
@@ -16,19 +16,11 @@ MODEL: Model = "mllm"
 PROTOCOL = "LLaVA-1.5's instruction by word; the answer itself, in lower case and without full stops at its end"
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question answered by the right word; types are the structural ones, samples are photographs.
 
-    Args:
-        folder: testdev_balanced_instructions/ and testdev_balanced_images/ in parquet as lmms-lab has them on the hub,
-            or the original testdev_balanced_questions.json beside images/.
+    Beside the outcomes, the result has the table's column.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, and the table's column."""
     return judge(
         questions,
         answers,
@@ -45,7 +37,12 @@ def understand(answer: str) -> str:
 
 
 def read(folder: Path) -> list[Question]:
-    """Every question of the files; a UserError names the row that is not as it must be."""
+    """Every question of the files; a UserError names the row that is not as it must be.
+
+    Args:
+        folder: testdev_balanced_instructions/ and testdev_balanced_images/ in parquet as lmms-lab has them on the hub,
+            or the original testdev_balanced_questions.json beside images/.
+    """
     files = find(folder, "testdev_balanced_instructions/*.parquet", "testdev_balanced_questions.json")
     original = files[0].suffix == ".json"
     rows = read_rows(files, ("key" if original else "id", "imageid", "question", "answer"))

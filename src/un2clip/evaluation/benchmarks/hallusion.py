@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.mllm.questions import YES_NO, Assistant, Question, judge, picture_file
+from un2clip.evaluation.mllm.questions import YES_NO, Question, judge, picture_file
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.crossed import shares
 from un2clip.evidence.items import Item
@@ -22,19 +22,11 @@ INSTRUCTION = " Please answer yes or no."
 COLUMNS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer")
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question answered rightly; types are the categories, a sample is a set of figures.
 
-    Args:
-        folder: the image split in parquet as lmms-lab has it on the hub, or the original HallusionBench.json beside
-            hallusion_bench/.
+    Beside the outcomes, the result has the authors' three accuracies and their mean.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, the authors' three accuracies and their mean."""
     return judge(
         questions,
         answers,
@@ -59,7 +51,12 @@ def columns(items: Sequence[Item]) -> dict[str, float]:
 
 
 def read(folder: Path) -> list[Question]:
-    """Every question that has a figure; a UserError names the row that is not as it must be."""
+    """Every question that has a figure; a UserError names the row that is not as it must be.
+
+    Args:
+        folder: the image split in parquet as lmms-lab has it on the hub, or the original HallusionBench.json beside
+            hallusion_bench/.
+    """
     files = find(folder, "data/image-*.parquet", "**/image-*.parquet", "HallusionBench.json")
     if files[0].suffix == ".parquet":
         return make_questions(read_rows(files, COLUMNS, ("image",)), lambda row: _question(row, folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.mllm.questions import BY_WORD, YES_NO, Assistant, Question, judge, yes_or_no
+from un2clip.evaluation.mllm.questions import BY_WORD, YES_NO, Question, judge, yes_or_no
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.scores import score_of
@@ -25,18 +25,11 @@ PERCEPTION = (
 )  # fmt: skip
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question answered rightly; types are the subtasks, samples are images.
 
-    Args:
-        folder: parquet files as lmms-lab has them on the hub.
+    Beside the outcomes, the result has the points of each subtask and of both parts.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, and the points of each subtask and of both parts."""
     return judge(
         questions,
         answers,
@@ -66,6 +59,9 @@ def columns(items: Sequence[Item]) -> dict[str, float]:
 
 def read(folder: Path) -> list[Question]:
     """Every question of the files.
+
+    Args:
+        folder: parquet files as lmms-lab has them on the hub.
 
     Raises:
         UserError: a row is not as it must be, or an image has not just two questions.

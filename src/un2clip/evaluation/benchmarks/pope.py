@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.mllm.questions import BY_WORD, YES_NO, Assistant, Question, judge, picture_file, yes_or_no
+from un2clip.evaluation.mllm.questions import BY_WORD, YES_NO, Question, judge, picture_file, yes_or_no
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.items import Item
 
@@ -21,18 +21,11 @@ SUBSETS = ("random", "popular", "adversarial")
 PHOTOGRAPHS = "val2014"
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question answered rightly; types are the three subsets, samples are photographs.
 
-    Args:
-        folder: parquet files as lmms-lab has them on the hub, or the original coco_pope_*.json beside val2014/.
+    Beside the outcomes, the result has five scores of each subset and their means.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, and five scores of each subset and their means."""
     return judge(
         questions,
         answers,
@@ -76,7 +69,11 @@ def _rates(cells: Sequence[tuple[bool, bool]]) -> Mapping[str, float]:
 
 
 def read(folder: Path) -> list[Question]:
-    """Every question of the files; a UserError names the row that is not as it must be."""
+    """Every question of the files; a UserError names the row that is not as it must be.
+
+    Args:
+        folder: parquet files as lmms-lab has them on the hub, or the original coco_pope_*.json beside val2014/.
+    """
     files = find(folder, "data/*.parquet", "Full/*.parquet", "**/*.parquet", "coco_pope_*.json")
     if files[0].suffix == ".parquet":
         rows = read_rows(files, ("question_id", "question", "answer", "image_source", "category"), ("image",))

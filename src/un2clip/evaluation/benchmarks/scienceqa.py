@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.mllm.questions import BY_LETTER, Assistant, Question, judge, lettered, lines
+from un2clip.evaluation.mllm.questions import BY_LETTER, Question, judge, lettered, lines
 from un2clip.evaluation.mllm.tables import Row, find, make_questions, read_rows
 from un2clip.evidence.scores import score_of
 
@@ -21,18 +21,11 @@ COLUMNS = ("question", "choices", "answer", "hint", "subject")
 LETTERS = "ABCDE"
 
 
-def run(assistant: Assistant, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
     """Value 1 for every question answered rightly; types are the subjects.
 
-    Args:
-        folder: the test split in parquet as lmms-lab has it on the hub; rows without an image are left out.
+    Beside the outcomes, the result has the table's column.
     """
-    questions = read(folder)
-    return score(questions, assistant.ask(questions, batch_size=batch_size))
-
-
-def score(questions: Sequence[Question], answers: Sequence[str]) -> BenchmarkResult:
-    """The outcome of every question, and the table's column."""
     return judge(
         questions,
         answers,
@@ -57,7 +50,11 @@ def understand(answer: str, options: Mapping[str, str]) -> str:
 
 
 def read(folder: Path) -> list[Question]:
-    """Every question that has an image; a UserError names the row that is not as it must be."""
+    """Every question that has an image; a UserError names the row that is not as it must be.
+
+    Args:
+        folder: the test split in parquet as lmms-lab has it on the hub; rows without an image are left out.
+    """
     files = find(folder, "ScienceQA-IMG/test*.parquet", "data/test*.parquet", "**/test*.parquet")
     return make_questions(read_rows(files, COLUMNS, ("image",)), _question)
 
