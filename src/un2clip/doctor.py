@@ -23,9 +23,10 @@ from typing import Literal
 
 import psutil
 
+from un2clip.errors import GIB, free_bytes, nearest_folder
+
 NEEDED = ("torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "mlflow")
 OPTIONAL = ("kfp", "dvc")
-GIB = 2**30
 MEMORY_GIB = 3.0  # `make demo` takes 2.2 in one process (docs/LOG.md)
 SHARED_MEMORY_GIB = 1.0  # loader workers hand batches over through it; a container has 1/16 unless told otherwise
 SPACE_GIB = 2.0  # `make demo` leaves 0.5 behind, and DVC's cache holds it once more
@@ -162,7 +163,7 @@ def places() -> list[Path]:
 
 def writable(path: Path) -> Check:
     """Whether a file can be made in a folder, or in the nearest one above it that exists."""
-    folder = _existing(path)
+    folder = nearest_folder(path)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -174,16 +175,11 @@ def writable(path: Path) -> Check:
 
 def space(path: Path, gib: float) -> Check:
     """Whether the disk that holds a path (or would) has so many GiB free."""
-    free = shutil.disk_usage(_existing(path)).free / GIB
+    free = free_bytes(path) / GIB
     message = f"{free:.1f} GiB free at {path}"
     if free < gib:
         return Check("space", "FAIL", message, f"{gib:g} GiB are needed: delete, or work on another disk")
     return Check("space", "ok", message)
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(each for each in [path, *path.parents] if each.is_dir())
 
 
 def tool(name: str, *, needed: bool) -> Check:

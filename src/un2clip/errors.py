@@ -129,9 +129,9 @@ def disks_in_words(folders: Iterable[Path], wanted: int = 0) -> Iterator[None]:
         number, path = _refused(error)
         if number not in REFUSALS:
             raise
-        path = path or min(map(_existing, [Path(tempfile.gettempdir()), *folders]), key=_free)
+        path = path or min(map(nearest_folder, [Path(tempfile.gettempdir()), *folders]), key=free_bytes)
         what, out = REFUSALS[number]
-        room = f" ({_free(path) / GIB:.3f} GiB free{f', {wanted / GIB:.3f} wanted' if wanted else ''})"
+        room = f" ({free_bytes(path) / GIB:.3f} GiB free{f', {wanted / GIB:.3f} wanted' if wanted else ''})"
         room = room if number in FULL else ""
         raise DiskRefused(
             f"{path}: {what.format(user=os.getuid())}{room}; {out}, then the same command goes on"
@@ -149,10 +149,11 @@ def _refused(error: BaseException | None) -> tuple[int, Path | None]:
     return 0, None
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
-    return next(each for each in [path, *path.absolute().parents] if os.path.exists(each))
+def nearest_folder(path: Path) -> Path:
+    """The path where it is a folder, or the nearest one above it that there is."""
+    return next(each for each in [path, *path.absolute().parents] if os.path.isdir(each))
 
 
-def _free(path: Path) -> int:
-    return shutil.disk_usage(_existing(path)).free
+def free_bytes(path: Path) -> int:
+    """Room on the disk of a path, which need not be there yet."""
+    return shutil.disk_usage(nearest_folder(path)).free

@@ -1,11 +1,15 @@
 """What is written for others: files with the permissions that any new file has, folders that appear whole."""
 
+import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from un2clip.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +21,29 @@ def save_tensors(tensors: "Mapping[str, Tensor]", path: Path, metadata: dict[str
 
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, metadata=metadata)
     permit(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all, into a folder that is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+@contextmanager
+def only_one(file: Path, busy: str) -> Iterator[None]:
+    """Let one process at a time in. The lock is the system's, so it ends with its holder, however that ends.
+
+    Raises:
+        UserError: `busy`, where another process is in.
+    """
+    with file.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(busy) from None
+        yield
 
 
 def permit(path: Path) -> None:

@@ -4,7 +4,6 @@ The work is cut into parts, a tar or some thousand files each. A part is a file 
 same command goes on after it was killed, and the result does not depend on where.
 """
 
-import fcntl
 import hashlib
 import json
 import tempfile
@@ -26,6 +25,7 @@ from un2clip.datasets.images import decode
 from un2clip.datasets.tars import IMAGE_EXTENSIONS, DamagedTar, groups
 from un2clip.devices import pick_device
 from un2clip.errors import UserError, reason
+from un2clip.files.outputs import only_one
 from un2clip.models.clip import Clip, encoder_sha256, load_clip
 from un2clip.models.registry import Registry
 from un2clip.tracking import store
@@ -216,11 +216,7 @@ def _embed(clip: Clip, batch: list[Found], *, normalize: bool) -> tuple[list[Any
 @contextmanager
 def _alone(folder: Path, to: Path) -> Iterator[None]:
     """Only one process works in the folder of parts; it is removed afterwards unless somebody's own files are in it."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process embeds into {to}; wait for it, or name another file") from None
+    with only_one(folder / "lock", f"another process embeds into {to}; wait for it, or name another file"):
         yield
         (folder / "lock").unlink()
     with suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from un2clip.errors import UserError
+from un2clip.errors import UserError, nearest_folder
 from un2clip.evidence.scores import Scores
 from un2clip.models.clip import CONFIG, WEIGHTS, clip_files, encoder_sha256
 from un2clip.models.exporting import Form, check_free, write_export
@@ -241,7 +241,8 @@ def export(alias: str, to: Path, registered_model: str, form: Form = "open_clip"
     check_free(to)
     registry = Registry(registered_model)
     version = registry.version(registry.resolve_alias(alias))
-    with tempfile.TemporaryDirectory(dir=_existing_parent(to)) as folder:
+    # beside it, so that the download has the room that its copy will have
+    with tempfile.TemporaryDirectory(dir=nearest_folder(to.resolve().parent)) as folder:
         how = write_export(registry.fetch(version, Path(folder)), to, form)
     print(f"{registered_model} version {version.number} ({alias}) is in {to}: {how}")
     return version
@@ -251,8 +252,3 @@ def _model_id(version: Any) -> str:
     """Of MLflow's own object, which a server of one's own leaves without; its source names the model all the same."""
     model_id = str(version.source).partition("models:/")[2]
     return model_id if model_id.startswith("m-") else ""
-
-
-def _existing_parent(path: Path) -> Path:
-    """The nearest folder that exists, so that the download has the room that its copy will have."""
-    return next(parent for parent in path.resolve().parents if parent.is_dir())

@@ -1,6 +1,5 @@
 """Stage `latents`: encode every image by the VAE once, so that training and validation need not do it again."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from un2clip.datasets.shards import read_index
 from un2clip.decoders import load_generator
 from un2clip.devices import pick_device
 from un2clip.errors import disks_in_words
-from un2clip.files.outputs import save_tensors
+from un2clip.files.outputs import save_tensors, write_json
 from un2clip.hashes import file_sha256_once
 
 
@@ -76,20 +75,13 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
                 partial.replace(path)
             kept.add(path)
             content["shards"][name], content["sha256"][name] = shard.sha256, file_sha256_once(path)
-            _write(latents, content)  # after each: a run that is cut off keeps what it made
+            write_json(latents / INDEX, content)  # after each: a run that is cut off keeps what it made
     for path in [*latents.glob("*/*.safetensors"), *latents.glob("*/*.partial")]:
         if path not in kept:
             path.unlink()  # of a shard that is no more, or of a run that was cut off
-    _write(latents, content)
+    write_json(latents / INDEX, content)
 
 
 def _no_view(image: Image.Image) -> Tensor:
     """What the encoder would see is not wanted here."""
     return torch.empty(0)
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(folder / INDEX)

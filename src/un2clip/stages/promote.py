@@ -1,7 +1,6 @@
 """promote: the gate's decision in writing, then the encoder as a version in the registry."""
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from un2clip.evidence.lineage import DECISION, REGISTRY, read_lineage, tuned_pai
 from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.evidence.verdict import as_markdown, in_short
+from un2clip.files.outputs import write_json
 from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
 from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, ROLLED_BACK, Registry, Version, check_name
@@ -130,7 +130,7 @@ def promote(
         "objections": judged.objections,
     } | interval
     (decision / REGISTRY).unlink(missing_ok=True)  # of an earlier call
-    _write(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
+    write_json(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
     done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
         with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def promote(
                 page = f"Rolled back: {why}\n\n{page}"
             registry.describe(number, page)
             done = {"version": number, "outcome": _move_aliases(registry, params, version, alias, judged)}
-    _write(decision / REGISTRY, done)
+    write_json(decision / REGISTRY, done)
     for sentence in judged.sentences:
         print(sentence)
     print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {done['outcome']}")
@@ -241,11 +241,3 @@ def _move_aliases(registry: Registry, params: Promote, version: Version, alias: 
         raise UserError(f"{done}, but the alias champion was moved meanwhile; run `un2clip promote` again")
     registry.set_alias("champion", number)
     return f"{done}, and is the champion now."
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)

@@ -6,7 +6,6 @@ complete: a command that is interrupted meanwhile leaves nothing that a later on
 
 import fcntl
 import os
-import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from un2clip.errors import GIB, UserError, raise_stop, reason
+from un2clip.errors import GIB, UserError, free_bytes, raise_stop, reason
 from un2clip.processes import deferring
 
 NAME = "mlflow.db"
@@ -66,8 +65,7 @@ def ensure(uri: str, experiment: str) -> None:
                     _make(path, experiment)
     except Exception as error:
         raise_stop(error)
-        folder = next(each for each in path.absolute().parents if each.exists())
-        free = shutil.disk_usage(folder).free / GIB
+        free = free_bytes(path.parent) / GIB
         raise UserError(
             f"{path} cannot be made ({reason(error)}; {free:.2f} GiB free there); mend it, or set "
             "MLFLOW_TRACKING_URI to another store, or UN2CLIP_TRACKING=off"

@@ -5,14 +5,12 @@ is reckoned here, row by row, from its own records, and every start of img2datas
 that are missing: after a kill, for another attempt, or later.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.errors import UserError
+from un2clip.files.outputs import only_one
 from un2clip.files.texts import parse_json, read_text
 from un2clip.hashes import file_sha256
 from un2clip.sources.download.environment import interpreter
@@ -104,7 +103,7 @@ def download(
     if work is None:
         print(f"download: {to} is complete, {to}.report.json says of what; --retry tries again what may have passed")
         return
-    with _locked(work):
+    with only_one(work / _SOURCE, f"another download writes into {work}; wait for it"):
         for attempt in range(params.retries + 1):
             _remove_unfinished(work)
             pending = _pending(work, table, again=retry or attempt > 0)
@@ -140,17 +139,6 @@ def _begin(to: Path, source: str, retry: bool, rows: int) -> Path | None:
     work.mkdir(parents=True, exist_ok=True)
     (work / _SOURCE).write_text(source)
     return work
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Two downloads into one folder would overwrite each other's shards."""
-    with (work / _SOURCE).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another download writes into {work}; wait for it") from None
-        yield
 
 
 def _remove_unfinished(work: Path) -> None:
