@@ -71,7 +71,7 @@ docker-e2e: $(READY)  ## on Debian, as root: the image, and the pipeline in cont
 pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 	python -m pipelines.un2clip
 
-pair: $(READY)  ## the laptop pair anew: a CLIP and the unCLIP that inverts it (about an hour of one core; goes on)
+pair: $(READY)  ## the laptop pair anew: a CLIP and the unCLIP that inverts it (about two hours of one core; goes on)
 	OMP_NUM_THREADS=1 un2clip pair --seed $(PAIR_SEED) --overlay configs/laptop-pair.yaml --to $(PAIR_TO)
 
 study: $(READY)  ## all methods over seeds 0-4 (hours); its tables and figure go to docs/study
