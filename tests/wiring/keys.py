@@ -18,6 +18,7 @@ from un2clip.evaluation.measuring import Ask
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
 from un2clip.stages import STAGES, get_stage
+from un2clip.stages.assistant_job import Assistant
 from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
@@ -33,6 +34,7 @@ HINTS: dict[str, Any] = {
     **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
     "pair": PairMeasures,
     "ask": Ask,
+    "assistant": Assistant,
     "study": Study,
     "download": Download,
 }

@@ -12,8 +12,8 @@ PICTURE = ROOT / "docs/rooms.svg"
 #: A room may import the rooms that stand before it, and no other.
 ROOMS = (
     "errors", "files", "hashes", "processes", "config", "devices", "doctor",  # the ground
-    "datasets", "evidence", "tracking", "sources", "models", "decoders", "methods", "training", "evaluation", "world",
-    "stages", "study", "cluster", "cli", "__main__",
+    "datasets", "evidence", "tracking", "sources", "models", "decoders", "methods", "training", "assistants",
+    "evaluation", "world", "stages", "study", "cluster", "cli", "__main__",
 )  # fmt: skip
 
 Edges = set[tuple[str, str]]

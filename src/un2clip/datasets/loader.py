@@ -153,8 +153,11 @@ def batched(indices: Iterator[SampleIndex], batch_size: int, share: slice = slic
         yield batch[share]
 
 
-def read(reader: Reader, batches: Iterator[list[SampleIndex]], workers: int) -> Iterator[Batch]:
+def read(reader: Dataset[Batch], batches: Iterator[list[Any]], workers: int) -> Iterator[Batch]:
     """Read batches of indices, by `workers` processes beside this one (0: none), in their order.
+
+    Args:
+        reader: gives a batch of one for an index; as Reader does.
 
     Raises:
         UserError: a shard or its latents are not those that were made, or the workers give no batch; of a sample that

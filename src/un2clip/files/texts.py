@@ -104,16 +104,17 @@ def read_csv(file: File, columns: Sequence[str], *, more: bool = False) -> list[
     return rows
 
 
-def read_json(file: File, *, nan: bool = False) -> Any:
+def read_json(file: File, *, nan: bool = False, largest: int = LARGEST) -> Any:
     """The content of a JSON file.
 
     Args:
         nan: whether NaN and Infinity may stand in it, as Python writes them.
+        largest: bytes that it may have.
 
     Raises:
         UserError: as `read_text`; or it is no JSON, nested too deeply, has a key twice or a number out of range.
     """
-    return parse_json(read_text(file), str(file), nan=nan)
+    return parse_json(read_text(file, largest=largest), str(file), nan=nan)
 
 
 def parse_json(text: str, name: str, *, nan: bool = False) -> Any:

@@ -20,7 +20,7 @@ from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
 from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.decoders.kinds import open_decoder, save_decoder
-from un2clip.errors import DiskRefused, Stopped, UserError, disks_in_words
+from un2clip.errors import DiskRefused, Stopped, UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import Bank, embed_bank
 from un2clip.methods.building import new_objective
@@ -28,13 +28,12 @@ from un2clip.methods.conditions import save_condition
 from un2clip.methods.objective import Reconstruction
 from un2clip.models.clip import Clip, encoder_sha256, load_clip, save_clip, text_sha256
 from un2clip.stages.finetune_job import Finetune, Job
-from un2clip.training import distributed
 from un2clip.training.batches import local_batches
-from un2clip.training.checkpoints import Checkpoints
 from un2clip.training.config import PhaseConfig
 from un2clip.training.lock import Lock, locked
 from un2clip.training.loop import fit
 from un2clip.training.progress import Record
+from un2clip.training.starting import kept_phase, start
 
 
 def finetune(
@@ -70,25 +69,7 @@ def finetune(
     paths = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder}
     job = Job(params=params, method=method, seed=seed, device=device, checkpoints=checkpoints, **paths)
     params.phases_of(job.row)  # a wrong name is said before anything is started
-    processes = params.compute.processes_here(device) if devices.world_size() == 1 else 1
-    if processes > 1:
-        distributed.launch(processes, _train, job, tracking.active_run())
-    else:
-        _train(job, None)
-
-
-def _train(job: Job, run_id: str | None) -> None:
-    """One process of the training. `run_id` is the stage's run in MLflow where another process has begun it."""
-    device = devices.pick_device(job.device)
-    with distributed.group(device), tracking.attached(run_id if devices.rank() == 0 else None):
-        try:
-            with disks_in_words([job.encoder, Path(job.checkpoints)]):
-                _finetune(job, device)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory on {device} ({str(error).split('. ')[0]}); lower finetune.compute.max_per_device, set "
-                "finetune.compute.gradient_checkpointing to true, or precision and frozen there to bf16"
-            ) from None
+    start("finetune", _finetune, job)
 
 
 def _finetune(job: Job, device: torch.device) -> None:
@@ -200,20 +181,7 @@ def _train_phases(
     entered = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
     done, own = 0, objective.decoder.image_px
     for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
-        kept = None
-        if folder is not None:
-            kept = Checkpoints(
-                folder=folder / f"phase-{number + 1}" if number else folder,
-                every=params.compute.checkpoint_every,
-                keep=params.compute.keep_checkpoints,
-                final=number < len(row.phases) - 1,
-                tags={"mlflow_run": tracking.active_run()},
-                lock=lock,
-            )
-        saved = kept.newest() if kept else None
-        if kept and saved and devices.rank() == 0:
-            print(f"finetune: goes on after step {saved.step} of {phase.steps}, from {kept.folder}")
-            tracking.tag("resumed_from", saved.tags["mlflow_run"])
+        kept, saved = kept_phase("finetune", folder, number, len(row.phases), phase.steps, params.compute, lock)
         objective.decoder.resize(phase.image_px or own)
         if named.starts == "reference":
             clip.model.visual.load_state_dict(entered)

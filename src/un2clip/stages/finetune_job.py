@@ -78,6 +78,14 @@ class Job:
     def row(self) -> Method:
         return get_method(self.method)
 
+    @property
+    def compute(self) -> ComputeConfig:
+        return self.params.compute
+
+    @property
+    def written(self) -> list[Path]:
+        return [self.encoder, Path(self.checkpoints)]
+
     def check_read(self, corrupt: int, read: int) -> None:
         """Stop a training that hardly sees its images: `ingest` kept only what can be read, so the rest is damage.
 

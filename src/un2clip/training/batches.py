@@ -34,10 +34,16 @@ def local_batches(
     rank, world = devices.rank(), devices.world_size()
     mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     indices = loader.shuffled(reader.sizes, seed, start=step * batch_size)
+    for batch in reported(loader.read(reader, loader.batched(indices, batch_size, mine), workers)):
+        yield loader.to_device(batch, device) | {"target": target(batch)}
+
+
+def reported(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; the first samples that are not valid are named on stderr."""
     listed = 0
-    for batch in loader.read(reader, loader.batched(indices, batch_size, mine), workers):
+    for batch in batches:
         for key, valid in zip(batch["keys"], batch["valid"].tolist(), strict=True):
             listed += not valid
             if not valid and listed <= CORRUPT_LISTED:
                 tqdm.write(f"un2clip: left out: {key}", file=sys.stderr)
-        yield loader.to_device(batch, device) | {"target": target(batch)}
+        yield batch

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from un2clip.assistants.pictures import check_layer, picture_processor
 from un2clip.errors import UserError, reason
 from un2clip.evaluation.mllm.questions import Question
 from un2clip.files.texts import read_json
@@ -116,7 +116,7 @@ def load_llava(folder: Path, device: torch.device, *, dtype: str, max_new_tokens
                 f"{folder}: {len(keys)} {what.replace('_', ' ')}, such as {keys[0]}; its weights are not whole"
             )
     model = model.to(device).eval()
-    _check_layer(model, folder)
+    check_layer(model.config.vision_feature_layer, model.config.vision_config.num_hidden_layers, str(folder))
     _prepare(processor, model, folder)
     _check_image_tokens(model, processor, folder)
     return Llava(model, processor, max_new_tokens=max_new_tokens)
@@ -136,22 +136,12 @@ def _prepare(processor: Any, model: Any, folder: Path) -> None:
     sizes = dict(own.crop_size if getattr(own, "do_center_crop", False) else own.size)
     if made := {value for value in sizes.values() if value} - {side}:
         raise UserError(f"{folder}: the processor makes pictures of {max(made)} pixels, but its encoder takes {side}")
-    processor.image_processor = LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
-        image_mean=list(own.image_mean), image_std=list(own.image_std), resample=own.resample,
-    )  # fmt: skip
+    processor.image_processor = picture_processor(side, own.image_mean, own.image_std, own.resample, "pad")
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     for name in ("temperature", "top_p", "top_k"):
         setattr(model.generation_config, name, None)
-
-
-def _check_layer(model: Any, folder: Path) -> None:
-    layers, chosen = model.config.vision_config.num_hidden_layers, model.config.vision_feature_layer
-    for layer in chosen if isinstance(chosen, list | tuple) else [chosen]:
-        if not -layers - 1 <= layer <= layers:
-            raise UserError(f"{folder}: the language model reads layer {layer} of an encoder that has {layers}")
 
 
 @torch.inference_mode()
