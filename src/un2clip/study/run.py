@@ -78,7 +78,7 @@ def study(params: Mapping[str, Any], to: Path) -> None:
     for seed in section.seeds:
         world = to / f"seed{seed}"
         run = _runner(params, world)
-        run("shapes", seed=seed, images="images", benchmarks="benchmarks")
+        run("shapes", seed=seed, images="images", benchmarks="benchmarks", instructions="instructions")
         run("ingest", images="images", shards="shards")
         run("backbones", seed=seed, images="images", backbones="backbones")
         run("latents", shards="shards", backbones="backbones", latents="latents")
