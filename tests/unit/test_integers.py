@@ -38,7 +38,7 @@ def test_each_is_taken_or_refused_by_name(place: Place, value: int) -> None:
 
 
 def test_all_are_looked_at() -> None:
-    assert len(PLACES) > 100 and ("shapes", "pairs_per_type") in PLACES and ("study", "lengths", 0) in PLACES
+    assert len(PLACES) > 100 and ("shapes", "pairs_per_type") in PLACES and ("study", "seeds", 0) in PLACES
 
 
 def test_the_smallest_world_is_one(tmp_path: Path, tiny) -> None:
