@@ -94,7 +94,7 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
         "real": real,
         "drawn": drawn,
     }
-    return measured | {"conditions": pair_measures.conditions(measured, section.noise_levels)}
+    return measured | {"conditions": pair_measures.conditions(measured, section.noise_levels, section.wanted)}
 
 
 def describe(measured: Mapping[str, Any]) -> str:
