@@ -42,7 +42,7 @@ class OverSeeds:
     Attributes:
         reference, tuned: means over the seeds.
         difference: its mean over the seeds, with the interval over samples.
-        seeds: in their order.
+        seeds: in the order of the pairs.
         spread: sample standard deviation of the seeds' differences; None of one seed.
         low, high: Student's t interval of the mean difference over the seeds; None of one seed.
         reading: better | worse | noise | unknown (of one seed).
@@ -69,24 +69,24 @@ def over_seeds(pairs: Pairs, *, confidence: float, resamples: int, seed: int) ->
     """Compare two encoders by the answers of their assistants.
 
     Args:
-        pairs: seed of the language model -> (reference, tuned), all on the same questions.
+        pairs: seed of the language model -> (reference, tuned), all on the same questions; in the report's order.
         confidence, resamples, seed: of the intervals.
 
     Raises:
         UserError: two scores may not be compared.
     """
-    every = [scores for _, pair in sorted(pairs.items()) for scores in pair]
+    every = [scores for pair in pairs.values() for scores in pair]
     first = every[0]
     for other in every[1:]:
         if why := mismatch(first, other):
             raise UserError(f"{first.benchmark}: the answers of two assistants cannot be compared: {why}")
     of_seeds = [
         OfSeed(seed=number, reference=before.score, tuned=after.score, difference=after.score - before.score)
-        for number, (before, after) in sorted(pairs.items())
+        for number, (before, after) in pairs.items()
     ]
     differences = [each.difference for each in of_seeds]
     difference = mean_difference(
-        [(before.items, after.items) for _, (before, after) in sorted(pairs.items())],
+        [(before.items, after.items) for _, (before, after) in pairs.items()],
         unit=first.unit, confidence=confidence, resamples=resamples, seed=seed,
     )  # fmt: skip
     spread = stdev(differences) if len(differences) > 1 else None
@@ -152,7 +152,9 @@ def collect_asked(folders: Sequence[Path]) -> dict[str, Pairs]:
         if scores.role in of_seed:
             raise UserError(f"two files of {scores.role}, seed {seed}, on {scores.benchmark}; the second is {path}")
         of_seed[scores.role] = scores
-    return {name: {seed: _pair(name, seed, roles) for seed, roles in seeds.items()} for name, seeds in found.items()}
+    return {
+        name: {seed: _pair(name, seed, roles) for seed, roles in seeds.items()} for name, seeds in sorted(found.items())
+    }
 
 
 def _pair(benchmark: str, seed: int, roles: Mapping[str, Scores]) -> tuple[Scores, Scores]:
