@@ -19,7 +19,7 @@ from un2clip.processes import terminable
 
 #: In the order of the graph (dvc.yaml).
 STAGES = (
-    "shapes", "ingest", "backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct",
+    "shapes", "ingest", "backbones", "latents", "finetune", "diffusion_loss", "evaluate", "ask", "reconstruct",
     "compare", "promote",
 )  # fmt: skip
 
@@ -72,8 +72,9 @@ def sections(name: str) -> list[str]:
 def _argument(hint: Any, value: Any, name: str) -> Any:
     if hint is Path:
         return _path(value, name)
-    if hint == list[Path]:
-        return [_path(item, name) for item in ([value] if isinstance(value, str | Path) else value)]
+    if hint in (list[Path], list[str]):
+        items = [value] if isinstance(value, str | Path) else value
+        return [_path(item, name) if hint == list[Path] else convert(str, item, name) for item in items]
     if name == "seed" and convert(int, value, name) < 0:
         raise UserError(f"seed must not be negative, got {value}")
     return convert(hint, value, name)
