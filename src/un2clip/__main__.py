@@ -14,10 +14,10 @@ from pathlib import Path
 from un2clip.cli import RENAMED, add_commands
 from un2clip.config import lookup, read_params
 from un2clip.errors import Stopped, Terminated, UserError, disks_in_words
-from un2clip.stages import STAGES, get_stage, run_stage, sections
+from un2clip.stages import APART, SEEDS, STAGES, get_stage, run_stage, sections
 
 #: Stages that are a command as well, and the flag that only the stage has.
-BOTH = {"ask": "--assistants"}
+BOTH = {"ask": "--questions"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _say(message: str) -> None:
 def _run(args: list[str]) -> int:
     if args and args[0] in RENAMED:
         raise UserError(f"`un2clip {args[0]}` is `un2clip {RENAMED[args[0]]}` now, with the same arguments")
-    if args and args[0] in STAGES and not _for_people(args):
+    if is_stage(args):
         _run_stage(args[0], stage_parser(args[0]).parse_args(args[1:]))
     else:
         options = new_parser().parse_args(args or ["--help"])
@@ -56,10 +56,12 @@ def _run(args: list[str]) -> int:
     return 0
 
 
-def _for_people(args: list[str]) -> bool:
-    """Whether a command is meant that has a stage's name: it lacks the flag by which the stage is known."""
+def is_stage(args: list[str]) -> bool:
+    """Whether a stage is called: of one that has a command's name too, with the flag that only the stage has."""
+    if not args or args[0] not in (*STAGES, *APART):
+        return False
     flag = BOTH.get(args[0])
-    return flag is not None and not any(word.partition("=")[0] == flag for word in args)
+    return flag is None or any(word.partition("=")[0] == flag for word in args)
 
 
 def new_parser() -> argparse.ArgumentParser:
@@ -99,13 +101,12 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
     params = read_params(given.pop("params"), given.pop("overlay") or [])
     if name not in params:
         raise UserError(f"the numbers have no section {name}")
-    for key in given.keys() & {"seed", "language_seed"}:
-        given[key] = _integer(given[key], key)
+    given |= {name: _integer(name, given[name]) for name in SEEDS if name in given}
     given |= {key: lookup(params, key, "section of the numbers") for key in sections(name)}
     run_stage(name, params[name], **given)
 
 
-def _integer(text: str, name: str) -> int:
+def _integer(name: str, text: str) -> int:
     if not text.lstrip("-").isdecimal():
         raise UserError(f"--{name} must be an integer, got {text!r}")
     return int(text)

@@ -349,11 +349,11 @@ def test_a_benchmark_of_a_clip_is_refused_before_anything_is_loaded(tmp_path: Pa
 
 
 def test_the_stage_is_a_command_line_of_its_own(folder: Path, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """`un2clip ask` with --assistants is the stage, as DVC calls it; a seed that is none is one sentence."""
+    """`un2clip ask` with --questions is the stage, as a graph calls it; a seed that is none is one sentence."""
     monkeypatch.chdir(Path(__file__).parents[2])
     (tmp_path / "laptop.yaml").write_text(yaml.safe_dump({"ask": {"dtype": "float32", "max_new_tokens": 2}}))
     words = ["--questions=pope", "--role=tuned", "--method=un2clip", "--device=cpu", "--checkpoints="]
-    words += [f"--benchmarks={data.parent}", f"--assistants={folder}", f"--scores={tmp_path / 'to'}"]
+    words += [f"--benchmarks={data.parent}", f"--assistant={folder}", f"--scores={tmp_path / 'to'}"]
     assert main(["ask", f"--overlay={tmp_path / 'laptop.yaml'}", "--language_seed=3", *words]) == 0
     assert json.loads((tmp_path / "to/pope/asked.json").read_text())["language_seed"] == 3
     assert main(["ask", "--language_seed=x", *words]) == 2
@@ -362,7 +362,7 @@ def test_the_stage_is_a_command_line_of_its_own(folder: Path, data: Path, tmp_pa
 
 def asked(numbers: dict, to: Path, assistant: Path, benchmarks: Path, **names) -> None:
     usual = {"questions": ["pope"], "role": "tuned", "language_seed": 7, "method": "un2clip", "device": "cpu"}
-    folders = {"checkpoints": "", "benchmarks": benchmarks, "assistants": assistant, "scores": to}
+    folders = {"checkpoints": "", "benchmarks": benchmarks, "assistant": assistant, "scores": to}
     run_stage("ask", numbers["ask"], **(usual | folders | names))
 
 

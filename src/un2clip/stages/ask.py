@@ -24,7 +24,7 @@ def ask(
     device: str,
     checkpoints: str,
     benchmarks: Path,
-    assistants: Path,
+    assistant: Path,
     scores: Path,
 ) -> None:
     """Write scores/BENCHMARK/asked.json (with the language model's seed), columns.json and answers.jsonl.
@@ -39,7 +39,7 @@ def ask(
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for answers of asking that is not finished; "" for none.
         benchmarks: folder with one folder of data a benchmark.
-        assistants: folder of a LLaVA as transformers saves it.
+        assistant: folder of a LLaVA as transformers saves it.
         scores: folder of what is written.
 
     Raises:
@@ -47,7 +47,7 @@ def ask(
     """
     known = lookup({each: each for each in ROLES}, role, "role")
     hashes = {name: _check(name, benchmarks / name) for name in questions}
-    opened = open_assistant(params, assistants, device)
+    opened = open_assistant(params, assistant, device)
     for name, sha256 in hashes.items():
         folder = scores / name
         folder.mkdir(parents=True, exist_ok=True)
