@@ -44,7 +44,7 @@ def train(data: Path, to: Path, encoder: Path = CLIP, role: str = "tuned", seed:
     names = {"role": role, "language_seed": seed, "device": "cpu", "checkpoints": str(to.parent / "state")}
     assistant(
         build(Assistant, merge(NUMBERS, changes), "assistant"),
-        **names, instructions=data / "instructions", backbones=data / "backbones", encoder=encoder, assistants=to,
+        **names, instructions=data / "instructions", backbones=data / "backbones", encoder=encoder, assistant=to,
     )  # fmt: skip
     return to
 

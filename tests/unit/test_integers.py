@@ -34,7 +34,7 @@ def test_each_is_taken_or_refused_by_name(place: Place, value: int) -> None:
             and str(section if len(place) < 3 else place[-2 if isinstance(place[-1], int) else -1]) in said
         )
     else:
-        assert value >= 0 or place in (("seed",), ("evaluate", "probe", "layer"))
+        assert value >= 0 or place in (("seed",), ("evaluate", "probe", "layer"), ("assistant", "layer"))
 
 
 def test_all_are_looked_at() -> None:

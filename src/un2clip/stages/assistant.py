@@ -51,7 +51,7 @@ def assistant(
     instructions: Path,
     backbones: Path,
     encoder: Path,
-    assistants: Path,
+    assistant: Path,
 ) -> None:
     """Train one assistant. A training that was cut off goes on where it was.
 
@@ -65,7 +65,7 @@ def assistant(
         instructions: alignment.json, instruction.json (LLaVA's format) and images/.
         backbones: clip/.
         encoder: folder of the tuned encoder.
-        assistants: folder that gets the model as transformers saves it, lineage.json and history.json.
+        assistant: folder that gets the model as transformers saves it, lineage.json and history.json.
 
     Raises:
         UserError: the parts do not fit, a conversation is broken, memory is short, or the loss is not finite.
@@ -73,7 +73,7 @@ def assistant(
     """
     if role not in ROLES:
         raise UserError(f"role must be {' or '.join(ROLES)}, got {role!r}")
-    paths = {"instructions": instructions, "backbones": backbones, "encoder": encoder, "assistants": assistants}
+    paths = {"instructions": instructions, "backbones": backbones, "encoder": encoder, "assistant": assistant}
     job = Job(params=params, role=role, seed=language_seed, device=device, checkpoints=checkpoints, **paths)
     start("assistant", _assistant, job)
 
@@ -199,7 +199,7 @@ def _pictures_sha256(talks: dict[str, list[Conversation]], images: Path) -> str:
 
 def _save(job: Job, llava: Llava, parents: dict[str, str], history: list[Record]) -> None:
     """The folder, whole or not at all."""
-    with replaced(job.assistants) as folder:
+    with replaced(job.assistant) as folder:
         save_assistant(llava, folder, getattr(torch, job.params.dtype))
         lineage = {
             "role": job.role,

@@ -75,7 +75,7 @@ class Job:
     instructions: Path
     backbones: Path
     encoder: Path
-    assistants: Path
+    assistant: Path
 
     @property
     def compute(self) -> ComputeConfig:
@@ -83,7 +83,7 @@ class Job:
 
     @property
     def written(self) -> list[Path]:
-        return [self.assistants, Path(self.checkpoints)]
+        return [self.assistant, Path(self.checkpoints)]
 
     @property
     def read_encoder(self) -> Path:
