@@ -85,7 +85,8 @@ def _assistant(job: Job, device: torch.device) -> None:
         phase: read_conversations(job.instructions / file, images, captions=phase == "alignment")
         for phase, file in FILES.items()
     }
-    for phase, size in params.batch_size.items():
+    for phase in PHASES:
+        size = getattr(params.batch_size, phase)
         if size % world:
             raise UserError(f"assistant.batch_size.{phase} must be a multiple of the {world} processes, got {size}")
         next(grouped(talks[phase], size, job.seed))
@@ -159,7 +160,7 @@ def _batches(
     job: Job, llava: Llava, objective: NextToken, talks: list[Conversation], phase: str, step: int
 ) -> Iterator[Batch]:
     params, device = job.params, llava.model.device
-    pictures = llava.pictures(params.pictures[phase])
+    pictures = llava.pictures(getattr(params.pictures, phase))
     read = Talks(
         conversations=talks,
         images=job.instructions / IMAGES,
@@ -174,7 +175,7 @@ def _batches(
     features = cached_features(read, objective.features, params.compute.max_per_device) if params.cache else None
     return batches(
         read,
-        batch_size=params.batch_size[phase],
+        batch_size=getattr(params.batch_size, phase),
         seed=job.seed,
         step=step,
         workers=params.compute.workers,

@@ -18,6 +18,25 @@ PHASES = {"alignment": ("projector",), "instruction": ("projector", "language")}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """How a picture comes in, in each phase."""
+
+    alignment: Way
+    instruction: Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizes:
+    """Conversations of one optimiser step in each phase, of all processes together."""
+
+    alignment: int
+    instruction: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, *PHASES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Assistant:
     """The section `assistant` of params.yaml.
 
@@ -27,8 +46,8 @@ class Assistant:
         layer: of the encoder, whose patch tokens are read.
         system: sentence before every conversation; "" for none.
         max_tokens: of a conversation, the picture's among them; the rest is cut off.
-        pictures: phase -> how a picture comes in.
-        batch_size: phase -> conversations of one optimiser step, of all processes together.
+        pictures: how they come in.
+        batch_size: conversations of one optimiser step, of all processes together.
         cache: whether the features of all pictures are computed once, and held in memory.
         corrupt_share: of the conversations read, how many may be unreadable; more stop the training.
         dtype: of the weights that are saved.
@@ -41,8 +60,8 @@ class Assistant:
     layer: int
     system: str
     max_tokens: int
-    pictures: dict[str, Way]
-    batch_size: dict[str, int]
+    pictures: Pictures
+    batch_size: BatchSizes
     cache: bool
     corrupt_share: float
     dtype: Literal["float32", "float16", "bfloat16"]
@@ -53,9 +72,8 @@ class Assistant:
         at_least(self, 1, "max_tokens")
         for phase in PHASES:
             lookup(self.phases, phase, "phase of assistant.phases")
-            lookup(self.pictures, phase, "phase of assistant.pictures")
-            size = lookup(self.batch_size, phase, "phase of assistant.batch_size")
-            if size < 1 or size % max(1, self.compute.processes):
+            size = getattr(self.batch_size, phase)
+            if size % max(1, self.compute.processes):
                 raise ValueError(
                     f"batch_size.{phase} must be a multiple of compute.processes ({self.compute.processes}), got {size}"
                 )
