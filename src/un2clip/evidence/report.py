@@ -14,6 +14,7 @@ import jinja2
 from un2clip.config import flatten, read_record
 from un2clip.errors import shown
 from un2clip.evidence.items import Item, by_type
+from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.scores import Scores, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
@@ -68,7 +69,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """report.json: every comparison of one tuned encoder, its lineage, and how the intervals were made."""
+    """report.json: every comparison of one tuned encoder, its lineage, how the intervals were made, and assistants."""
 
     method: str
     encoder_sha256: str
@@ -77,6 +78,7 @@ class Report:
     seed: int
     benchmarks: tuple[Comparison, ...]
     lineage: Lineage
+    assistants: tuple[OverSeeds, ...] = ()
 
 
 def read_report(path: Path) -> Report:
@@ -169,6 +171,7 @@ def render(
     history: Sequence[Mapping[str, float]],
     plots: Sequence[Path],
     grids: Sequence[Path],
+    assistants: Sequence[OverSeeds] = (),
 ) -> str:
     """The page: every picture inside it, no script, nothing fetched; the same inputs give the same bytes."""
     environment = jinja2.Environment(
@@ -178,9 +181,16 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "changed": changed, "p_value": p_value}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "changed": changed,
+        "p_value": p_value,
+        "in_words": in_words,
+    }
     return environment.get_template("report.html.j2").render(
         comparisons=comparisons,
+        assistants=assistants,
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",

@@ -114,7 +114,7 @@ def study(params: Mapping[str, Any], to: Path, work: Path) -> None:
 def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: Compare) -> Run:
     """Fine-tune by a row or a variant on a seed's world, and measure on everything."""
     run, (row, _, word) = _runner(params, world), name.partition("@")
-    run("shapes", seed=seed, images="images", benchmarks="benchmarks")
+    run("shapes", seed=seed, images="images", instructions="instructions", benchmarks="benchmarks")
     run("ingest", images="images", shards="shards")
     run("backbones", seed=seed, images="images", backbones="backbones")
     run("latents", shards="shards", backbones="backbones", latents="latents")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,43 +102,77 @@ class Recorded:
         os.replace(partial, self.journal)
 
 
-def ask(
-    params: dict[str, Any], *, assistant: Path, benchmark: str, data: Path, to: Path, role: Role, method: str
-) -> None:
-    """Ask a LLaVA one benchmark; write to/ROLE.json (scores), ROLE.columns.json and ROLE.answers.jsonl.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one assistant reached on one benchmark, and the scores by the names of published tables."""
 
-    Where the other role's scores lie there too, the paired difference is printed.
+    scores: Scores
+    result: BenchmarkResult
+
+    def write_columns(self, path: Path) -> None:
+        path.write_text(json.dumps(dict(self.result.columns), indent=1) + "\n")
+
+
+def ask_all(
+    numbers: Ask, *, assistant: Path, benchmark: str, data: Path, journal: Path, role: Role, method: str, device: str
+) -> Asked:
+    """Ask a LLaVA every question of a benchmark that the journal has no answer to.
 
     Args:
-        params: the numbers; `ask`, `device`, `compare` and `seed` are read.
+        numbers: how it is asked.
         assistant: folder of the model.
         benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
         data: the benchmark's folder.
-        to: folder of what is written.
+        journal: file of the answers, a line each.
         role: reference or tuned.
-        method: row of the method table that made its encoder, for the scores file.
+        method: row of the method table that made its encoder, for the scores.
+        device: auto, cpu or cuda.
 
     Raises:
-        UserError: model or data are not as they must be, or answers of another run lie there.
+        UserError: model or data are not as they must be, or the journal has answers of another run.
     """
-    numbers, chosen, sha256 = build(Ask, params["ask"], "ask"), get_benchmark(benchmark, "mllm"), data_sha256(data)
-    where = pick_device(params["device"])
+    chosen, sha256, where = get_benchmark(benchmark, "mllm"), data_sha256(data), pick_device(device)
     llava = load_llava(assistant, where, dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
     about = {"benchmark": benchmark, "data": sha256, "assistant": folder_sha256(assistant)}
-    asker = Recorded(llava, to / f"{role}.answers.jsonl", about)
+    asker = Recorded(llava, journal, about)
     result = chosen.run(asker, data, numbers)
     asker.finish(result)
     scores = Scores(
         benchmark=benchmark, role=role, method=method, unit=result.unit, data_sha256=sha256, items=result.items,
         protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=about["assistant"],
     )  # fmt: skip
-    scores.save(to / f"{role}.json")
-    (to / f"{role}.columns.json").write_text(json.dumps(dict(result.columns), indent=1) + "\n")
-    _print(scores, result)
+    return Asked(scores=scores, result=result)
+
+
+def ask(
+    params: dict[str, Any], *, assistant: Path, benchmark: str, data: Path, to: Path, role: Role, method: str
+) -> None:
+    """The command: ask, and write to/ROLE.json (scores), ROLE.columns.json and ROLE.answers.jsonl.
+
+    Where the other role's scores lie there too, the paired difference is printed.
+
+    Args:
+        params: the numbers; `ask`, `device`, `compare` and `seed` are read.
+        assistant, benchmark, data, role, method: as of `ask_all`.
+        to: folder of what is written.
+
+    Raises:
+        UserError: as `ask_all`.
+    """
+    numbers, journal = build(Ask, params["ask"], "ask"), to / f"{role}.answers.jsonl"
+    asked = ask_all(
+        numbers, assistant=assistant, benchmark=benchmark, data=data, journal=journal, role=role, method=method,
+        device=params["device"],
+    )  # fmt: skip
+    asked.scores.save(to / f"{role}.json")
+    asked.write_columns(to / f"{role}.columns.json")
+    print_asked(asked)
     _compare(to, params)
 
 
-def _print(scores: Scores, result: BenchmarkResult) -> None:
+def print_asked(asked: Asked) -> None:
+    """The score, the columns, and how many answers were not understood."""
+    scores, result = asked.scores, asked.result
     digits = get_unit(scores.unit).digits
     print(f"{scores.benchmark}: {scores.role} {scores.score:.{digits}f} {scores.unit} of {scores.n} questions")
     print("\n".join(f"  {name:<32} {value:.{digits}f}" for name, value in result.columns.items()))
