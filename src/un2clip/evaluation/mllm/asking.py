@@ -113,33 +113,55 @@ class Asked:
         path.write_text(json.dumps(dict(self.result.columns), indent=1) + "\n")
 
 
-def ask_all(
-    numbers: Ask, *, assistant: Path, benchmark: str, data: Path, journal: Path, role: Role, method: str, device: str
-) -> Asked:
-    """Ask a LLaVA every question of a benchmark that the journal has no answer to.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An assistant ready to be asked, how, and the hash of its folder."""
+
+    llava: Llava
+    numbers: Ask
+    sha256: str
+
+
+def open_assistant(numbers: Ask, folder: Path, device: str) -> Opened:
+    """Load a LLaVA as transformers saves it.
+
+    Raises:
+        UserError: it is none, or cannot be asked.
+    """
+    llava = load_llava(folder, pick_device(device), dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
+    return Opened(llava=llava, numbers=numbers, sha256=folder_sha256(folder))
+
+
+def check_data(benchmark: str, data: Path) -> str:
+    """The hash of a benchmark's data, before a model is loaded.
+
+    Raises:
+        UserError: no mllm is measured by it, or there are no data.
+    """
+    get_benchmark(benchmark, "mllm")
+    return data_sha256(data)
+
+
+def ask_all(opened: Opened, *, benchmark: str, data: Path, journal: Path, role: Role, method: str) -> Asked:
+    """Ask every question of a benchmark that the journal has no answer to.
 
     Args:
-        numbers: how it is asked.
-        assistant: folder of the model.
         benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
         data: the benchmark's folder.
         journal: file of the answers, a line each.
         role: reference or tuned.
         method: row of the method table that made its encoder, for the scores.
-        device: auto, cpu or cuda.
 
     Raises:
-        UserError: model or data are not as they must be, or the journal has answers of another run.
+        UserError: the data are not as they must be, or the journal has answers of another run.
     """
-    chosen, sha256, where = get_benchmark(benchmark, "mllm"), data_sha256(data), pick_device(device)
-    llava = load_llava(assistant, where, dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
-    about = {"benchmark": benchmark, "data": sha256, "assistant": folder_sha256(assistant)}
-    asker = Recorded(llava, journal, about)
-    result = chosen.run(asker, data, numbers)
+    sha256 = check_data(benchmark, data)
+    asker = Recorded(opened.llava, journal, {"benchmark": benchmark, "data": sha256, "assistant": opened.sha256})
+    result = get_benchmark(benchmark, "mllm").run(asker, data, opened.numbers)
     asker.finish(result)
     scores = Scores(
         benchmark=benchmark, role=role, method=method, unit=result.unit, data_sha256=sha256, items=result.items,
-        protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=about["assistant"],
+        protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=opened.sha256,
     )  # fmt: skip
     return Asked(scores=scores, result=result)
 
@@ -153,17 +175,18 @@ def ask(
 
     Args:
         params: the numbers; `ask`, `device`, `compare` and `seed` are read.
-        assistant, benchmark, data, role, method: as of `ask_all`.
+        assistant: folder of the model.
+        benchmark, data, role, method: as of `ask_all`.
         to: folder of what is written.
 
     Raises:
-        UserError: as `ask_all`.
+        UserError: model or data are not as they must be, or answers of another run lie there.
     """
-    numbers, journal = build(Ask, params["ask"], "ask"), to / f"{role}.answers.jsonl"
-    asked = ask_all(
-        numbers, assistant=assistant, benchmark=benchmark, data=data, journal=journal, role=role, method=method,
-        device=params["device"],
-    )  # fmt: skip
+    numbers = build(Ask, params["ask"], "ask")
+    check_data(benchmark, data)
+    opened = open_assistant(numbers, assistant, params["device"])
+    journal = to / f"{role}.answers.jsonl"
+    asked = ask_all(opened, benchmark=benchmark, data=data, journal=journal, role=role, method=method)
     asked.scores.save(to / f"{role}.json")
     asked.write_columns(to / f"{role}.columns.json")
     print_asked(asked)
