@@ -48,6 +48,20 @@ def test_no_traceback_reaches_the_shell(tmp_path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_stages_without_tensors_do_not_wait_for_torch(tmp_path) -> None:
+    """`shapes` and `ingest` in a new process: importing torch would take it longer than they do."""
+    script = """
+import sys
+from un2clip.__main__ import main
+numbers = ["--overlay=tests/e2e/tiny.yaml"]
+assert main(["shapes", *numbers, "--seed=1", f"--images={sys.argv[1]}/i", f"--benchmarks={sys.argv[1]}/b"]) == 0
+assert main(["ingest", *numbers, f"--images={sys.argv[1]}/i", f"--shards={sys.argv[1]}/s"]) == 0
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_lists_every_stage(capsys) -> None:
     """`un2clip` alone shows the list."""
     with pytest.raises(SystemExit):
