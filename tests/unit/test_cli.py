@@ -53,9 +53,10 @@ def test_stages_without_tensors_do_not_wait_for_torch(tmp_path) -> None:
     script = """
 import sys
 from un2clip.__main__ import main
-numbers = ["--overlay=tests/e2e/tiny.yaml"]
-assert main(["shapes", *numbers, "--seed=1", f"--images={sys.argv[1]}/i", f"--benchmarks={sys.argv[1]}/b"]) == 0
-assert main(["ingest", *numbers, f"--images={sys.argv[1]}/i", f"--shards={sys.argv[1]}/s"]) == 0
+to, numbers = sys.argv[1], ["--overlay=tests/e2e/tiny.yaml"]
+made = [f"--images={to}/images", f"--benchmarks={to}/benchmarks", f"--instructions={to}/instructions"]
+assert main(["shapes", *numbers, "--seed=1", *made]) == 0
+assert main(["ingest", *numbers, made[0], f"--shards={to}/shards"]) == 0
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
