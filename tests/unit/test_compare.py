@@ -54,7 +54,7 @@ def world(tmp_path):
 def run(world, report="report", scores=None, seed=10):
     """Run the stage and return (JSON, page)."""
     compare(
-        Compare(confidence=0.95, resamples=2000), seed=seed, scores=scores or [world / "scores"],
+        Compare(confidence=0.95, power=0.8, resamples=2000), seed=seed, scores=scores or [world / "scores"],
         encoder=world / "encoder", reconstructions=world / "reconstructions", report=world / report,
     )  # fmt: skip
     return json.loads((world / report / "report.json").read_text()), (world / report / "index.html").read_text()
@@ -198,6 +198,7 @@ def test_missing_inputs_are_named(world):
     [
         ({"confidence": 95.0}, "confidence must be"),
         ({"confidence": -1.0}, "confidence must be"),
+        ({"power": 80.0}, "power must be at least 0.5 and below 1"),
         ({"resamples": 1}, "resamples must be"),
         ({"resamples": 10**12}, "resamples must be"),
     ],
@@ -205,7 +206,7 @@ def test_missing_inputs_are_named(world):
 def test_parameters_have_ranges(changes, says):
     """95 is not a confidence of 95 %."""
     with pytest.raises(ValueError, match=says):
-        Compare(**({"confidence": 0.95, "resamples": 1000} | changes))
+        Compare(**({"confidence": 0.95, "power": 0.8, "resamples": 1000} | changes))
 
 
 def test_metrics_for_dvc_are_the_reports(world):

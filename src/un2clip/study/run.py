@@ -172,7 +172,7 @@ def _write(to: Path, results: list[Result], section: Study, compare: Compare) ->
         {"seed": seed, "method": method, "benchmarks": {name: each.as_json() for name, each in compared.items()}}
         for seed, method, compared in results
     ]
-    ranked = rankings(results, section.detail, seed=0, **vars(compare))
+    ranked = rankings(results, section.detail, seed=0, confidence=compare.confidence, resamples=compare.resamples)
     (to / "study.json").write_text(json.dumps(rows, indent=1) + "\n")
     means = summary(results, compare.confidence)
     content = {"confidence": compare.confidence, "changes": means, "rankings": list(map(dataclasses.asdict, ranked))}
