@@ -16,6 +16,7 @@ from un2clip.stages.latents import Latents, latents
 from un2clip.stages.shapes import Shapes, shapes
 
 ROOT = Path(__file__).parents[1]
+WORLD = ("images", "benchmarks", "instructions")  # what `shapes` writes
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def make_tiny(folder: Path) -> Tiny:
     """Run the first stages with the numbers of tests/e2e/tiny.yaml."""
     params = read_params(ROOT / "params.yaml", [ROOT / "tests/e2e/tiny.yaml"])
     made = Tiny(folder, params)
-    shapes(made.section(Shapes, "shapes"), seed=1, images=made.images, benchmarks=made.benchmarks)
+    folders = {name: folder / name for name in WORLD}
+    shapes(made.section(Shapes, "shapes"), seed=1, **folders)
     ingest(made.section(Ingest, "ingest"), images=made.images, shards=made.shards)
     backbones(made.section(Backbones, "backbones"), seed=1, device="cpu", images=made.images, backbones=made.backbones)
     section = made.section(Latents, "latents")

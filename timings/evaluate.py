@@ -109,7 +109,8 @@ def render(folder: Path, image_px: int, pairs: int, photographs: int) -> None:
         "heldout_scenes": 1,
         "images_per_class": 1,
     }
-    shapes(build(Shapes, section, "shapes"), seed=0, images=folder / "images", benchmarks=folder)
+    beside = {name: folder / name for name in ("images", "instructions")}
+    shapes(build(Shapes, section, "shapes"), seed=0, benchmarks=folder, **beside)
 
 
 def loop_pairs(clip: Clip, folder: Path, params: Evaluate) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import WORLD
 from un2clip import processes, tracking
 from un2clip.__main__ import main
 from un2clip.hashes import folder_sha256
@@ -45,7 +46,7 @@ def shapes(tracked: bool = True) -> int:
     """The command, in this process."""
     os.environ["UN2CLIP_TRACKING"] = "on" if tracked else "off"
     words = ["shapes", f"--params={PARAMS}", "--overlay=overlay.yaml", "--seed=1"]
-    return main([*words, "--images=world/images", "--benchmarks=world/benchmarks"])
+    return main([*words, *(f"--{name}=world/{name}" for name in WORLD)])
 
 
 def killed(act: Callable[[], int], when: Callable[[], bool], number: int) -> int:
@@ -158,7 +159,7 @@ def test_sigterm_in_a_stage_that_is_called_from_python(folder: Path, tiny) -> No
     section = tiny.params["shapes"] | {"train_scenes": SCENES}
 
     def act() -> int:
-        run_stage("shapes", section, seed=1, images="world/images", benchmarks="world/benchmarks")
+        run_stage("shapes", section, seed=1, **{name: f"world/{name}" for name in WORLD})
         return 0
 
     assert killed(act, rendering, signal.SIGTERM) == 143

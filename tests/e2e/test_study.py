@@ -1,43 +1,51 @@
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from un2clip.config import merge
 from un2clip.errors import UserError
+from un2clip.study.controls import check_variant, varied
 from un2clip.study.run import study
+
+SHORT, RANDOM = "un2clip@phases.tune.steps=1", "un2clip@random"
+ROWS = ["un2clip", "align", SHORT, RANDOM]
 
 
 @pytest.fixture(scope="module")
 def done(tiny, tmp_path_factory):
-    """A study of one seed, two methods and one shorter training at toy size, and its numbers."""
-    section = {"seeds": [5], "methods": ["un2clip", "align"], "lengths": [1]}
+    """A study of one seed, two methods, a shorter training and a random change at toy size: numbers, results, work."""
+    section = {"seeds": [5], "methods": ["un2clip", "align"], "variants": [SHORT, RANDOM]}
     params = tiny.params | {"study": tiny.params["study"] | section}
     to = tmp_path_factory.mktemp("study")
-    study(params, to)
-    return params, to
+    study(params, to / "results", to / "work")
+    return params, to / "results", to / "work"
 
 
 def test_every_method_is_scored_on_every_benchmark(done) -> None:
-    """One row a seed and method, each with the diffusion loss and all benchmarks; `align` leaves the encoder alone."""
-    params, to = done
-    rows = json.loads((to / "study.json").read_text())
-    assert [(row["seed"], row["method"]) for row in rows] == [(5, "un2clip"), (5, "align"), (5, "un2clip@1")]
-    assert all(set(row["benchmarks"]) == {"diffusion_loss", *params["benchmarks"]} for row in rows)
-    assert rows[1]["benchmarks"]["diffusion_loss"]["whole"]["difference"]["changed"] == 0
-    assert rows[0]["benchmarks"]["diffusion_loss"]["whole"]["difference"]["changed"] > 0
+    """One file a run, each with the diffusion loss and all benchmarks; `align` leaves the encoder alone."""
+    params, to, work = done
+    runs = {name: json.loads((to / f"runs/seed5/{name}.json").read_text()) for name in ROWS}
+    assert len(list((to / "runs").rglob("*.json"))) == len(ROWS)
+    of = {name: {each["benchmark"]: each["whole"] for each in run["benchmarks"]} for name, run in runs.items()}
+    assert all(set(each) == {"diffusion_loss", *params["benchmarks"]} for each in of.values())
+    changed = {name: each["diffusion_loss"]["difference"]["changed"] for name, each in of.items()}
+    assert changed["align"] == 0 and all(changed[name] > 0 for name in ROWS if name != "align")
+    assert all(run["seconds"] > 0 for name, run in runs.items() if name != RANDOM) and runs[RANDOM]["seconds"] is None
+    lineage = json.loads((work / "seed5/un2clip/encoder/lineage.json").read_text())
+    assert lineage["encoder_sha256"] == runs["un2clip"]["encoder_sha256"]
 
 
 def test_a_shorter_training_is_a_checkpoint_of_its_own(done) -> None:
-    """`un2clip@1` trained one step by the row un2clip, and the study's other files speak of all three."""
-    _, to = done
-    lineage = json.loads((to / "seed5/un2clip@1/encoder/lineage.json").read_text())
+    """The variant trained one step by the row un2clip, and the study's other files speak of all."""
+    _, to, work = done
+    lineage = json.loads((work / f"seed5/{SHORT}/encoder/lineage.json").read_text())
     assert (lineage["method"], lineage["steps_done"]) == ("un2clip", 1)
     content = json.loads((to / "summary.json").read_text())
-    assert {line["method"] for line in content["changes"]} == {"un2clip", "align", "un2clip@1"}
-    assert [each["checkpoints"] for each in content["rankings"]][::2] == [
-        ["un2clip", "un2clip@1"],
-        ["un2clip", "align", "un2clip@1"],
-    ]
+    assert {line["method"] for line in content["changes"]} == set(ROWS)
+    assert [each["checkpoints"] for each in content["rankings"]][::2] == [["un2clip", SHORT], ROWS]
     assert "### Does the diffusion loss rank checkpoints as mmvp_vlm does?" in (to / "study.md").read_text()
     drawn = (to / "study.svg").read_text()
     assert "update-generator" not in drawn and all(
@@ -45,36 +53,98 @@ def test_a_shorter_training_is_a_checkpoint_of_its_own(done) -> None:
     )
 
 
+def test_a_random_change_is_as_long_as_the_trainings_and_has_another_direction(done) -> None:
+    """Every tensor of the image tower, and no other."""
+    _, _, work = done
+    world = work / "seed5"
+    reference, tuned, random = (
+        load_file(folder / "open_clip_model.safetensors")
+        for folder in (world / "backbones/clip", world / "un2clip/encoder", world / RANDOM / "encoder")
+    )
+    moved = [name for name, value in reference.items() if not torch.equal(value, tuned[name])]
+    assert moved and all(name.startswith("visual.") for name in moved)
+    for name, value in reference.items():
+        change, other = (each[name].double() - value.double() for each in (tuned, random))
+        torch.testing.assert_close(other.norm(), change.norm(), rtol=1e-3, atol=1e-6)
+    cosines = [
+        torch.cosine_similarity(
+            (tuned[name] - reference[name]).flatten(), (random[name] - reference[name]).flatten(), dim=0
+        )
+        for name in moved
+        if reference[name].numel() > 1000
+    ]
+    assert torch.stack(cosines).abs().max() < 0.2
+
+
 def test_what_is_done_is_not_done_again(done) -> None:
-    """A second call runs no stage, and a stage whose output is gone runs alone."""
-    params, to = done
-    log = to / "seed5/seconds.jsonl"
-    before = log.read_text()
-    study(params, to)
+    """A second call runs no stage; a run without a file is made of what its work has left, a kept one of nothing."""
+    params, to, work = done
+    log = work / "seed5/seconds.jsonl"
+    before, kept = log.read_text(), (to / "runs/seed5/align.json").read_text()
+    study(params, to, work)
     assert log.read_text() == before
-    (to / "seed5/align/scores/zeroshot").rename(to / "elsewhere")
-    study(params, to)
-    assert [json.loads(line)["stage"] for line in log.read_text().removeprefix(before).splitlines()] == ["evaluate"]
+    shutil.rmtree(work / "seed5/align/scores/zeroshot")
+    (to / "runs/seed5/align.json").unlink()
+    study(params, to, work)
+    stages = [json.loads(line)["stage"] for line in log.read_text().removeprefix(before).splitlines()]
+    assert stages == ["evaluate", "evaluate"], "begun, and done"
+    assert (to / "runs/seed5/align.json").read_text() == kept
+    page = (to / "study.md").read_text()
+    study(params, to, work.with_name("elsewhere"))
+    assert not (work.with_name("elsewhere") / "seed5").exists()
+    assert (to / "study.md").read_text() == page
+
+
+def test_seconds_of_a_run_that_was_cut_off_are_unknown(done) -> None:
+    """Its file says none, rather than those of its last part."""
+    params, to, work = done
+    kept = to / "runs/seed5" / f"{SHORT}.json"
+    file, encoder = json.loads(kept.read_text()), work / "seed5" / SHORT / "encoder"
+    shutil.rmtree(encoder)  # as if it had been begun and not ended
+    kept.unlink()
+    study(params, to, work)
+    assert json.loads(kept.read_text()) == file | {"seconds": None}
 
 
 def test_other_numbers_are_refused_by_name(done) -> None:
     """A folder begun with other numbers is not mixed with these; which ones is said, also of one that is new."""
-    params, to = done
-    with pytest.raises(UserError, match=r"other numbers \(finetune.batch_size 16 there, 8 now\)"):
-        study(merge(params, {"finetune": {"batch_size": 8}}), to)
+    params, to, work = done
+    with pytest.raises(UserError, match=r"results holds .* other numbers \(finetune.batch_size 16 there, 8 now\)"):
+        study(merge(params, {"finetune": {"batch_size": 8}}), to, work)
+    with pytest.raises(UserError, match=r"work holds .* other numbers \(finetune.batch_size 16 there, 8 now\)"):
+        study(merge(params, {"finetune": {"batch_size": 8}}), to.with_name("new"), work)
     with pytest.raises(
         UserError, match=r"other numbers \(finetune.new absent there, 1 now\).* add it to .*params.json"
     ):
-        study(params | {"finetune": params["finetune"] | {"new": 1}}, to)
+        study(params | {"finetune": params["finetune"] | {"new": 1}}, to, work)
     with pytest.raises(UserError, match=r"other numbers \(finetune.compute.precision fp32 there, bf16 now\)"):
-        study(merge(params, {"finetune": {"compute": {"precision": "bf16"}}}), to)
-    log = (to / "seed5/seconds.jsonl").read_text()
-    study(merge(params, {"finetune": {"compute": {"checkpoint_every": 7}}, "promote": {"champion": "auto"}}), to)
-    assert (to / "seed5/seconds.jsonl").read_text() == log, "how it is computed, or another stage, decides nothing here"
+        study(merge(params, {"finetune": {"compute": {"precision": "bf16"}}}), to, work)
+    log = (work / "seed5/seconds.jsonl").read_text()
+    study(merge(params, {"finetune": {"compute": {"checkpoint_every": 7}}, "promote": {"champion": "auto"}}), to, work)
+    assert (work / "seed5/seconds.jsonl").read_text() == log, "how it is computed, or another stage, decides nothing"
 
 
 def test_the_figures_benchmarks_must_be_measured(done) -> None:
     """A benchmark that is not run can be neither drawn nor ranked by."""
-    params, to = done
+    params, to, work = done
     with pytest.raises(UserError, match="must be of mmvp_vlm, zeroshot, segmentation, got sugarcrepe"):
-        study(merge(params, {"study": {"detail": "sugarcrepe"}}), to)
+        study(merge(params, {"study": {"detail": "sugarcrepe"}}), to, work)
+
+
+def test_a_variant_is_one_other_number(tiny) -> None:
+    """Below `finetune`, in JSON; what is none is said."""
+    changed = varied(tiny.params, "un2clip@phases.tune.noise.noise_level=[150, 300]")
+    assert changed["finetune"]["phases"]["tune"]["noise"]["noise_level"] == [150, 300]
+    assert merge(changed, {"finetune": tiny.params["finetune"]}) == dict(tiny.params)
+    for wrong, said in {
+        "un2clip": "a variant is ROW@KEY=VALUE",
+        "un2clip@": "a variant is",
+        "un2clip@anchors.cosines=": "a variant is",
+        "un2clap@random": "unknown method 'un2clap'",
+    }.items():
+        with pytest.raises((ValueError, UserError), match=said):
+            check_variant(wrong)
+    with pytest.raises(UserError, match="unknown parameter finetune.phases.tune.step;"):
+        varied(tiny.params, "un2clip@phases.tune.step=1")
+    with pytest.raises(UserError, match=r"un2clip@anchors.cosines=a lot"):
+        varied(tiny.params, "un2clip@anchors.cosines=a lot")

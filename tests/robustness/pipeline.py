@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import make_tiny
+from tests.conftest import WORLD, make_tiny
 from un2clip.config import read_params
 from un2clip.stages import run_stage
 
@@ -27,7 +27,7 @@ def names(stage: str, base: Path, out: Path, method: str = "un2clip-anchored") -
     report = {"scores": base / "scores", "encoder": base / "encoder"}
     checkpoints = {"checkpoints": str(out / "checkpoints")}
     given: dict[str, dict[str, Any]] = {
-        "shapes": seed | {"images": out / "images", "benchmarks": out / "benchmarks"},
+        "shapes": seed | {name: out / name for name in WORLD},
         "ingest": {"images": base / "images", "shards": out / "shards"},
         "backbones": seed | device | {"images": base / "images", "backbones": out / "backbones"},
         "latents": device | made | {"latents": out / "latents"},

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WORLD
 from un2clip.__main__ import main
 from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, run_stage
 
 ROOT = Path(__file__).parents[2]
+SHAPES = ("shapes", *(f"--{name}=x" for name in WORLD))
 
 
 def said(capsys, *words: str) -> tuple[int, str]:
@@ -25,8 +27,8 @@ def in_the_repository(monkeypatch) -> None:
     ("words", "message"),
     [
         (["ingest", "--images=none", "--shards=x", "--params=none.yaml"], "cannot read none.yaml: No such file"),
-        (["shapes", "--seed=ten", "--images=x", "--benchmarks=y"], "--seed must be an integer, got 'ten'"),
-        (["shapes", "--seed=-1", "--images=x", "--benchmarks=y"], "seed must not be negative, got -1"),
+        ([*SHAPES, "--seed=ten"], "--seed must be an integer, got 'ten'"),
+        ([*SHAPES, "--seed=-1"], "seed must not be negative, got -1"),
         (["export", "--to=x", "--alias=champion", "--model=a/b"], "a/b"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.conftest import WORLD
 from un2clip.__main__ import main
 from un2clip.errors import DiskRefused, UserError, disks_in_words
 from un2clip.stages import run_stage
@@ -75,11 +76,11 @@ def test_a_stage_and_a_command_say_it(tmp_path: Path, small: Path, tiny, capsys)
     """`shapes` on a full disk leaves nothing behind there; the same call elsewhere is whole. And a read-only one."""
     section = tiny.params["shapes"] | {"train_scenes": 2000}
     with pytest.raises(UserError, match=f"^{small}.*: no space is left"):
-        run_stage("shapes", section, seed=1, images=small / "images", benchmarks=small / "benchmarks")
+        run_stage("shapes", section, seed=1, **{name: small / name for name in WORLD})
     assert not list(small.iterdir())
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
     with pytest.raises(UserError, match=f"^{small}.*: it is read-only; name a folder that can be written"):
-        run_stage("shapes", section, seed=1, images=small / "images", benchmarks=small / "benchmarks")
+        run_stage("shapes", section, seed=1, **{name: small / name for name in WORLD})
     assert main(["convert", f"--to={small}/x", f"--from={tiny.backbones}/clip"]) == 2
     assert "it is read-only" in capsys.readouterr().err
 

@@ -1,11 +1,13 @@
 """Integers at the edge of what is sensible: each works, or is refused in one line that names it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import WORLD
 from tests.robustness.integers import HINTS, Place, changed, places
 from un2clip.config import build, convert
 from un2clip.decoders.decoder import Cond
@@ -36,16 +38,18 @@ def test_each_is_taken_or_refused_by_name(place: Place, value: int) -> None:
 
 
 def test_all_are_looked_at() -> None:
-    assert len(PLACES) > 100 and ("shapes", "pairs_per_type") in PLACES and ("study", "lengths", 0) in PLACES
+    assert len(PLACES) > 100 and ("shapes", "pairs_per_type") in PLACES and ("study", "seeds", 0) in PLACES
 
 
 def test_the_smallest_world_is_one(tmp_path: Path, tiny) -> None:
     """One scene, one pair, one image, one tar of each."""
-    ones = {place[-1]: 1 for place in PLACES if place[0] == "shapes" and place[-1] != "image_px"}
-    run_stage("shapes", tiny.params["shapes"] | ones, seed=0, images=tmp_path / "i", benchmarks=tmp_path / "b")
-    assert len(list((tmp_path / "b/mmvp_vlm").rglob("*.jpg"))) == 2 * 9
+    section = copy.deepcopy(tiny.params["shapes"])
+    for _, *within, last in (place for place in PLACES if place[0] == "shapes" and place[-1] != "image_px"):
+        (section[within[0]] if within else section)[last] = 1
+    run_stage("shapes", section, seed=0, **{name: tmp_path / name for name in WORLD})
+    assert len(list((tmp_path / "benchmarks/mmvp_vlm").rglob("*.jpg"))) == 2 * 9
     with pytest.raises(UserError, match="seed must not be negative"):
-        run_stage("shapes", tiny.params["shapes"], seed=-1, images=tmp_path / "i", benchmarks=tmp_path / "b")
+        run_stage("shapes", tiny.params["shapes"], seed=-1, **{name: tmp_path / name for name in WORLD})
 
 
 @pytest.mark.parametrize("latent", [1, 4])

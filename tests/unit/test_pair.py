@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from un2clip.config import build, merge
+from tests.wiring.schema import ROOT
+from un2clip.config import build, merge, read_params
 from un2clip.decoders import load_generator
 from un2clip.hashes import file_sha256
 from un2clip.models.clip import load_clip
 from un2clip.sources.packaged import PACKAGED, located
 from un2clip.stages import run_stage
 from un2clip.study import pair_measures
+from un2clip.study.judge import right, train_judge
 from un2clip.study.pair import describe, make_pair
 from un2clip.study.pair_measures import DETAILS, PairMeasures
 from un2clip.world import scenes
@@ -89,19 +91,19 @@ def test_decibels_by_the_formula(tiny) -> None:
 
 def test_the_judge_learns_what_it_is_shown(tiny) -> None:
     """Colours are learned in a few steps: far above the sixth that guessing gives, on scenes that it has not seen."""
-    params = build(PairMeasures, merge(tiny.params["pair"], {"classifier_scenes": 640, "classifier_epochs": 3}), "pair")
-    rng = np.random.default_rng(0)
+    rng, lr = np.random.default_rng(0), tiny.params["pair"]["classifier_lr"]
     sets = [scenes.draw(rng, n, plain=0.6, heldout=held) for n, held in ((640, False), (120, True))]
     clip, generator = load_clip(tiny.backbones / "clip"), load_generator(tiny.backbones / "unclip")
     images = [pair_measures.see(clip, generator, scenes.render(rng, each, 32)).images for each in sets]
     labels = [torch.tensor(each[:, [scenes.COLUMN[name] for name in pair_measures.NAMED]]) for each in sets]
-    judge = pair_measures.train_judge(images[0], labels[0], 0, params)
-    assert pair_measures.right(judge, images[1], labels[1])["colour"] > 50
+    judge = train_judge(images[0], labels[0], pair_measures.NAMED, seed=0, epochs=3, lr=lr)
+    assert right(judge, images[1], labels[1])["colour"] > 50
     wrong = torch.stack([(labels[1][:, 0] + 1) % 6, labels[1][:, 1]], dim=1)
-    found = [pair_measures.right(judge, images[1], each) for each in (labels[1], wrong)]
+    found = [right(judge, images[1], each) for each in (labels[1], wrong)]
     assert found[0]["object"] + found[1]["object"] <= 100 and found[0]["colour"] == found[1]["colour"]
 
 
+WANTED = build(PairMeasures, read_params(ROOT / "params.yaml")["pair"], "pair").wanted
 GOOD = {
     "vae_db": 28.0,
     "drawn": {1.0: {"object": 70.0, "colour": 96.0}, 2.0: {"object": 80.0, "colour": 95.0}},
@@ -130,7 +132,7 @@ GOOD = {
 )
 def test_conditions(changes: dict, fails: str) -> None:
     """A pair on every border fulfils all; a little beyond any border exactly that condition fails."""
-    held = pair_measures.conditions(GOOD | changes, (0, 500))
+    held = pair_measures.conditions(GOOD | changes, (0, 500), WANTED)
     assert [name for name, holds in held.items() if not holds] == [name for name in held if fails and fails in name]
     assert len(held) == 8 and (not fails or sum(fails in name for name in held) == 1)
 
@@ -145,7 +147,7 @@ def test_a_shipped_pair_is_what_its_page_says(name: str) -> None:
     weights = {str(f.relative_to(folder)): file_sha256(f) for f in files if f.suffix == ".safetensors"}
     assert weights == measured["sha256"]
     levels = list(next(iter(measured["heard"].values())))
-    assert pair_measures.conditions(measured, levels) == measured["conditions"]
+    assert pair_measures.conditions(measured, levels, WANTED) == measured["conditions"]
     assert (folder / "README.md").read_text() == describe(measured)
     clip, generator = load_clip(folder / "clip"), load_generator(folder / "unclip")
     generator.check_fits(clip.embed_dim)

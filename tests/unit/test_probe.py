@@ -28,7 +28,7 @@ from un2clip.evidence.scores import collect_scores
 from un2clip.models.clip import Clip, load_clip
 from un2clip.stages import run_stage
 from un2clip.world import scenes as world
-from un2clip.world.probing import draw_asked, draw_balanced
+from un2clip.world.probing import draw_asked, draw_balanced, of_train
 from un2clip.world.scenes import ATTRIBUTES, COLUMN
 
 NAMES = list(ATTRIBUTES)
@@ -293,7 +293,7 @@ def codes(scenes: np.ndarray) -> set[bytes]:
 def test_probe_scenes_are_heldout_and_disjoint() -> None:
     """No combination is in both parts, or in the training half of the world; what cannot be seen is not asked."""
     rng = np.random.default_rng(0)
-    (train, asked), (test, asked_of_test) = draw_asked(rng, 3000, test=False), draw_balanced(rng, 600)
+    (train, asked), (test, asked_of_test) = draw_asked(rng, 3000, of_train), draw_balanced(rng, 600)
     assert not codes(train) & codes(test) and world.is_heldout(np.concatenate([train, test])).all()
     for scenes, shown in ((train, asked), (test, asked_of_test)):
         single = (scenes[:, COLUMN["count"]] == 0) & (scenes[:, COLUMN["position"]] == 0)
@@ -316,7 +316,7 @@ def test_every_value_is_asked_for_alike(n: int) -> None:
 
 def test_attributes_do_not_tell_each_other() -> None:
     """Of the training scenes that are asked for both, every two attributes are independent (chi-squared of tables)."""
-    scenes, asked = draw_asked(np.random.default_rng(0), 6000, test=False)
+    scenes, asked = draw_asked(np.random.default_rng(0), 6000, of_train)
     p_values = []
     for i in range(len(NAMES)):
         for j in range(i):

@@ -103,7 +103,10 @@ def test_the_default_design() -> None:
         "un2clip-uniform",
         "un2clip-noised",
     }
-    assert default_design("un2clip@50") and not default_design("update-generator@50")
+    assert default_design("un2clip@phases.tune.steps=50") and not default_design(
+        "update-generator@phases.tune.steps=50"
+    )
+    assert not default_design("un2clip@random")
 
 
 def test_the_table_by_hand() -> None:

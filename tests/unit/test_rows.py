@@ -22,6 +22,7 @@ MOVES = {
     "un2clip-noised": (True, False, False),
     "un2clip-held": (True, False, False),
     "un2clip-noised-held": (True, False, False),
+    "un2clip-shuffled": (True, False, False),
     "un2clip-band": (True, False, False),
     "un2clip-longer": (True, False, False),
     "projector-random": (True, True, False),
@@ -183,3 +184,15 @@ def test_a_projector_starts_as_said(tiny) -> None:
         assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.02)
         assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
     assert not list(new_condition("identity", features, generator, 0).parameters())
+
+
+def test_the_shuffled_control_is_told_of_the_image_before(tiny) -> None:
+    """Its loss is that of un2clip-noised-held with the pixels of the encoder moved on by one, on the same noise."""
+    _, shuffled, _ = prepare(tiny, "un2clip-shuffled")
+    _, own, _ = prepare(tiny, "un2clip-noised-held")
+    batch = next(batches())
+    sample = own.draw(batch, 8, torch.Generator().manual_seed(0), NOISE)
+    moved = batch | {"pixel_values": batch["pixel_values"].roll(1, dims=0)}
+    losses = [objective(given, sample)["diffusion_loss"] for objective, given in ((shuffled, batch), (own, moved))]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(losses[0], own(batch, sample)["diffusion_loss"], rtol=1e-5, atol=1e-6)

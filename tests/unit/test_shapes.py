@@ -10,6 +10,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+from tests.conftest import WORLD
 from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.stages.shapes import Shapes, shapes
@@ -251,8 +252,8 @@ def test_bad_numbers_are_refused(tiny, name: str, value: float) -> None:
 
 def test_seed_decides_the_bytes_of_the_stage(tiny, tmp_path) -> None:
     """The stage run again with its seed writes the same bytes in every file."""
-    shapes(tiny.section(Shapes, "shapes"), seed=1, images=tmp_path / "images", benchmarks=tmp_path / "benchmarks")
-    for made, again in ((tiny.images, tmp_path / "images"), (tiny.benchmarks, tmp_path / "benchmarks")):
+    shapes(tiny.section(Shapes, "shapes"), seed=1, **{name: tmp_path / name for name in WORLD})
+    for made, again in ((getattr(tiny, name), tmp_path / name) for name in WORLD):
         files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
         assert files and files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
         assert all((made / name).read_bytes() == (again / name).read_bytes() for name in files)

@@ -68,7 +68,7 @@ def test_ten_benchmarks_are_no_larger_than_they_were(package) -> None:
     """With ten benchmarks the status stays below this many bytes; who adds to every task sees it here."""
     documents = list(yaml.safe_load_all(package.read_text()))
     found = estimate(documents, 10)
-    assert found < 1_621_000, f"{found:.0f}"
+    assert found < 1_626_000, f"{found:.0f}"
     assert (estimate(documents, 110) - found) / 100 < 87_000, "of each benchmark"
 
 

@@ -53,7 +53,10 @@ def add_pair(commands: Commands) -> None:
 
 def add_study(commands: Commands) -> None:
     parser = commands.add_parser("study", help="all methods over several seeds: one table with its spread")
-    parser.add_argument("--to", type=Path, default=Path("study"))
+    parser.add_argument("--to", type=Path, default=Path("study"), help="folder of the results; runs in it are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("models/study"), help="its worlds and encoders, to go on from"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of study.seeds of params.yaml")
     add_overlay(parser)
 
@@ -63,7 +66,7 @@ def add_study(commands: Commands) -> None:
         params = read_params(PARAMS, args.overlay)
         if args.seeds:
             params["study"]["seeds"] = args.seeds
-        study(params, args.to)
+        study(params, args.to, args.work)
 
     parser.set_defaults(run=run)
 

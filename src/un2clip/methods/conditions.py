@@ -49,6 +49,13 @@ class Condition(nn.Module):
         return Cond(vector=features.pooled)
 
 
+class Shuffled(Condition):
+    """A control: the embedding of the batch's image before, so that nothing about the own image can be learned."""
+
+    def forward(self, features: Features, noise_sample: NoiseSample) -> Cond:
+        return Cond(vector=_pooled(features).roll(1, dims=0))
+
+
 class Linear(Condition):
     """A linear map of the embedding, (B, D) -> (B, D), as torch.nn.Linear starts: uniform within -+ 1/sqrt(D)."""
 
@@ -137,6 +144,7 @@ class Spatial(Condition):
 
 CONDITIONS: dict[str, type[Condition]] = {
     "identity": Condition,
+    "shuffled": Shuffled,
     "linear": Linear,
     "linear-identity": LinearIdentity,
     "dense": Dense,

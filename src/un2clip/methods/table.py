@@ -100,6 +100,12 @@ METHODS: dict[str, Method] = {
         phases=_NOISED,
         description="ours: un2clip-noised, and the likeness to common words is held to the reference's",
     ),
+    "un2clip-shuffled": Method(
+        condition="shuffled",
+        anchors=("cosines",),
+        phases=_NOISED,
+        description="a control that must not gain: un2clip-noised-held, told of another image's embedding",
+    ),
     "un2clip-band": Method(
         anchors=("embedding", "band"),
         phases=_ENCODER,

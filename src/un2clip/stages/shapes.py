@@ -5,6 +5,10 @@
 - `benchmarks/zeroshot`: objects x colours in clip-benchmark's webdataset layout.
 - `benchmarks/segmentation`: four scenes a photograph, their objects' masks, in PASCAL VOC's layout.
 - `benchmarks/probe`: training and test tars, the attributes of each scene beside it.
+- `instructions/{alignment,instruction}.json` and `instructions/images`: what a multimodal language model is trained
+  with, in LLaVA's format; empty lists unless `questions.pictures` says more.
+- `benchmarks/{cv_bench,mmvp,naturalbench,pope}`: what it is asked, as these were published, where `questions.of_each`
+  says how much.
 """
 
 from collections.abc import Iterator
@@ -18,35 +22,46 @@ from un2clip.errors import UserError
 from un2clip.files.outputs import is_empty, replaced
 from un2clip.hashes import folder_sha256
 from un2clip.world import scenes
+from un2clip.world.asking import write_cv_bench, write_mmvp, write_naturalbench, write_pope
+from un2clip.world.conversing import write_conversations
 from un2clip.world.probing import write_probe
 from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_masks, write_pairs
 
 
-def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path) -> None:
+def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path, instructions: Path) -> None:
     """Render the world. Held-out scenes and benchmarks share no scene with training.
 
-    Images and each benchmark appear whole or not at all; what is there already must be the same.
+    Images, instructions and each benchmark appear whole or not at all; what is there already must be the same.
 
     Args:
         seed: the same seed gives the same bytes.
         images: folder that gets train/*.tar and heldout/*.tar.
-        benchmarks: folder that gets mmvp_vlm/, zeroshot/, segmentation/ and probe/.
+        benchmarks: folder that gets mmvp_vlm/, zeroshot/, segmentation/ and probe/, and perhaps those of a language
+            model.
+        instructions: folder that gets alignment.json, instruction.json and their images/.
 
     Raises:
         UserError: a folder holds something else.
     """
-    seeds = np.random.SeedSequence(seed).spawn(6)
-    train, heldout, pairs, classes, masked, probed = (np.random.default_rng(each) for each in seeds)
+    seeds = np.random.SeedSequence(seed).spawn(11)
+    train, heldout, pairs, classes, masked, probed, talks, *asked = (np.random.default_rng(each) for each in seeds)
     with _made(images) as folder:
         for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
             drawn = scenes.draw(rng, n, plain=params.plain, heldout=split == "heldout")
             write_shards(folder / split, encode_scenes(rng, drawn, split, params), params.scenes_per_tar)
-    for name, rng, write in (
+    with _made(instructions) as folder:
+        write_conversations(talks, params.questions, params.image_px, folder)
+    written = [
         ("mmvp_vlm", pairs, write_pairs),
         ("zeroshot", classes, write_classes),
         ("segmentation", masked, write_masks),
         ("probe", probed, write_probe),
-    ):
+    ]
+    if params.questions.of_each:
+        asking = (write_cv_bench, write_mmvp, write_naturalbench, write_pope)
+        names = (write.__name__.removeprefix("write_") for write in asking)
+        written += zip(names, asked, asking, strict=True)
+    for name, rng, write in written:
         with _made(benchmarks / name) as folder:
             write(rng, params, folder)
 

@@ -47,7 +47,7 @@ def make_pair(params: Mapping[str, Any], *, seed: int, to: Path, work: Path) -> 
     whole = not place.exists()  # else an earlier call has done a part of it
     if not (place / "rendered").exists():
         world = stage_params("shapes", params["shapes"])
-        shapes(world, seed=seed, images=place / "images", benchmarks=place / "benchmarks")
+        shapes(world, seed=seed, **{name: place / name for name in ("images", "benchmarks", "instructions")})
         (place / "rendered").touch()
     made, state = place / "backbones", place / "state"
     make(section, seed=seed, device="cpu", images=place / "images", backbones=made, state=state)
@@ -94,7 +94,7 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
         "real": real,
         "drawn": drawn,
     }
-    return measured | {"conditions": pair_measures.conditions(measured, section.noise_levels)}
+    return measured | {"conditions": pair_measures.conditions(measured, section.noise_levels, section.wanted)}
 
 
 def describe(measured: Mapping[str, Any]) -> str:

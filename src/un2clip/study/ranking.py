@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from un2clip.methods.table import METHODS
+from un2clip.study.controls import RANDOM
 from un2clip.study.seeds import Result, t_interval
 
 #: (checkpoints, 2): what the loss gained and what the benchmark gained, both of one seed's reference.
@@ -43,10 +44,10 @@ class Ranking:
 
 
 def default_design(method: str) -> bool:
-    """Whether a row (or `row@steps`) trains the encoder alone, through the frozen generator, held by nothing."""
-    row = METHODS[method.partition("@")[0]]
+    """Whether a row (or a variant of it) trains the encoder alone, through the frozen generator, held by nothing."""
+    row, word = METHODS[method.partition("@")[0]], method.partition("@")[2]
     alone = all(phase.trains == ("encoder",) for phase in row.phases)
-    return alone and not row.anchors and row.decoder == "unclip"
+    return alone and not row.anchors and (row.decoder, row.condition) == ("unclip", "identity") and word != RANDOM
 
 
 def rankings(

@@ -1,7 +1,9 @@
-"""The study: every method over several seeds, each seed with its own world, reference and generator.
+"""The study: every method over several seeds, each seed with a world of its own.
 
-What is done is kept and not done again, so a study that was stopped goes on where it was. It writes study.md (tables),
-study.json (every comparison), summary.json (means and intervals over the seeds) and study.svg (the figure).
+It writes runs/seedN/ROW.json (a fine-tuning: every comparison, seconds, hash) as soon as each is there, study.md
+(tables), summary.json (means and intervals over the seeds) and study.svg (the figure). A run whose file is there is not
+made again, though its world and encoder be gone. So a study of many hours can be made in parts, or by several processes
+with a seed each: the tables are of all runs in the folder.
 """
 
 import dataclasses
@@ -13,18 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from un2clip.config import build, flatten, merge
+from un2clip.config import build, flatten, read_record
 from un2clip.errors import UserError
-from un2clip.evidence.report import compare_scores
+from un2clip.evidence.report import Comparison, compare_scores
 from un2clip.evidence.scores import collect_scores
-from un2clip.files.texts import read_json, read_text
+from un2clip.files.outputs import write_json
+from un2clip.files.texts import read_json, read_lines, read_text
+from un2clip.models.clip import encoder_sha256
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
+from un2clip.study.controls import RANDOM, check_variant, perturb, varied
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
 from un2clip.training.config import DECIDING
 
+#: In a seed's world: what each stage took.
+SECONDS = "seconds.jsonl"
 #: Parts of params.yaml that decide what a study finds.
 SECTIONS = (
     "shapes", "ingest", "backbones", "latents", "benchmarks", "finetune", "diffusion_loss", "evaluate", "compare"
@@ -38,13 +45,14 @@ class Study:
     Attributes:
         seeds: held out from all tuning.
         methods: rows of the method table.
-        lengths: un2clip is also trained for these numbers of steps, as `un2clip@STEPS`: checkpoints for the ranking.
+        variants: ROW@KEY=VALUE, the row with another number below `finetune`; or ROW@random, the row's reference
+            changed at random by as much as the row changed it.
         detail, language: the figure's two benchmarks; the loss's ranking is compared with the first.
     """
 
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
-    lengths: tuple[int, ...]
+    variants: tuple[str, ...]
     detail: str
     language: str
 
@@ -53,8 +61,8 @@ class Study:
             raise ValueError("seeds and methods must not be empty")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds must not be negative, got {list(self.seeds)}")
-        if min(self.lengths, default=1) < 1:
-            raise ValueError(f"lengths must be at least 1 step each, got {list(self.lengths)}")
+        for variant in self.variants:
+            check_variant(variant)
 
     def check(self, benchmarks: Sequence[str]) -> None:
         """Raise a UserError unless the figure's benchmarks are measured."""
@@ -63,54 +71,75 @@ class Study:
                 raise UserError(f"study.detail and study.language must be of {', '.join(benchmarks)}, got {name}")
 
 
-def study(params: Mapping[str, Any], to: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """runs/seedN/ROW.json: one fine-tuning of a study.
+
+    Attributes:
+        method: a row of the method table, or a variant of one.
+        seconds: of the fine-tuning; None where none was made, or it was made in more than one call.
+        encoder_sha256: of its encoder.
+        benchmarks: the encoder against its reference, on each.
+    """
+
+    seed: int
+    method: str
+    seconds: float | None
+    encoder_sha256: str
+    benchmarks: tuple[Comparison, ...]
+
+
+def study(params: Mapping[str, Any], to: Path, work: Path) -> None:
     """Run all methods over all seeds and write the results below `to`.
 
     Args:
         params: the whole of params.yaml; its section `study` says which seeds and methods.
-        to: folder with one folder a seed; finished parts in it are not run again.
+        to: folder of the results, small enough to be kept in a repository.
+        work: folder with one folder a seed, of worlds, encoders and scores; it may be deleted afterwards.
     """
     section = build(Study, params["study"], "study")
     section.check(params["benchmarks"])
     compare = build(Compare, params["compare"], "compare")
-    _same_numbers(params, to / "params.json")
-    results: list[Result] = []
+    for folder in (to, work):
+        _same_numbers(params, folder / "params.json")
     for seed in section.seeds:
-        world = to / f"seed{seed}"
-        run = _runner(params, world)
-        run("shapes", seed=seed, images="images", benchmarks="benchmarks")
-        run("ingest", images="images", shards="shards")
-        run("backbones", seed=seed, images="images", backbones="backbones")
-        run("latents", shards="shards", backbones="backbones", latents="latents")
-        made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
-        trained = [(method, method, params) for method in section.methods]
-        trained += [(f"un2clip@{steps}", "un2clip", _with_steps(params, steps)) for steps in section.lengths]
-        for name, method, numbers in trained:
-            _runner(numbers, world)("finetune", method=method, seed=seed, **made, encoder=f"{name}/encoder")
-            tuned = made | {"encoder": f"{name}/encoder"}
-            run("diffusion_loss", seed=seed, **tuned, scores=f"{name}/scores/diffusion_loss")
-            del tuned["shards"], tuned["latents"]
-            for benchmark in params["benchmarks"]:
-                run(
-                    "evaluate",
-                    benchmark=benchmark,
-                    benchmarks="benchmarks",
-                    **tuned,
-                    scores=f"{name}/scores/{benchmark}",
-                )
-            pairs = collect_scores([world / name / "scores"])
-            results.append(
-                (seed, name, {
-                    name: compare_scores(pair["reference"], pair["tuned"], seed=seed, **vars(compare))
-                    for name, pair in pairs.items()
-                })
-            )  # fmt: skip
-        _write(to, results, section, compare)  # a seed at a time: its bootstraps take seconds
+        for name in (*section.methods, *section.variants):
+            kept = to / "runs" / f"seed{seed}" / f"{name}.json"
+            if not kept.is_file():
+                write_json(kept, dataclasses.asdict(_run(params, name, seed, work / f"seed{seed}", compare)))
+        _write(to, section, compare)
     print(read_text(to / "study.md"))
 
 
-def _with_steps(params: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    return merge(params, {"finetune": {"phases": {"tune": {"steps": steps}}}})
+def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: Compare) -> Run:
+    """Fine-tune by a row or a variant on a seed's world, and measure on everything."""
+    run, (row, _, word) = _runner(params, world), name.partition("@")
+    run("shapes", seed=seed, images="images", instructions="instructions", benchmarks="benchmarks")
+    run("ingest", images="images", shards="shards")
+    run("backbones", seed=seed, images="images", backbones="backbones")
+    run("latents", shards="shards", backbones="backbones", latents="latents")
+    made = {"shards": "shards", "backbones": "backbones", "latents": "latents"}
+    seconds, encoder = None, f"{name}/encoder"
+    if word == RANDOM:
+        run("finetune", method=row, seed=seed, **made, encoder=f"{row}/encoder")
+        if not (world / encoder).exists():
+            perturb(world / row / "encoder", world / "backbones", seed=seed, encoder=world / encoder)
+    else:
+        tune = _runner(varied(params, name) if word else params, world)
+        seconds = tune("finetune", method=row, seed=seed, **made, encoder=encoder)
+    run("diffusion_loss", seed=seed, **made, encoder=encoder, scores=f"{name}/scores/diffusion_loss")
+    asked = {"benchmarks": "benchmarks", "backbones": "backbones", "encoder": encoder}
+    for benchmark in params["benchmarks"]:
+        run("evaluate", benchmark=benchmark, **asked, scores=f"{name}/scores/{benchmark}")
+    pairs = collect_scores([world / name / "scores"]).values()
+    compared = [compare_scores(pair["reference"], pair["tuned"], seed=seed, **vars(compare)) for pair in pairs]
+    return Run(
+        seed=seed,
+        method=name,
+        seconds=seconds,
+        encoder_sha256=encoder_sha256(world / encoder),
+        benchmarks=tuple(compared),
+    )
 
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
@@ -125,8 +154,8 @@ def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
         ]
         if other:
             raise UserError(
-                f"{kept.parent} holds a study made with other numbers ({'; '.join(other)}); give --to another folder, "
-                f"or delete it. Where a number is new and changes nothing of what is there, add it to {kept}"
+                f"{kept.parent} holds a study made with other numbers ({'; '.join(other)}); give --to and --work other "
+                f"folders, or delete it. Where a number is new and changes nothing of what is there, add it to {kept}"
             )
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(params, sort_keys=True, indent=1))
@@ -139,41 +168,63 @@ def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in flat.items() if not name.startswith("finetune.compute.") or name in running}
 
 
-def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., None]:
-    """Run a stage with names below `world`; its last name is its output, made elsewhere and renamed when complete."""
+def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., float | None]:
+    """Run a stage with names below `world`; its last name is its output, made elsewhere and renamed when complete.
 
-    def run(stage: str, **names: Any) -> None:
+    It gives the seconds that this took, now or in an earlier call; None where an earlier call was cut off in it.
+    """
+
+    def run(stage: str, **names: Any) -> float | None:
         function = get_stage(stage)
         hints = get_type_hints(function)
         defaults = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
         names = {name: value for name, value in defaults.items() if name in hints} | names
         paths = {name: world / value if hints[name] is Path else value for name, value in names.items()}
         output = list(paths)[-1]
-        if paths[output].exists():
-            return
+        final = paths[output]
+        name = str(final.relative_to(world))
+        if final.exists():
+            return _seconds(world).get(name)
         print(f"study: {world.name} {stage} {names.get('method', '')} {names.get('benchmark', '')}", flush=True)
-        started, final = time.monotonic(), paths[output]
-        partial = final.with_name(final.name + ".partial")
+        begun = name in _seconds(world)
+        _note(world, stage, name, None)
+        started, partial = time.monotonic(), final.with_name(final.name + ".partial")
         for leftover in (partial, paths.get("images") if stage == "shapes" else None):
             if leftover is not None and leftover.exists():
                 shutil.rmtree(leftover)
         partial.parent.mkdir(parents=True, exist_ok=True)
         function(stage_params(stage, params[stage]), **paths | {output: partial})
         partial.rename(final)
-        with (world / "seconds.jsonl").open("a") as file:
-            seconds = round(time.monotonic() - started, 1)
-            file.write(json.dumps({"stage": stage, "output": str(final.relative_to(world)), "seconds": seconds}) + "\n")
+        _note(world, stage, name, None if begun else round(time.monotonic() - started, 1))
+        return _seconds(world)[name]
 
     return run
 
 
-def _write(to: Path, results: list[Result], section: Study, compare: Compare) -> None:
-    rows = [
-        {"seed": seed, "method": method, "benchmarks": {name: each.as_json() for name, each in compared.items()}}
-        for seed, method, compared in results
-    ]
-    ranked = rankings(results, section.detail, seed=0, confidence=compare.confidence, resamples=compare.resamples)
-    (to / "study.json").write_text(json.dumps(rows, indent=1) + "\n")
+def _note(world: Path, stage: str, output: str, seconds: float | None) -> None:
+    """Keep what an output took; None for one that is begun, or was begun twice."""
+    world.mkdir(parents=True, exist_ok=True)
+    with (world / SECONDS).open("a") as file:
+        file.write(json.dumps({"stage": stage, "output": output, "seconds": seconds}) + "\n")
+
+
+def _seconds(world: Path) -> dict[str, float | None]:
+    """What was kept last of each output."""
+    lines = map(json.loads, read_lines(world / SECONDS)) if (world / SECONDS).is_file() else ()
+    return {line["output"]: line["seconds"] for line in lines}
+
+
+def read_runs(to: Path) -> list[Run]:
+    """All runs of a study, in no order that means anything."""
+    return [read_record(Run, file, "study") for file in sorted((to / "runs").rglob("*.json"))]
+
+
+def _write(to: Path, section: Study, compare: Compare) -> None:
+    order = {name: i for i, name in enumerate((*section.methods, *section.variants))}
+    runs = sorted(read_runs(to), key=lambda run: (run.seed, order.get(run.method, len(order)), run.method))
+    results: list[Result] = [(run.seed, run.method, {each.benchmark: each for each in run.benchmarks}) for run in runs]
+    interval = {"confidence": compare.confidence, "resamples": compare.resamples}
+    ranked = rankings(results, section.detail, seed=0, **interval)
     means = summary(results, compare.confidence)
     content = {"confidence": compare.confidence, "changes": means, "rankings": list(map(dataclasses.asdict, ranked))}
     (to / "summary.json").write_text(json.dumps(content, indent=1) + "\n")

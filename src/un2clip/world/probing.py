@@ -8,7 +8,7 @@ combination of attributes.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 
 from un2clip.world import scenes as world
 from un2clip.world.scenes import ATTRIBUTES, COLUMN, POINTING, Ints
-from un2clip.world.writing import RENDERED_AT_ONCE, Shapes, png
+from un2clip.world.writing import Shapes, png, rendered
 
 Asked = NDArray[np.bool_]
 
 
-def draw_asked(rng: np.random.Generator, n: int, *, test: bool) -> tuple[Ints, Asked]:
-    """Scenes (n, attributes), by turns of either half, and which attributes can be asked of each, of the same shape."""
-    halves = np.stack([_draw_half(rng, (n + 1) // 2, test=test, ball=ball) for ball in (True, False)], axis=1)
+def draw_asked(rng: np.random.Generator, n: int, wanted: Callable[[Ints], Asked]) -> tuple[Ints, Asked]:
+    """Scenes (n, attributes), by turns with a ball and without, and which attributes can be asked of each, as large.
+
+    Args:
+        n: number of scenes.
+        wanted: scenes (N, attributes) -> which of them may be drawn, (N,) bool.
+    """
+    halves = np.stack([_draw_half(rng, (n + 1) // 2, wanted, ball=ball) for ball in (True, False)], axis=1)
     scenes = halves.reshape(-1, len(ATTRIBUTES))[:n]
     asked = np.ones(scenes.shape, np.bool_)
     asked[::2, [COLUMN["count"], COLUMN["position"]]] = False
@@ -42,7 +47,7 @@ def draw_balanced(rng: np.random.Generator, per_attribute: int) -> tuple[Ints, A
     n = 2 * per_attribute
     while True:
         n += max(12, n // 16)
-        scenes, asked = draw_asked(rng, n, test=True)
+        scenes, asked = draw_asked(rng, n, of_test)
         for column, values in enumerate(ATTRIBUTES.values()):
             for value in range(len(values)):
                 share = len(range(value, per_attribute, len(values)))
@@ -55,13 +60,13 @@ def draw_balanced(rng: np.random.Generator, per_attribute: int) -> tuple[Ints, A
 def write_probe(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
     """train/0.tar and test/0.tar; a sample is a scene and its labels, null where an attribute is not asked."""
     parts = {
-        "train": draw_asked(rng, params.probe_train_scenes, test=False),
+        "train": draw_asked(rng, params.probe_train_scenes, of_train),
         "test": draw_balanced(rng, params.probe_test_per_attribute),
     }
     for part, (scenes, asked) in parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         with wds.TarWriter(str(folder / part / "0.tar"), mtime=0) as tar:
-            for i, pixels in enumerate(_render(rng, scenes, params.image_px)):
+            for i, pixels in enumerate(rendered(rng, scenes, params.image_px)):
                 labels = {
                     name: values[scenes[i, column]] if asked[i, column] else None
                     for column, (name, values) in enumerate(ATTRIBUTES.items())
@@ -69,17 +74,21 @@ def write_probe(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
                 tar.write({"__key__": f"{part}{i:06d}", "png": png(pixels), "json": json.dumps(labels).encode()})
 
 
-def _draw_half(rng: np.random.Generator, n: int, *, test: bool, ball: bool) -> Ints:
+def of_test(scenes: Ints) -> Asked:
+    """Which held-out combinations are the probe's test scenes, (n,) bool; the others are those it learns from."""
+    return world.is_heldout(scenes) & (world.hashed(scenes) // np.uint64(8) % np.uint64(2) == 1)
+
+
+def of_train(scenes: Ints) -> Asked:
+    """Which combinations the probe learns from, (n,) bool."""
+    return world.is_heldout(scenes) & ~of_test(scenes)
+
+
+def _draw_half(rng: np.random.Generator, n: int, wanted: Callable[[Ints], Asked], *, ball: bool) -> Ints:
     kept = np.zeros((0, len(ATTRIBUTES)), np.int64)
     while len(kept) < n:
         scenes = np.stack([rng.integers(len(values), size=32 * n) for values in ATTRIBUTES.values()], axis=1)
         scenes[:, [COLUMN["count"], COLUMN["position"]] if ball else COLUMN["relation"]] = 0
         scenes = world.canonical(scenes)
-        of_test = world.hashed(scenes) // np.uint64(8) % np.uint64(2) == 1  # what `is_heldout` leaves of the hash
-        kept = np.concatenate([kept, scenes[world.is_heldout(scenes) & (of_test == test)]])
+        kept = np.concatenate([kept, scenes[wanted(scenes)]])
     return kept[:n]
-
-
-def _render(rng: np.random.Generator, scenes: Ints, image_px: int) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(scenes), RENDERED_AT_ONCE):
-        yield from world.render(rng, scenes[start : start + RENDERED_AT_ONCE], image_px)

@@ -6,7 +6,7 @@
 - objects x colours in clip-benchmark's webdataset layout;
 - four scenes a photograph, with their objects' masks, in PASCAL VOC's layout.
 
-The scenes that attributes are read from are in world/probing.py.
+The scenes that attributes are read from are in world/probing.py, and what a language model is asked in world/asking.py.
 """
 
 import csv
@@ -40,7 +40,28 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "Camera Perspective": ("distance",),
 }
 RENDERED_AT_ONCE = 512
+Pixels = NDArray[np.uint8]
 TEMPLATES = ("a photo of a {c}.", "a {c}", "one {c}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """The section `shapes.questions` of world.yaml.
+
+    Attributes:
+        pictures: of the training half, to train a language model with; 0 for none.
+        turns: questions and answers of each of them.
+        of_each: held-out questions of each attribute in cv_bench, pairs of each in mmvp, groups of each in
+            naturalbench and pairs of each subset in pope; 0 for none of the four.
+    """
+
+    pictures: int
+    turns: int
+    of_each: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "pictures", "of_each")
+        at_least(self, 1, "turns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +79,7 @@ class Shapes:
     scenes_per_tar: int
     plain: float
     captions: Captions
+    questions: Questions
 
     def __post_init__(self) -> None:
         if not 32 <= self.image_px <= 256:
@@ -69,16 +91,20 @@ class Shapes:
 
 def encode_scenes(rng: np.random.Generator, scenes: Ints, split: str, params: Shapes) -> Iterator[EncodedSample]:
     texts = world.captions(rng, scenes, params.captions)
-    progress = tqdm(total=len(scenes), unit="scene", desc=f"render {split}", mininterval=1)
-    for start in range(0, len(scenes), RENDERED_AT_ONCE):
-        chunk = scenes[start : start + RENDERED_AT_ONCE]
-        for i, pixels in enumerate(world.render(rng, chunk, params.image_px), start):
-            metadata = {name: ATTRIBUTES[name][scenes[i, column]] for name, column in COLUMN.items()}
-            yield EncodedSample(
-                key=f"{split}{i:06d}", image=png(pixels), extension="png", caption=texts[i], metadata=metadata
-            )
-            progress.update()
-    progress.close()
+    for i, pixels in enumerate(rendered(rng, scenes, params.image_px, f"render {split}")):
+        metadata = {name: ATTRIBUTES[name][scenes[i, column]] for name, column in COLUMN.items()}
+        yield EncodedSample(
+            key=f"{split}{i:06d}", image=png(pixels), extension="png", caption=texts[i], metadata=metadata
+        )
+
+
+def rendered(rng: np.random.Generator, scenes: Ints, image_px: int, what: str = "") -> Iterator[Pixels]:
+    """The picture of each scene, (image_px, image_px, 3) uint8, some hundred at a time; under a bar called `what`."""
+    with tqdm(total=len(scenes), unit="scene", desc=what, mininterval=1, disable=not what) as progress:
+        for start in range(0, len(scenes), RENDERED_AT_ONCE):
+            for pixels in world.render(rng, scenes[start : start + RENDERED_AT_ONCE], image_px):
+                yield pixels
+                progress.update()
 
 
 def draw_pairs(rng: np.random.Generator, attribute: str, n: int, plain: float) -> tuple[Ints, Ints]:
@@ -172,12 +198,12 @@ def write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
     (folder / "classes.txt").write_text("".join(f"{colour} shape\n" for colour in ATTRIBUTES["colour"]))
 
 
-def _square(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _square(tiles: Pixels) -> Pixels:
     """Four pictures of one size (4, S, S, ...) as one, two by two."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (tiles[:2], tiles[2:])])
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: Pixels) -> bytes:
     """Pixels (H, W, 3) as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", compress_level=1)

@@ -1,0 +1,132 @@
+"""What `shapes` writes to train a multimodal language model with, in LLaVA's own format.
+
+`alignment.json` (a caption a picture), `instruction.json` (questions and answers, several turns a picture) and the
+folder `images`. All pictures are of the training half of the world, and their attributes are uniform, so no answer can
+be guessed from the question.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_uppercase
+
+import numpy as np
+
+from un2clip.evaluation.mllm.questions import BY_LETTER, BY_WORD, lettered, lines
+from un2clip.world import scenes as world
+from un2clip.world.probing import Asked, draw_asked
+from un2clip.world.scenes import ATTRIBUTES, COLUMN, Ints
+from un2clip.world.wording import (
+    BY_OPTION,
+    BY_YES_NO,
+    NOUNS,
+    OPEN,
+    PRESENCE,
+    THINGS,
+    WHETHER,
+    in_brackets,
+    in_line,
+    with_article,
+)
+from un2clip.world.writing import Questions, png, rendered
+
+PICTURE = "<image>\n"  # where LLaVA puts the picture's tokens
+IMAGES_PER_FOLDER = 1000
+
+
+def write_conversations(rng: np.random.Generator, questions: Questions, image_px: int, folder: Path) -> None:
+    """The two files, which are empty lists where no picture is wanted, and the pictures."""
+    scenes, asked = draw_asked(rng, questions.pictures, lambda drawn: ~world.is_heldout(drawn))
+    captions, talks = [], []
+    for i, pixels in enumerate(rendered(rng, scenes, image_px, "render conversations" if len(scenes) else "")):
+        name = f"{i // IMAGES_PER_FOLDER:05d}/{i:09d}.png"  # as LLaVA's own pictures lie
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels))
+        about = {"id": f"{i:09d}", "image": name}
+        caption = world.describe(scenes[i], set(COLUMN.values()))
+        captions.append(about | {"conversations": _turns([("Describe the picture.", caption)])})
+        talks.append(about | {"conversations": _turns(_talk(rng, scenes[i], asked[i], questions.turns))})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in (("alignment.json", captions), ("instruction.json", talks)):
+        (folder / name).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+def _turns(said: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions and answers as LLaVA has them; the picture stands before the first question."""
+    turns = [
+        {"from": speaker, "value": text} for pair in said for speaker, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    turns[0]["value"] = PICTURE + turns[0]["value"]
+    return turns
+
+
+def _talk(rng: np.random.Generator, scene: Ints, asked: Asked, turns: int) -> list[tuple[str, str]]:
+    """Questions of all kinds about one scene, with their right answers."""
+    found = []
+    for _ in range(turns):
+        name = list(ATTRIBUTES)[rng.choice(np.flatnonzero(asked))]
+        kind = (_open, _choice, _whether, _presence)[int(rng.integers(4))]
+        found.append(kind(rng, scene, name))
+    return found
+
+
+def _open(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
+    return _one(rng, OPEN).format(noun=NOUNS[name]) + BY_WORD, _value(scene, name)
+
+
+def _choice(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
+    """Of all values in their order, or of two in any order; written as any of the benchmarks writes them."""
+    right, options = _value(scene, name), list(ATTRIBUTES[name])
+    if rng.integers(2):
+        options = [right, _other(rng, name, right)]
+        rng.shuffle(options)
+    question = _one(rng, OPEN).format(noun=NOUNS[name])
+    answer = ascii_uppercase[options.index(right)]
+    ways = (
+        lines(lettered(options)) + BY_LETTER,
+        in_brackets(options) + BY_LETTER,
+        in_line(options) + BY_OPTION,
+    )
+    return question + _one(rng, ways), answer
+
+
+def _whether(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
+    """The value is the right one in half of all cases."""
+    right, yes = _value(scene, name), bool(rng.integers(2))
+    value = right if yes else _other(rng, name, right)
+    return _one(rng, WHETHER).format(noun=NOUNS[name], value=value) + _one(rng, (BY_WORD, BY_YES_NO)), _word(yes)
+
+
+def _presence(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
+    """Of an object, of one by its colour, or of another thing; objects are there in half of all cases."""
+    right, colour, yes = _value(scene, "object"), _value(scene, "colour"), bool(rng.integers(2))
+    kind = rng.integers(3)
+    if kind == 0:
+        thing = _one(rng, tuple(THINGS))
+        yes = bool(scene[COLUMN[THINGS[thing]]])
+    elif kind == 1:
+        thing = right if yes else _other(rng, "object", right)
+    elif yes:
+        thing = f"{colour} {right}"
+    elif rng.integers(2):
+        thing = f"{_other(rng, 'colour', colour)} {right}"
+    else:
+        thing = f"{colour} {_other(rng, 'object', right)}"
+    return _one(rng, PRESENCE).format(thing=with_article(thing)) + BY_WORD, _word(yes)
+
+
+def _value(scene: Ints, name: str) -> str:
+    return ATTRIBUTES[name][scene[COLUMN[name]]]
+
+
+def _other(rng: np.random.Generator, name: str, value: str) -> str:
+    return _one(rng, [each for each in ATTRIBUTES[name] if each != value])
+
+
+def _one(rng: np.random.Generator, texts: Sequence[str]) -> str:
+    return texts[int(rng.integers(len(texts)))]
+
+
+def _word(yes: bool) -> str:
+    return "Yes" if yes else "No"
