@@ -7,6 +7,7 @@ import re
 import pytest
 
 from un2clip.errors import UserError
+from un2clip.evidence.power import smallest_gain
 from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
 
@@ -74,17 +75,34 @@ def test_numbers_by_hand(world, capsys):
     assert (whole["reference"], whole["tuned"], whole["one_item"], whole["reading"]) == (50.0, 75.0, 2.5, "better")
     gain = whole["difference"]
     assert (gain["mean"], gain["n"], gain["changed"]) == (25.0, 40, 10)
-    assert 5 < gain["low"] < 25 < gain["high"] < 45
+    # exact: 10 of 40 changed are 12.69 to 41.20 %, and of these at least 69.15 % rose
+    assert (gain["low"], gain["high"]) == pytest.approx((12.69 * (2 * 0.6915 - 1), 41.20), abs=0.01)
     shape, other = detail["types"]
     assert (shape["type"], shape["tuned"], shape["reading"]) == ("shape", 100, "better")
     assert shape["difference"]["mean"] == 50
-    assert (other["difference"]["low"], other["difference"]["high"], other["reading"]) == (0, 0, "noise")
+    nothing = 100 * (1 - 0.025 ** (1 / 20))  # what 20 samples leave room for
+    assert (other["difference"]["low"], other["difference"]["high"]) == pytest.approx((-nothing, nothing))
+    assert other["reading"] == "noise"
+    smallest = 100 * smallest_gain(40, 0.25, bound=0.0, confidence=0.95, power=0.8)
+    assert whole["smallest"] == pytest.approx(smallest) and content["power"] == 0.8
     assert loss["whole"]["difference"]["mean"] == pytest.approx(-0.02) and loss["whole"]["reading"] == "better"
     assert loss["types"] == [] and loss["whole"]["one_item"] is None
     assert (content["seed"], content["confidence"], content["resamples"]) == (10, 0.95, 2000)
     printed = capsys.readouterr().out
-    for text in ("mmvp_vlm (%)", "50.0", "75.0", "+25.0", "+10 -0", "0.002", "better", "noise", "-0.02000"):
+    for text in (
+        "mmvp_vlm (%)",
+        "50.0",
+        "75.0",
+        "+25.0",
+        "+10 -0",
+        "0.002",
+        "better",
+        "noise",
+        "-0.02000",
+        f"in 80 of 100 cases: diffusion_loss 0.00000 mse, mmvp_vlm {smallest:.1f} points.",
+    ):
         assert text in printed
+    assert f"{smallest:.1f} points</span> up" in page
     for text in ("one item is 2.50 points", "+10 -0, p = 0.002", "uncorrected", "Measured: fp32; ties are image 2."):
         assert text in page
     assert "▲ +25.0" in page and "phase.lr" in page and "c" * 64 in page

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, mismatch
@@ -110,7 +111,7 @@ def decide(
     level = corrected(confidence, looks)
 
     def gain(before: Scores, after: Scores) -> Difference:
-        how = {"confidence": confidence, "resamples": resamples, "seed": seed, "looks": looks}
+        how: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed, "looks": looks}
         difference = paired_difference(before.items, after.items, unit=after.unit, **how)
         return difference.negated() if after.lower_is_better else difference
 
