@@ -21,6 +21,22 @@ from un2clip.stages import STAGES, get_stage
 from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """The section `explain` of params.yaml.
+
+    Attributes:
+        discordances: shares of samples that are taken to change, where no scores say how many do.
+    """
+
+    discordances: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.discordances or not all(0.0 < each <= 1.0 for each in self.discordances):
+            raise ValueError("discordances must be shares above 0 and at most 1, one at least")
+
+
 #: What stands at the top of the files -> its type.
 HINTS: dict[str, Any] = {
     "seed": int,
@@ -33,6 +49,7 @@ HINTS: dict[str, Any] = {
     **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
     "pair": PairMeasures,
     "ask": Ask,
+    "explain": Explain,
     "study": Study,
     "download": Download,
 }
