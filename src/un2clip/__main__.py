@@ -14,7 +14,10 @@ from pathlib import Path
 from un2clip.cli import RENAMED, add_commands
 from un2clip.config import lookup, read_params
 from un2clip.errors import Stopped, Terminated, UserError, disks_in_words
-from un2clip.stages import STAGES, get_stage, run_stage, sections
+from un2clip.stages import APART, SEEDS, STAGES, get_stage, run_stage, sections
+
+#: Stages that are a command as well, and the flag that only the stage has.
+BOTH = {"ask": "--questions"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +48,7 @@ def _say(message: str) -> None:
 def _run(args: list[str]) -> int:
     if args and args[0] in RENAMED:
         raise UserError(f"`un2clip {args[0]}` is `un2clip {RENAMED[args[0]]}` now, with the same arguments")
-    if args and args[0] in STAGES:
+    if is_stage(args):
         _run_stage(args[0], stage_parser(args[0]).parse_args(args[1:]))
     else:
         options = new_parser().parse_args(args or ["--help"])
@@ -53,11 +56,19 @@ def _run(args: list[str]) -> int:
     return 0
 
 
+def is_stage(args: list[str]) -> bool:
+    """Whether a stage is called: of one that has a command's name too, with the flag that only the stage has."""
+    if not args or args[0] not in (*STAGES, *APART):
+        return False
+    flag = BOTH.get(args[0])
+    return flag is None or any(word.partition("=")[0] == flag for word in args)
+
+
 def new_parser() -> argparse.ArgumentParser:
     """The parser of every command; a stage has one of its own, since making it imports the stage."""
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in STAGES:
+    for name in (name for name in STAGES if name not in BOTH):
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
     add_commands(commands)
     return parser
@@ -80,7 +91,7 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
     )
     for key, parameter in inspect.signature(stage).parameters.items():
         if key not in ("params", *sections(name)):
-            several = "append" if parameter.annotation == list[Path] else "store"
+            several = "append" if parameter.annotation in (list[Path], list[str]) else "store"
             parser.add_argument(f"--{key}", required=True, action=several)
     return parser
 
@@ -90,15 +101,14 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
     params = read_params(given.pop("params"), given.pop("overlay") or [])
     if name not in params:
         raise UserError(f"the numbers have no section {name}")
-    if "seed" in given:
-        given["seed"] = _integer(given["seed"])
+    given |= {name: _integer(name, given[name]) for name in SEEDS if name in given}
     given |= {key: lookup(params, key, "section of the numbers") for key in sections(name)}
     run_stage(name, params[name], **given)
 
 
-def _integer(text: str) -> int:
+def _integer(name: str, text: str) -> int:
     if not text.lstrip("-").isdecimal():
-        raise UserError(f"--seed must be an integer, got {text!r}")
+        raise UserError(f"--{name} must be an integer, got {text!r}")
     return int(text)
 
 

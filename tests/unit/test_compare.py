@@ -3,11 +3,14 @@
 import base64
 import json
 import re
+import shutil
 
 import pytest
 
 from un2clip.errors import UserError
+from un2clip.evidence.languages import save_asked
 from un2clip.evidence.power import smallest_gain
+from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
 
@@ -106,6 +109,39 @@ def test_numbers_by_hand(world, capsys):
     for text in ("one item is 2.50 points", "+10 -0, p = 0.002", "uncorrected", "Measured: fp32; ties are image 2."):
         assert text in page
     assert "▲ +25.0" in page and "phase.lr" in page and "c" * 64 in page
+
+
+def save_assistants(folder, seeds) -> None:
+    """On each of 400 questions reference is right on 200, and seed i's tuned on `seeds[i]`."""
+    for seed, right in enumerate(seeds):
+        for role, n in (("reference", 200), ("tuned", right)):
+            items = tuple(Item(id=str(i), type="a", value=float(i < n)) for i in range(400))
+            made = Scores(benchmark="pope", role=role, method=role, unit="%", protocol="asked", data_sha256="d",
+                          encoder_sha256="e", items=items)  # fmt: skip
+            save_asked(made, seed, folder / f"{role}-{seed}")
+
+
+def test_the_seed_of_a_language_model_is_a_level(world, capsys):
+    """Three seeds that gain 20 points alike are a gain; three that scatter are none; of one the spread is unknown."""
+    assert "language models" not in "".join(map(str, run(world))) + capsys.readouterr().out
+    for seeds, reading, words in (
+        ((280, 284, 276), "better", "better, beyond the spread over 3 language models"),
+        ((280, 200, 220), "noise", "nothing shown: no larger than the spread over 3 language models"),
+        ((280,), "unknown", "the spread over language models is unknown: one was trained"),
+    ):
+        shutil.rmtree(world / "scores/asked", ignore_errors=True)
+        save_assistants(world / "scores/asked", seeds)
+        content, page = run(world)
+        (found,) = content["assistants"]
+        assert (found["benchmark"], found["reference"], found["reading"]) == ("pope", 50.0, reading)
+        assert found["difference"]["mean"] == pytest.approx(sum(seeds) / len(seeds) / 4 - 50)
+        assert [each["difference"] for each in found["seeds"]] == pytest.approx([n / 4 - 50 for n in seeds])
+        assert words in page and words.split(":")[0] in " ".join(capsys.readouterr().out.split())
+        assert ("▲ +20.0" in page) == (reading == "better")
+        assert read_report(world / "report/report.json").assistants[0].reading == reading
+        metrics = json.loads((world / "report/metrics.json").read_text())
+        assert metrics["pope (assistants)"]["difference"] == found["difference"]["mean"]
+    assert len(content["benchmarks"]) == 2, "no benchmark of encoders"
 
 
 def test_a_loss_that_rises_is_worse(world):

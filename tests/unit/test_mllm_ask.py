@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from un2clip.evaluation.benchmarks import naturalbench, pope
 from un2clip.evaluation.mllm import asking
 from un2clip.evaluation.mllm.asking import ask
 from un2clip.evaluation.mllm.llava import Llava, load_llava
+from un2clip.evidence.languages import collect_asked
 from un2clip.evidence.scores import load_scores
+from un2clip.hashes import folder_sha256
+from un2clip.stages import run_stage
 
 CPU = torch.device("cpu")
 OPENAI_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -342,3 +346,67 @@ def test_a_benchmark_of_a_clip_is_refused_before_anything_is_loaded(tmp_path: Pa
         run(numbers, tmp_path / "none", tmp_path / "none", tmp_path, benchmark="mmvp_vlm")
     with pytest.raises(UserError, match="no benchmark data at"):
         run(numbers, tmp_path / "none", tmp_path / "none", tmp_path)
+
+
+def test_the_stage_is_a_command_line_of_its_own(folder: Path, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """`un2clip ask` with --questions is the stage, as a graph calls it; a seed that is none is one sentence."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    (tmp_path / "laptop.yaml").write_text(yaml.safe_dump({"ask": {"dtype": "float32", "max_new_tokens": 2}}))
+    words = ["--questions=pope", "--role=tuned", "--method=un2clip", "--device=cpu", "--checkpoints="]
+    words += [f"--benchmarks={data.parent}", f"--assistant={folder}", f"--scores={tmp_path / 'to'}"]
+    assert main(["ask", f"--overlay={tmp_path / 'laptop.yaml'}", "--language_seed=3", *words]) == 0
+    assert json.loads((tmp_path / "to/pope/asked.json").read_text())["language_seed"] == 3
+    assert main(["ask", "--language_seed=x", *words]) == 2
+    assert "--language_seed must be an integer, got 'x'" in capsys.readouterr().err
+
+
+def asked(numbers: dict, to: Path, assistant: Path, benchmarks: Path, **names) -> None:
+    usual = {"questions": ["pope"], "role": "tuned", "language_seed": 7, "method": "un2clip", "device": "cpu"}
+    folders = {"checkpoints": "", "benchmarks": benchmarks, "assistant": assistant, "scores": to}
+    run_stage("ask", numbers["ask"], **(usual | folders | names))
+
+
+def test_the_stage_writes_what_the_command_does(folder: Path, data: Path, tmp_path: Path, numbers: dict) -> None:
+    """Items, answers and columns; and beside them the seed of the language model."""
+    asked(numbers, tmp_path / "stage", folder, data.parent)
+    run(numbers, folder, data, tmp_path / "command", role="tuned")
+    made = load_scores(tmp_path / "stage/pope/asked.json")
+    assert made == replace(load_scores(tmp_path / "command/tuned.json"), method="un2clip")
+    assert json.loads((tmp_path / "stage/pope/asked.json").read_text())["language_seed"] == 7
+    for ours, theirs in (("answers.jsonl", "tuned.answers.jsonl"), ("columns.json", "tuned.columns.json")):
+        assert (tmp_path / "stage/pope" / ours).read_bytes() == (tmp_path / "command" / theirs).read_bytes()
+    asked(numbers, tmp_path / "other", folder, data.parent, role="reference", language_seed=8)
+    assert load_scores(tmp_path / "other/pope/asked.json").method == "reference"
+    with pytest.raises(UserError, match="pope has no answers of the tuned assistant of seed 8"):
+        collect_asked([tmp_path])
+
+
+def test_the_stage_goes_on_where_it_stopped(
+    folder: Path, data: Path, tmp_path: Path, numbers: dict, monkeypatch
+) -> None:
+    """Although a graph deletes the outputs of what it runs anew: unfinished answers lie outside of it."""
+    asked(numbers, tmp_path / "whole", folder, data.parent)
+    seen, generate, kept = [], Llava.generate, {"checkpoints": str(tmp_path / "checkpoints")}
+
+    def stopping(self, questions):
+        seen.extend(question.id for question in questions)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return generate(self, questions)
+
+    monkeypatch.setattr(Llava, "generate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        asked(numbers, tmp_path / "stopped", folder, data.parent, **kept)
+    assert not any((tmp_path / "stopped/pope").iterdir())
+    asked(numbers, tmp_path / "stopped", folder, data.parent, **kept)
+    assert len(seen) == 8 + 1, "the fourth is asked twice"
+    assert folder_sha256(tmp_path / "stopped") == folder_sha256(tmp_path / "whole")
+    assert not any((tmp_path / "checkpoints/ask").iterdir())
+
+
+def test_the_stage_refuses_what_it_cannot_ask(folder: Path, data: Path, tmp_path: Path, numbers: dict) -> None:
+    """Before anything is loaded: a role that is none, a seed below 0, data that are not there."""
+    with pytest.raises(UserError, match="unknown role 'random'; known: reference, tuned"):
+        asked(numbers, tmp_path / "to", folder, data.parent, role="random")
+    with pytest.raises(UserError, match="no benchmark data at .*mme; `un2clip fetch mme` gets it.*questions.of_each"):
+        asked(numbers, tmp_path / "to", folder, data.parent, questions=["pope", "mme"])

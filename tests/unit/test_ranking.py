@@ -8,10 +8,9 @@ import pytest
 import scipy.stats
 
 from un2clip.evidence.report import Comparison, Row
-from un2clip.evidence.statistics import Difference
+from un2clip.evidence.statistics import Difference, t_interval
 from un2clip.methods.table import METHODS
 from un2clip.study.ranking import correlate, default_design, ranking_table, rankings
-from un2clip.study.seeds import t_interval
 
 NAMES = ("un2clip@50", "un2clip", "un2clip@400", "update-generator")
 #: Seed -> change of the loss, change of the score, of NAMES. Seed 0: the loss ranks them as the score does, but for the

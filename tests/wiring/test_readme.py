@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from un2clip.__main__ import main, new_parser, stage_parser
+from un2clip.__main__ import is_stage, main, new_parser, stage_parser
 from un2clip.config import read_params
 from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, get_stage, stage_params
@@ -66,13 +66,13 @@ def test_every_command_of_a_page_parses(page: Path, capsys, monkeypatch) -> None
         word, flags = args[0], [each.partition("=")[0] for each in args if each.startswith("--") and each != "--..."]
         shown = f"{page.name}: un2clip {shlex.join(args)}"
         with pytest.raises(SystemExit) as ended:
-            main([word, "--help"])
+            main([word, *(each for each in args if is_stage([word, each]) and each.startswith("--")), "--help"])
         assert ended.value.code == 0, f"{shown}: there is no such command"
         listed = capsys.readouterr().out
         assert all(re.search(rf"{flag}\b", listed) for flag in flags), f"{shown}: a flag is none"
         if typed and not any("..." in each for each in args):
             try:
-                stage_parser(word).parse_args(args[1:]) if word in STAGES else new_parser().parse_args(args)
+                stage_parser(word).parse_args(args[1:]) if is_stage(args) else new_parser().parse_args(args)
             except SystemExit:
                 pytest.fail(f"{shown}: {capsys.readouterr().err}")
 

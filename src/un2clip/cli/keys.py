@@ -85,7 +85,8 @@ def read_keys(text: str, hints: Any = HINTS) -> list[Key]:
     Raises:
         UserError: a key that the types do not have.
     """
-    keys = list(_keys(yaml.compose(text), text, hints))
+    root = yaml.compose(text)
+    keys = list(_keys(root, text, hints)) if root else []
     explained = comments(keys)
     return [key if key.comment or is_entry(key) else replace(key, comment=explained.get(key.place, "")) for key in keys]
 

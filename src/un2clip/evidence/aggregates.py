@@ -7,7 +7,7 @@ that follows from sums. The bootstrap (evidence/statistics.py) draws what an agg
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,6 +62,9 @@ class Aggregate(Protocol):
             scale: of the unit; the differences are in it.
         """
 
+    def by_sample(self, before: Sequence[Item], after: Sequence[Item], scale: float) -> Draw:
+        """A draw whose first difference is that of all items, and whose rows are the samples, in their order."""
+
 
 class Mean:
     """The mean of the items' values. All items are a draw, and so are those of each type.
@@ -74,21 +77,23 @@ class Mean:
         return math.fsum(item.value for item in items) / len(items)
 
     def draws(self, before: Sequence[Item], after: Sequence[Item], scale: float) -> Iterator[Draw]:
-        yield self._draw(None, before, after, scale)
+        yield _together(self._draw(None, before, after, scale))
         types = by_type(before)
         for name, items in by_type(after).items():
-            yield self._draw(name, types[name], items, scale)
+            yield _together(self._draw(name, types[name], items, scale))
+
+    def by_sample(self, before: Sequence[Item], after: Sequence[Item], scale: float) -> Draw:
+        return self._draw(None, before, after, scale)
 
     def _draw(self, name: str | None, before: Sequence[Item], after: Sequence[Item], scale: float) -> Draw:
         differences = scale * np.array([b.value - a.value for a, b in zip(before, after, strict=True)], np.float64)
         index = _index(before)
         of_sample = np.array([index[item.sample] for item in before])
         per_sample: Floats = np.stack([np.bincount(of_sample, differences), np.bincount(of_sample)], axis=1)
-        rows, counts = np.unique(per_sample, axis=0, return_counts=True)
         return Draw(
             names=(name,),
-            rows=rows,
-            counts=counts,
+            rows=per_sample,
+            counts=np.ones(len(index)),
             differences=lambda sums: sums[:, :1] / sums[:, 1:],
             measured=(math.fsum(differences) / len(differences),),
             n=(len(index),),
@@ -156,6 +161,9 @@ class OfSums(ABC):
             single=(False,) * len(changed),
         )
 
+    def by_sample(self, before: Sequence[Item], after: Sequence[Item], scale: float) -> Draw:
+        return next(iter(self.draws(before, after, scale)))
+
     def _scores(self, sums: Floats, scale: float) -> Floats:
         with np.errstate(invalid="ignore"):
             return self.scores(sums, scale)
@@ -178,6 +186,36 @@ class MeanOverTypes(OfSums):
     def score(self, items: Sequence[Item]) -> float:
         ratios = [inside / union for inside, union in map(self.sums, by_type(items).values())]
         return math.fsum(ratios) / len(ratios)
+
+
+def mean_of(draws: Sequence[Draw]) -> Draw:
+    """The mean of the first differences of several draws by sample, of the same samples: a sample is drawn in all."""
+    ends = np.cumsum([draw.rows.shape[1] for draw in draws])
+
+    def differences(sums: Floats) -> Floats:
+        parts = zip(draws, np.split(sums, ends[:-1], axis=1), strict=True)
+        found: Floats = np.mean([draw.differences(part)[:, :1] for draw, part in parts], axis=0)
+        return found
+
+    changed = (max(draw.changed[0] for draw in draws),)  # at least so many
+    return Draw(
+        names=(None,),
+        rows=np.concatenate([draw.rows for draw in draws], axis=1),
+        counts=draws[0].counts,
+        differences=differences,
+        measured=(math.fsum(draw.measured[0] for draw in draws) / len(draws),),
+        n=draws[0].n[:1],
+        changed=changed,
+        rose=draws[0].rose[:1] if len(draws) == 1 else changed,
+        fell=draws[0].fell[:1] if len(draws) == 1 else (0,),
+        single=draws[0].single[:1] if len(draws) == 1 else (False,),
+    )
+
+
+def _together(draw: Draw) -> Draw:
+    """The same draw, its equal rows counted and not repeated."""
+    rows, counts = np.unique(draw.rows, axis=0, return_counts=True)
+    return replace(draw, rows=rows, counts=counts)
 
 
 def _index(items: Sequence[Item]) -> dict[str, int]:

@@ -13,6 +13,7 @@ import jinja2
 
 from un2clip.config import flatten, read_record
 from un2clip.evidence.items import Item, by_type
+from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, score_of
@@ -71,7 +72,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """report.json: every comparison of one tuned encoder, its lineage, and how the intervals were made."""
+    """report.json: every comparison of one tuned encoder, its lineage, how the intervals were made, and assistants."""
 
     method: str
     encoder_sha256: str
@@ -81,6 +82,7 @@ class Report:
     seed: int
     benchmarks: tuple[Comparison, ...]
     lineage: Lineage
+    assistants: tuple[OverSeeds, ...] = ()
 
 
 def read_report(path: Path) -> Report:
@@ -181,6 +183,7 @@ def render(
     history: Sequence[Mapping[str, float]],
     plots: Sequence[Path],
     grids: Sequence[Path],
+    assistants: Sequence[OverSeeds] = (),
 ) -> str:
     """The page: every picture inside it, no script, nothing fetched; the same inputs give the same bytes."""
     environment = jinja2.Environment(
@@ -190,9 +193,16 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "changed": changed, "p_value": p_value}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "changed": changed,
+        "p_value": p_value,
+        "in_words": in_words,
+    }
     return environment.get_template("report.html.j2").render(
         comparisons=comparisons,
+        assistants=assistants,
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",

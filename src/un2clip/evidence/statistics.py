@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 
-from un2clip.evidence.aggregates import Draw, Floats
+from un2clip.evidence.aggregates import Aggregate, Draw, Floats, mean_of
 from un2clip.evidence.exact import FEW, gain_bounds, sign_test
 from un2clip.evidence.items import Item
 from un2clip.evidence.units import get_unit
@@ -119,6 +120,36 @@ def paired_differences(
     return found[None], {name: difference for name, difference in found.items() if name is not None}
 
 
+def mean_difference(
+    pairs: Sequence[tuple[Sequence[Item], Sequence[Item]]], *, unit: str, confidence: float, resamples: int, seed: int
+) -> Difference:
+    """The mean of several paired differences on the same samples; its interval over samples, each drawn in all pairs.
+
+    It says what other samples might give, and nothing of what another pair would. As many samples changed as in the
+    pair where most did.
+
+    Args:
+        pairs: (before, after), of a unit that pairs the items; the same items in the same order in all.
+
+    Raises:
+        ValueError: as `paired_difference`, or the items of two pairs differ.
+    """
+    if not pairs or any([item.id for item in pair[0]] != [item.id for item in pairs[0][0]] for pair in pairs):
+        raise ValueError(f"the mean of differences needs the same items in each pair, got {len(pairs)} pairs")
+    scale = get_unit(unit).scale
+    laid = [_check(*pair, unit).by_sample(*pair, scale) for pair in pairs]
+    return _differences(mean_of(laid), unit, confidence, resamples, seed)[None]
+
+
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | tuple[None, None]:
+    """Student's t interval of the mean; none of fewer than two values."""
+    k = len(values)
+    if k < 2:
+        return None, None
+    half = float(t.ppf((1.0 + confidence) / 2.0, k - 1)) * stdev(values) / k**0.5
+    return mean(values) - half, mean(values) + half
+
+
 def discordant(before: Sequence[Item], after: Sequence[Item]) -> Discordant | None:
     """Exact McNemar test; None unless every item is a sample of its own with an outcome of 0 or 1.
 
@@ -133,6 +164,11 @@ def discordant(before: Sequence[Item], after: Sequence[Item]) -> Discordant | No
 
 
 def _draws(before: Sequence[Item], after: Sequence[Item], unit: str) -> Iterator[Draw]:
+    return _check(before, after, unit).draws(before, after, get_unit(unit).scale)
+
+
+def _check(before: Sequence[Item], after: Sequence[Item], unit: str) -> Aggregate:
+    """The unit's aggregate; a ValueError where the items cannot be compared by it."""
     row = get_unit(unit)
     if row.aggregate is None:
         raise ValueError(f"{row.name} is a number of the whole set, which has no paired difference of items")
@@ -142,7 +178,7 @@ def _draws(before: Sequence[Item], after: Sequence[Item], unit: str) -> Iterator
         raise ValueError(f"paired items must be the same in the same order, got {len(before)} and {len(after)}")
     if not all(math.isfinite(item.value) and math.isfinite(item.of) for item in (*before, *after)):
         raise ValueError("every item must have a finite value")
-    return row.aggregate.draws(before, after, row.scale)
+    return row.aggregate
 
 
 def _differences(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from un2clip.config import read_record
 from un2clip.errors import shown
+from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.lineage import DECISION, REGISTRY
 from un2clip.evidence.report import read_report
@@ -61,6 +62,7 @@ def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, e
     """
     made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
     print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power)
+    print_assistants(made.assistants, confidence=made.confidence)
     for sentence in decided.decision.sentences:
         print(shown(sentence))
     print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}")

@@ -22,12 +22,16 @@ STAGES = (
     "shapes", "ingest", "backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct",
     "compare", "promote",
 )  # fmt: skip
+#: Stages that no graph has: by `run_stage` and the shell alone.
+APART = ("ask",)
+#: Names of seeds, which must not be negative.
+SEEDS = ("seed", "language_seed")
 
 
 def get_stage(name: str) -> Callable[..., None]:
     """The stage function called `name`, imported on demand so that `--help` stays quick."""
-    if name not in STAGES:
-        raise UserError(f"unknown stage {name!r}; known: {', '.join(STAGES)}")
+    if name not in (*STAGES, *APART):
+        raise UserError(f"unknown stage {name!r}; known: {', '.join((*STAGES, *APART))}")
     stage: Callable[..., None] = getattr(importlib.import_module(f"un2clip.stages.{name}"), name)
     return stage
 
@@ -36,7 +40,7 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
     """Run one stage: its section read strictly, its names converted, a run in MLflow around it.
 
     Args:
-        name: a stage of STAGES.
+        name: a stage of STAGES or APART.
         params: the stage's own section of params.yaml, as plain data.
         names: the stage's inputs and outputs by name; paths may be text.
 
@@ -72,10 +76,11 @@ def sections(name: str) -> list[str]:
 def _argument(hint: Any, value: Any, name: str) -> Any:
     if hint is Path:
         return _path(value, name)
-    if hint == list[Path]:
-        return [_path(item, name) for item in ([value] if isinstance(value, str | Path) else value)]
-    if name == "seed" and convert(int, value, name) < 0:
-        raise UserError(f"seed must not be negative, got {value}")
+    if hint in (list[Path], list[str]):
+        items = [value] if isinstance(value, str | Path) else value
+        return [_path(item, name) if hint == list[Path] else convert(str, item, name) for item in items]
+    if name in SEEDS and convert(int, value, name) < 0:
+        raise UserError(f"{name} must not be negative, got {value}")
     return convert(hint, value, name)
 
 

@@ -1,10 +1,13 @@
 """compare: one report of what changed, reference against tuned, with the interval of every difference."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip import tracking
+from un2clip.evidence.assistants import print_assistants
+from un2clip.evidence.languages import collect_asked, over_seeds
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
 from un2clip.evidence.report import compare_scores, render
 from un2clip.evidence.table import print_table, table_rows
@@ -41,7 +44,7 @@ def compare(
     Args:
         params: how intervals are made.
         seed: of the bootstrap.
-        scores: folders with the scores files of both encoders, and perhaps plots.
+        scores: folders with the scores files of both encoders, and perhaps plots and those of assistants.
         encoder: the tuned checkpoint: its lineage and its training history.
         reconstructions: folder of pictures.
         report: output folder.
@@ -54,6 +57,10 @@ def compare(
         compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed, power=params.power)
         for pair in tuned_pairs(scores, lineage)
     ]
+    assistants = [
+        over_seeds(pairs, confidence=params.confidence, resamples=params.resamples, seed=seed)
+        for pairs in collect_asked(scores).values()
+    ]
     report.mkdir(parents=True, exist_ok=True)
     content = {
         "method": lineage["method"],
@@ -63,6 +70,7 @@ def compare(
         "resamples": params.resamples,
         "seed": seed,
         "benchmarks": [comparison.as_json() for comparison in comparisons],
+        "assistants": [dataclasses.asdict(each) for each in assistants],
         "lineage": lineage,
     }
     (report / "report.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -73,6 +81,13 @@ def compare(
             "difference": each.whole.difference.mean,
         }
         for each in comparisons
+    } | {
+        f"{each.benchmark} (assistants)": {
+            "reference": each.reference,
+            "tuned": each.tuned,
+            "difference": each.difference.mean,
+        }
+        for each in assistants
     }
     (report / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")  # for `dvc exp show`
     plots = sorted(path for folder in scores for path in folder.rglob("*.png"))
@@ -84,10 +99,12 @@ def compare(
         history=_history(encoder),
         plots=plots,
         grids=sorted(reconstructions.glob("*.png")),
+        assistants=assistants,
     )
     (report / "index.html").write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))
     print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)
+    print_assistants(assistants, confidence=params.confidence)
 
 
 def _history(encoder: Path) -> list[dict[str, float]]:

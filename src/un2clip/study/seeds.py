@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t
-
 from un2clip.errors import UserError
 from un2clip.evidence.report import LONGEST, Comparison, Row, read_report
+from un2clip.evidence.statistics import t_interval
 from un2clip.evidence.units import get_unit
 
 #: Seed, method, benchmark -> comparison of that seed's two encoders.
@@ -60,15 +59,6 @@ def spread(rows: Sequence[Row], confidence: float) -> Spread:
         seeds=len(rows),
         certain=sum(not row.difference.is_noise for row in rows),
     )
-
-
-def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """Student's t interval of the mean; none of fewer than two values."""
-    k = len(values)
-    if k < 2:
-        return None, None
-    half = float(t.ppf((1.0 + confidence) / 2.0, k - 1)) * statistics.stdev(values) / k**0.5
-    return statistics.mean(values) - half, statistics.mean(values) + half
 
 
 def summary(results: Sequence[Result], confidence: float) -> list[dict[str, Any]]:

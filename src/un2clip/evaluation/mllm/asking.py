@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,43 +103,100 @@ class Recorded:
         os.replace(partial, self.journal)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one assistant reached on one benchmark, and the scores by the names of published tables."""
+
+    scores: Scores
+    result: BenchmarkResult
+
+    def write_columns(self, path: Path) -> None:
+        path.write_text(json.dumps(dict(self.result.columns), indent=1) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An assistant ready to be asked, how, and the hash of its folder."""
+
+    llava: Llava
+    numbers: Ask
+    sha256: str
+
+
+def open_assistant(numbers: Ask, folder: Path, device: str) -> Opened:
+    """Load a LLaVA as transformers saves it.
+
+    Raises:
+        UserError: it is none, or cannot be asked.
+    """
+    llava = load_llava(folder, pick_device(device), dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
+    return Opened(llava=llava, numbers=numbers, sha256=folder_sha256(folder))
+
+
+def check_data(benchmark: str, data: Path) -> str:
+    """The hash of a benchmark's data, before a model is loaded.
+
+    Raises:
+        UserError: no mllm is measured by it, or there are no data.
+    """
+    get_benchmark(benchmark, "mllm")
+    return data_sha256(data)
+
+
+def ask_all(opened: Opened, *, benchmark: str, data: Path, journal: Path, role: Role, method: str) -> Asked:
+    """Ask every question of a benchmark that the journal has no answer to.
+
+    Args:
+        benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
+        data: the benchmark's folder.
+        journal: file of the answers, a line each.
+        role: reference or tuned.
+        method: row of the method table that made its encoder, for the scores.
+
+    Raises:
+        UserError: the data are not as they must be, or the journal has answers of another run.
+    """
+    sha256 = check_data(benchmark, data)
+    asker = Recorded(opened.llava, journal, {"benchmark": benchmark, "data": sha256, "assistant": opened.sha256})
+    result = get_benchmark(benchmark, "mllm").run(asker, data, opened.numbers)
+    asker.finish(result)
+    scores = Scores(
+        benchmark=benchmark, role=role, method=method, unit=result.unit, data_sha256=sha256, items=result.items,
+        protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=opened.sha256,
+    )  # fmt: skip
+    return Asked(scores=scores, result=result)
+
+
 def ask(
     params: dict[str, Any], *, assistant: Path, benchmark: str, data: Path, to: Path, role: Role, method: str
 ) -> None:
-    """Ask a LLaVA one benchmark; write to/ROLE.json (scores), ROLE.columns.json and ROLE.answers.jsonl.
+    """The command: ask, and write to/ROLE.json (scores), ROLE.columns.json and ROLE.answers.jsonl.
 
     Where the other role's scores lie there too, the paired difference is printed.
 
     Args:
         params: the numbers; `ask`, `device`, `compare` and `seed` are read.
         assistant: folder of the model.
-        benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
-        data: the benchmark's folder.
+        benchmark, data, role, method: as of `ask_all`.
         to: folder of what is written.
-        role: reference or tuned.
-        method: row of the method table that made its encoder, for the scores file.
 
     Raises:
         UserError: model or data are not as they must be, or answers of another run lie there.
     """
-    numbers, chosen, sha256 = build(Ask, params["ask"], "ask"), get_benchmark(benchmark, "mllm"), data_sha256(data)
-    where = pick_device(params["device"])
-    llava = load_llava(assistant, where, dtype=numbers.dtype, max_new_tokens=numbers.max_new_tokens)
-    about = {"benchmark": benchmark, "data": sha256, "assistant": folder_sha256(assistant)}
-    asker = Recorded(llava, to / f"{role}.answers.jsonl", about)
-    result = chosen.run(asker, data, numbers)
-    asker.finish(result)
-    scores = Scores(
-        benchmark=benchmark, role=role, method=method, unit=result.unit, data_sha256=sha256, items=result.items,
-        protocol=f"{result.protocol}; {asker.protocol}", encoder_sha256=about["assistant"],
-    )  # fmt: skip
-    scores.save(to / f"{role}.json")
-    (to / f"{role}.columns.json").write_text(json.dumps(dict(result.columns), indent=1) + "\n")
-    _print(scores, result)
+    numbers = build(Ask, params["ask"], "ask")
+    check_data(benchmark, data)
+    opened = open_assistant(numbers, assistant, params["device"])
+    journal = to / f"{role}.answers.jsonl"
+    asked = ask_all(opened, benchmark=benchmark, data=data, journal=journal, role=role, method=method)
+    asked.scores.save(to / f"{role}.json")
+    asked.write_columns(to / f"{role}.columns.json")
+    print_asked(asked)
     _compare(to, params)
 
 
-def _print(scores: Scores, result: BenchmarkResult) -> None:
+def print_asked(asked: Asked) -> None:
+    """The score, the columns, and how many answers were not understood."""
+    scores, result = asked.scores, asked.result
     digits = get_unit(scores.unit).digits
     print(f"{scores.benchmark}: {scores.role} {scores.score:.{digits}f} {scores.unit} of {scores.n} questions")
     print("\n".join(f"  {name:<32} {value:.{digits}f}" for name, value in result.columns.items()))
