@@ -14,6 +14,8 @@ from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.ingest import Ingest, ingest
 from un2clip.stages.latents import Latents, latents
 from un2clip.stages.shapes import Shapes, shapes
+from un2clip.tracking import local
+from un2clip.tracking.store import EXPERIMENT
 
 ROOT = Path(__file__).parents[1]
 WORLD = ("images", "benchmarks", "instructions")  # what `shapes` writes
@@ -37,6 +39,14 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Rendered world, shards, backbones and latents; a test must not write into them."""
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An mlflow.db without a run, to be copied: each one made anew takes MLflow a second of migrations."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    local.ensure(f"sqlite:///{path}", EXPERIMENT)
+    return path.read_bytes()
 
 
 def make_tiny(folder: Path) -> Tiny:

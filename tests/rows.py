@@ -44,7 +44,9 @@ def prepare(tiny, method: str, *, anchors: dict[str, float] | None = None, **com
     )
     banks = {name: embed_bank(clip, CAPTIONS) for name in row.banks}
     refers = params.compute.refer_every > 0
-    objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=0, refers=refers)
+    objective = new_objective(
+        row, clip, decoder, params.anchors, banks=banks, seed=0, conditions=params.conditions, refers=refers
+    )
     return clip, objective, params
 
 

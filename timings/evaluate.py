@@ -21,9 +21,9 @@ from torch.nn.functional import normalize
 
 from un2clip.config import build, read_params
 from un2clip.evaluation.benchmarks import mmvp_vlm, segmentation
+from un2clip.evaluation.dense.features import text_features
 from un2clip.evaluation.dense.layouts import read_data_set
 from un2clip.evaluation.dense.masks import read_mask, read_photograph
-from un2clip.evaluation.dense.names import text_features
 from un2clip.evaluation.dense.protocols import get_protocol, get_settings
 from un2clip.evaluation.dense.windows import similarity_maps
 from un2clip.evaluation.measuring import Evaluate, get_benchmark

@@ -1,15 +1,17 @@
 """Where tensors are computed: processor or GPU, and which of several processes this one is."""
 
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from un2clip.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """The device that `device` of params.yaml means.
 
     TensorFloat-32 is switched off for convolutions, where torch has it on: its 10 bits of mantissa flip pairs.
@@ -20,6 +22,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: an unknown name, or a GPU was asked for and torch sees none.
     """
+    import torch  # here, since stages without tensors ask for this process's number alone
+
     if name not in DEVICES:
         raise UserError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():

@@ -11,11 +11,17 @@ from un2clip.tracking import stage_run, store
 
 
 @pytest.fixture
-def parent(tmp_path: Path, monkeypatch) -> str:
-    """A run of three stages: one done, one that a retry saved, and one whose pod was killed."""
+def tracked(tmp_path: Path, monkeypatch, empty_store: bytes) -> None:
+    """A store of the test's own, which stages and tasks find, and a run's id."""
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     monkeypatch.setenv("UN2CLIP_TRACKING", "on")
     monkeypatch.setenv("UN2CLIP_RUN", "run-1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def parent(tracked) -> str:
+    """A run of three stages: one done, one that a retry saved, and one whose pod was killed."""
     client = store.connect()
     parent_id = store.parent_run(client)
     experiment = client.get_run(parent_id).info.experiment_id
@@ -137,11 +143,8 @@ def test_a_long_message_is_cut(parent) -> None:
     assert ended(parent)[1]["message"] == "x" * LETTERS
 
 
-def test_a_run_without_a_stage_has_an_outcome(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_without_a_stage_has_an_outcome(tracked) -> None:
     """A run that its prerequisites refused gets a parent, so that it is seen."""
-    monkeypatch.setenv("UN2CLIP_TRACKING", "on")
-    monkeypatch.setenv("UN2CLIP_RUN", "run-2")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     finish("FAILED", "Task prerequisites failed.")
     (experiment,) = MlflowClient().search_experiments(filter_string="name = 'un2clip'")
     (run,) = MlflowClient().search_runs([experiment.experiment_id])
@@ -149,11 +152,8 @@ def test_a_run_without_a_stage_has_an_outcome(tmp_path: Path, monkeypatch) -> No
     assert "un2clip.failed" not in run.data.tags
 
 
-def test_a_refused_run_says_why(tmp_path: Path, monkeypatch) -> None:
+def test_a_refused_run_says_why(tracked) -> None:
     """What the first task found is the message, as no stage has a run that could say it."""
-    monkeypatch.setenv("UN2CLIP_TRACKING", "on")
-    monkeypatch.setenv("UN2CLIP_RUN", "run-3")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     refused("secret hub: HF_TOKEN not set; make the Secret")
     finish("FAILED", "")
     client = store.connect()

@@ -15,27 +15,19 @@ from un2clip import processes, tracking
 from un2clip.__main__ import main
 from un2clip.hashes import folder_sha256
 from un2clip.stages import run_stage
-from un2clip.tracking import local, predecessors, store
+from un2clip.tracking import predecessors, store
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 TINY = PARAMS.parent / "tests/e2e/tiny.yaml"
 SCENES = 1500  # a third of a second of rendering
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A store without a run."""
-    path = tmp_path_factory.mktemp("made") / "mlflow.db"
-    local.ensure(f"sqlite:///{path}", store.EXPERIMENT)
-    return path.read_bytes()
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bytes) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: bytes) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "UN2CLIP_TRACKING", "UN2CLIP_RUN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_bytes(made)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
     overlay = yaml.safe_load(TINY.read_text())
     overlay["shapes"]["train_scenes"] = SCENES
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))

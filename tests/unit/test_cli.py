@@ -48,6 +48,21 @@ def test_no_traceback_reaches_the_shell(tmp_path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_stages_without_tensors_do_not_wait_for_torch(tmp_path) -> None:
+    """`shapes` and `ingest` in a new process: importing torch would take it longer than they do."""
+    script = """
+import sys
+from un2clip.__main__ import main
+to, numbers = sys.argv[1], ["--overlay=tests/e2e/tiny.yaml"]
+made = [f"--images={to}/images", f"--benchmarks={to}/benchmarks", f"--instructions={to}/instructions"]
+assert main(["shapes", *numbers, "--seed=1", *made]) == 0
+assert main(["ingest", *numbers, made[0], f"--shards={to}/shards"]) == 0
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_lists_every_stage(capsys) -> None:
     """`un2clip` alone shows the list."""
     with pytest.raises(SystemExit):

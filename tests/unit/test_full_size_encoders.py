@@ -17,12 +17,14 @@ PUBLISHED = {
     "openai-vit-l-14": (427.62, 303.97, 768, (257, 1024)),
     "openai-vit-l-14-336": (427.94, 304.29, 768, (577, 1024)),
     "openclip-vit-h-14": (986.11, 632.08, 1024, (257, 1280)),
+    "siglip-so400m-224": (877.36, 427.68, 1152, (1, 256, 1152)),
     "siglip-so400m-384": (877.96, 428.23, 1152, (1, 729, 1152)),
     "metaclip-l": (427.62, 303.97, 768, (257, 1024)),
     "metaclip-h": (986.11, 632.08, 1024, (257, 1280)),
     "dfn-h": (986.11, 632.08, 1024, (257, 1280)),
+    "dfn-h-378": (986.71, 632.68, 1024, (730, 1280)),
 }
-QUICKGELU = {"openai-vit-l-14", "openai-vit-l-14-336", "metaclip-l", "metaclip-h", "dfn-h"}
+QUICKGELU = {"openai-vit-l-14", "openai-vit-l-14-336", "metaclip-l", "metaclip-h", "dfn-h", "dfn-h-378"}
 
 
 def encoder_of(overlay: str) -> Encoder:
@@ -52,9 +54,9 @@ def test_sizes_are_the_published_ones(overlay: str) -> None:
     assert visual["trunk.pos_embed" if "siglip" in overlay else "positional_embedding"].shape == positions
     assert config["model_cfg"]["embed_dim"] == embed_dim
     assert bool(config["model_cfg"].get("quick_gelu")) == (overlay in QUICKGELU)
-    squash = overlay in ("siglip-so400m-384", "dfn-h")
+    squash = overlay.startswith(("siglip", "dfn"))
     assert config["preprocess_cfg"]["resize_mode"] == ("squash" if squash else "shortest")
-    assert config["preprocess_cfg"]["mean"][0] == (0.5 if overlay == "siglip-so400m-384" else 0.48145466)
+    assert config["preprocess_cfg"]["mean"][0] == (0.5 if overlay.startswith("siglip") else 0.48145466)
 
 
 @pytest.mark.parametrize("overlay", PUBLISHED)

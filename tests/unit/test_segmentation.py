@@ -16,10 +16,10 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import segmentation
-from un2clip.evaluation.dense.features import dense_features
+from un2clip.evaluation.dense.features import dense_features, text_features
 from un2clip.evaluation.dense.layouts import LAYOUTS, read_data_set
 from un2clip.evaluation.dense.masks import class_colours, palette, read_mask, read_photograph
-from un2clip.evaluation.dense.names import check_names, packaged_names, text_features
+from un2clip.evaluation.dense.names import check_names, packaged_names
 from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_settings, load_protocols
 from un2clip.evaluation.dense.windows import similarity_maps, windows

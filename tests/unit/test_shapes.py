@@ -16,7 +16,7 @@ from un2clip.errors import UserError
 from un2clip.stages.shapes import Shapes, shapes
 from un2clip.world import scenes as world
 from un2clip.world.scenes import ATTRIBUTES, COLUMN, Captions
-from un2clip.world.writing import PATTERNS, draw_classes, draw_pairs
+from un2clip.world.writing import PATTERNS, draw_classes, draw_pairs, write_tar
 
 
 def scene(**values: str) -> np.ndarray:
@@ -172,6 +172,17 @@ def test_layouts_of_the_real_data_sets(tiny) -> None:
         )
         assert image.size == mask.size == (64, 64) and mask.mode == "P"
         assert set(np.unique(np.asarray(mask))) <= set(range(7))
+
+
+def test_a_tar_is_as_webdataset_writes_it(tmp_path) -> None:
+    """Byte for byte, of contents on both sides of a block."""
+    sizes = {"000000": 0, "000001": 511, "000002": 512, "000003": 20_000}
+    samples = [(key, {"png": bytes([7]) * size, "cls": b"3", "json": b"{}"}) for key, size in sizes.items()]
+    write_tar(tmp_path / "ours.tar", samples)
+    with wds.TarWriter(str(tmp_path / "theirs.tar"), mtime=0) as tar:
+        for key, members in samples:
+            tar.write({"__key__": key} | members)
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
 @pytest.mark.parametrize(

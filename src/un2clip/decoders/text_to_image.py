@@ -18,7 +18,8 @@ class TextToImage(Diffusion):
         assert cond.sequence is not None
         if "keep" not in noise_sample:
             return cond
-        return Cond(sequence=torch.where(noise_sample["keep"][:, None, None], cond.sequence, self.empty_prompt_embeds))
+        nothing = self._nothing(cond.sequence)
+        return Cond(sequence=torch.where(noise_sample["keep"][:, None, None], cond.sequence, nothing))
 
     def at(self, noisy_latents: Tensor, timesteps: Tensor, told: Cond) -> Tensor:
         dtype = self.unet.dtype
@@ -31,5 +32,12 @@ class TextToImage(Diffusion):
     ) -> Tensor:
         """As Decoder.sample; the unconditional branch has the empty prompt."""
         assert cond.sequence is not None
-        nothing = Cond(sequence=self.empty_prompt_embeds.expand_as(cond.sequence))
+        nothing = Cond(sequence=self._nothing(cond.sequence))
         return self.denoise(cond, nothing, rng, sampling_steps=sampling_steps, guidance_scale=guidance_scale)
+
+    def _nothing(self, sequence: Tensor) -> Tensor:
+        """The empty prompt, as long as a sequence; its mean at every place of one of another length than a prompt."""
+        empty = self.empty_prompt_embeds
+        if sequence.shape[1] != empty.shape[1]:
+            empty = empty.mean(dim=1, keepdim=True)
+        return empty.expand_as(sequence)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +33,29 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def only_one(file: Path, busy: str) -> Iterator[None]:
+def only_one(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Let one process at a time in. The lock is the system's, so it ends with its holder, however that ends.
 
+    A disk without locks keeps nobody out; two commands at once are rare there.
+
+    Args:
+        file: what is locked; it is made where it is not there.
+        busy: said where another process is in: as the error, or before waiting for it.
+        wait: until the other one is out.
+
     Raises:
-        UserError: `busy`, where another process is in.
+        UserError: another process is in, and `wait` is False.
     """
     with file.open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(busy) from None
+            print(f"un2clip: {busy}", file=sys.stderr)
+            fcntl.flock(held, fcntl.LOCK_EX)
         except OSError:
-            raise UserError(busy) from None
+            pass
         yield
 
 

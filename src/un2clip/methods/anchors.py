@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, normalize
 
+from un2clip.errors import UserError
 from un2clip.methods.features import Features, Tokens
 from un2clip.models.clip import Clip
 
@@ -115,7 +116,7 @@ class BandAnchor(Anchor):
     held, and the rest is free: arXiv 2512.19693, table 4a, where that keeps the accuracy and costs 2 dB.
 
     Raises:
-        ValueError: the patches are no square grid.
+        UserError: the patches are no square grid.
     """
 
     tokens = "raw"
@@ -125,7 +126,9 @@ class BandAnchor(Anchor):
         moved = features.tokens - reference.tokens
         side = math.isqrt(moved.shape[1])
         if side * side != moved.shape[1]:
-            raise ValueError(f"{moved.shape[1]} patches are no square grid")
+            raise UserError(
+                f"{moved.shape[1]} patches are no square grid, which the anchor `band` needs; take another method"
+            )
         low = low_frequencies(side, moved)
         return torch.einsum("pi,qj,bijc->bpqc", low, low, moved.unflatten(1, (side, side))).square().mean(dim=(1, 2, 3))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from un2clip.config import lookup
 from un2clip.decoders import Decoder, Unclip
 from un2clip.methods.anchors import ANCHORS, Anchor, Bank
-from un2clip.methods.conditions import CONDITIONS, Condition, new_condition
+from un2clip.methods.conditions import CONDITIONS, Condition, ConditionConfig, new_condition
 from un2clip.methods.features import Encoder, Features
 from un2clip.methods.objective import Reconstruction, tokens_of
 from un2clip.methods.table import Method
@@ -23,6 +23,7 @@ def new_objective(
     *,
     banks: Mapping[Bank, Tensor] | None = None,
     seed: int,
+    conditions: ConditionConfig | None = None,
     refers: bool = False,
 ) -> Reconstruction:
     """The objective of a row, for this CLIP and this decoder; both are trained in place.
@@ -31,6 +32,7 @@ def new_objective(
         weights: anchor -> lambda, `finetune.anchors` of params.yaml.
         banks: (K, D) each, of anchors.embed_bank: those that the row's anchors ask for.
         seed: of a condition that begins at random.
+        conditions: what it is made with, where it is made with numbers.
         refers: whether the log gets the cosine to the reference.
 
     Raises:
@@ -38,7 +40,7 @@ def new_objective(
     """
     if isinstance(decoder, Unclip):
         decoder.check_fits(clip.embed_dim)
-    condition = new_condition(row.condition, probe(clip, CONDITIONS[row.condition]), decoder, seed)
+    condition = new_condition(row.condition, probe(clip, CONDITIONS[row.condition]), decoder, seed, conditions)
     std = decoder.std if isinstance(decoder, Unclip) else torch.ones(1, clip.embed_dim, device=clip.device)
     anchors = {
         name: (ANCHORS[name].made_of(std, banks or {}), lookup(weights, name, "weight of anchor"))

@@ -5,15 +5,18 @@ linear maps are its paper's ablation (arXiv 2505.24517). Presumed of them, since
 which starts at 0 in the identity; the encoder's rate, as DIVA's has; left out when the encoder is measured.
 """
 
+import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_unshuffle
+from torch.nn.functional import avg_pool1d, pixel_unshuffle
 
-from un2clip.config import lookup
+from un2clip.config import at_least, build, lookup
 from un2clip.decoders.decoder import Cond, Decoder, NoiseSample
 from un2clip.decoders.flow import Flow
 from un2clip.decoders.pixels import Pixels
@@ -27,6 +30,39 @@ from un2clip.methods.features import Features, Tokens
 NAME, WEIGHTS = "condition.json", "condition.safetensors"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """Which patch tokens `dense` tells beside the embedding, and to what of the prompt they are added.
+
+    Attributes:
+        prompt: tokens: each to a token of the prompt; as many patches are drawn as it has tokens, less the embedding's.
+            mean: all of them to the mean of the prompt's tokens.
+        share: with `mean`, of the patches, how many are drawn, with replacement; 0 for all, each once.
+        window: patches that are averaged, one after the other; a rest is left out. 1 for none.
+    """
+
+    prompt: Literal["tokens", "mean"]
+    share: float
+    window: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "window")
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share must be within 0 and 1, got {self.share}")
+        if self.prompt == "tokens" and (self.share or self.window > 1):
+            raise ValueError(
+                f"share and window are for prompt: mean; with tokens they must be 0 and 1, got {self.share} and "
+                f"{self.window}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """The section `finetune.conditions`: what a condition of this name is made with."""
+
+    dense: DenseConfig
+
+
 class Condition(nn.Module):
     """Features -> Cond. This one is un2CLIP's: the embedding itself, without a parameter.
 
@@ -38,7 +74,7 @@ class Condition(nn.Module):
 
     tokens: Tokens = "none"
 
-    def __init__(self, features: Features, decoder: Decoder) -> None:
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__()
 
     def draw(self, n: int, rng: torch.Generator) -> NoiseSample:
@@ -59,8 +95,8 @@ class Shuffled(Condition):
 class Linear(Condition):
     """A linear map of the embedding, (B, D) -> (B, D), as torch.nn.Linear starts: uniform within -+ 1/sqrt(D)."""
 
-    def __init__(self, features: Features, decoder: Decoder) -> None:
-        super().__init__(features, decoder)
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
+        super().__init__(features, decoder, config)
         dim = _pooled(features).shape[1]
         self.map = nn.utils.skip_init(nn.Linear, dim, dim)
         self.start(1 / math.sqrt(dim))
@@ -82,32 +118,50 @@ class LinearIdentity(Linear):
 
 
 class Dense(Condition):
-    """DIVA (arXiv 2407.20171): the embedding and patches drawn at random, mapped, added to the prompt's tokens."""
+    """DIVA (arXiv 2407.20171): embedding and patches, all by one linear map, added to what the prompt says.
+
+    The code has another choice of patches for each backbone (baaivision/DIVA, condition/); DenseConfig has all of them.
+    """
 
     tokens = "projected"
 
-    def __init__(self, features: Features, decoder: Decoder) -> None:
-        super().__init__(features, decoder)
-        assert isinstance(decoder, TextToImage)
-        _, self.length, width = decoder.prompt_embeds.shape
-        self.patches = _tokens(features).shape[1]
-        self.map = nn.Linear(_pooled(features).shape[1], width)
-        self.register_buffer("prompt", decoder.prompt_embeds.float().clone())
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
+        super().__init__(features, decoder, config)
+        assert isinstance(decoder, TextToImage) and config is not None
+        (_, self.patches, width), dim = _tokens(features).shape, _pooled(features).shape[1]
+        if width != dim:
+            raise UserError(
+                f"a dense condition maps embedding and patches alike, and this encoder's have {dim} and {width} numbers"
+            )
+        own, self.window, (_, length, into) = config.dense, config.dense.window, decoder.prompt_embeds.shape
+        self.drawn = length - 1 if own.prompt == "tokens" else int(own.share * self.patches)
+        if self.window > (self.drawn or self.patches):
+            raise UserError(
+                f"finetune.conditions.dense.window averages {self.window} patches, and the encoder gives "
+                f"{self.drawn or self.patches}"
+            )
+        prompt = decoder.prompt_embeds.float()
+        self.map = nn.Linear(dim, into)
+        self.register_buffer("prompt", prompt.clone() if own.prompt == "tokens" else prompt.mean(dim=1, keepdim=True))
 
     def draw(self, n: int, rng: torch.Generator) -> NoiseSample:
-        return {"patch": torch.randint(self.patches, (n, self.length - 1), generator=rng)}
+        """patch (n, K) int64, which patches are told, where not all of them are."""
+        return {"patch": torch.randint(self.patches, (n, self.drawn), generator=rng)} if self.drawn else {}
 
     def forward(self, features: Features, noise_sample: NoiseSample) -> Cond:
         tokens = _tokens(features)
-        drawn = tokens.gather(1, noise_sample["patch"][..., None].expand(-1, -1, tokens.shape[2]))
-        return Cond(sequence=self.prompt + self.map(torch.cat([_pooled(features)[:, None], drawn], dim=1)))
+        if self.drawn:
+            tokens = tokens.gather(1, noise_sample["patch"][..., None].expand(-1, -1, tokens.shape[2]))
+        if self.window > 1:
+            tokens = avg_pool1d(tokens.transpose(1, 2), self.window).transpose(1, 2)
+        return Cond(sequence=self.prompt + self.map(torch.cat([_pooled(features)[:, None], tokens], dim=1)))
 
 
 class PooledMlp(Condition):
     """GenHancer (arXiv 2503.19480): the embedding through two MLPs, as a vector and as the only token of a sequence."""
 
-    def __init__(self, features: Features, decoder: Decoder) -> None:
-        super().__init__(features, decoder)
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
+        super().__init__(features, decoder, config)
         assert isinstance(decoder, Flow)
         dim = _pooled(features).shape[1]
         self.vector, self.token = (
@@ -125,8 +179,8 @@ class Spatial(Condition):
 
     tokens = "raw"
 
-    def __init__(self, features: Features, decoder: Decoder) -> None:
-        super().__init__(features, decoder)
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
+        super().__init__(features, decoder, config)
         assert isinstance(decoder, Pixels)
         _, n, dim = _tokens(features).shape
         self.side = math.isqrt(n)
@@ -153,8 +207,13 @@ CONDITIONS: dict[str, type[Condition]] = {
 }
 
 
-def new_condition(name: str, features: Features, decoder: Decoder, seed: int) -> Condition:
+def new_condition(
+    name: str, features: Features, decoder: Decoder, seed: int, config: ConditionConfig | None = None
+) -> Condition:
     """A condition for features of these shapes and for this decoder, on its device; the seed alone decides its weights.
+
+    Args:
+        config: for those that are made with numbers.
 
     Raises:
         UserError: there is no such condition, or it does not fit the encoder.
@@ -162,14 +221,14 @@ def new_condition(name: str, features: Features, decoder: Decoder, seed: int) ->
     kind = lookup(CONDITIONS, name, "condition")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(features, decoder).to(decoder.device)
+        return kind(features, decoder, config).to(decoder.device)
 
 
-def save_condition(condition: Condition, name: str, folder: Path) -> None:
-    """Write its weights and its name into a folder."""
+def save_condition(condition: Condition, name: str, folder: Path, config: ConditionConfig) -> None:
+    """Write its weights, its name and what it was made with into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(condition.state_dict(), folder / WEIGHTS)
-    (folder / NAME).write_text(json.dumps({"condition": name}) + "\n")
+    (folder / NAME).write_text(json.dumps({"condition": name, "config": dataclasses.asdict(config)}) + "\n")
 
 
 def load_condition(folder: Path, features: Features, decoder: Decoder) -> Condition:
@@ -179,8 +238,9 @@ def load_condition(folder: Path, features: Features, decoder: Decoder) -> Condit
         UserError: it is absent, or made for another encoder or decoder.
     """
     try:
-        name = read_json(folder / NAME)["condition"]
-        condition = new_condition(name, features, decoder, seed=0)
+        said = read_json(folder / NAME)
+        config = build(ConditionConfig, said["config"], f"{folder / NAME}: config")
+        condition = new_condition(said["condition"], features, decoder, seed=0, config=config)
         condition.load_state_dict(read_weights(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"cannot read the condition in {folder}: {cause(error)}") from None

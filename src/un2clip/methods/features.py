@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from un2clip.errors import UserError
 
-#: none; raw: of the tower's own width; projected: through CLIP's projection into the joint width.
+#: none; raw: of the tower's own width; projected: through CLIP's projection into the joint width, where there is one
+#: (an attention pool such as SigLIP's has none).
 Tokens = Literal["none", "raw", "projected"]
 
 
@@ -34,14 +35,11 @@ class Encoder(nn.Module):
         layer: of the tokens: -1 the last block's after the final norm, -2 the one before (as LLaVA reads), ...
 
     Raises:
-        UserError: the tower has no projection for its tokens (an attention pool such as SigLIP's is none), no patch
-            tokens (it is no transformer), or no such layer.
+        UserError: the tower has no patch tokens (it is no transformer), or no such layer.
     """
 
     def __init__(self, visual: nn.Module, tokens: Tokens = "none", layer: int = -1) -> None:
         super().__init__()
-        if tokens == "projected" and getattr(visual, "proj", None) is None:
-            raise UserError(f"{type(visual).__name__} has no projection for its patches; take raw tokens")
         self.visual, self.tokens, self.layer = visual, tokens, layer
         if tokens != "none" and not -self._blocks() <= layer < 0:
             blocks = f"{self._blocks()} blocks, and none is layer {layer}" if self._blocks() else "no patch tokens"
@@ -57,7 +55,7 @@ class Encoder(nn.Module):
             pixel_values, indices=[self.layer % blocks], output_fmt="NLC", normalize_intermediates=last
         )
         (tokens,) = given["image_intermediates"]
-        if self.tokens == "projected":
+        if self.tokens == "projected" and getattr(self.visual, "proj", None) is not None:
             tokens = tokens @ self.visual.proj
         return Features(pooled=given["image_features"].float(), tokens=tokens.float())
 

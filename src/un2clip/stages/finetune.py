@@ -127,7 +127,9 @@ def _finetune(job: Job, device: torch.device) -> None:
     banks = {name: embed_bank(clip, _bank(job, name)) for name in row.banks}
     text_before = text_sha256(clip.model)
     refers = params.compute.refer_every > 0
-    objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=job.seed, refers=refers)
+    objective = new_objective(
+        row, clip, decoder, params.anchors, banks=banks, seed=job.seed, conditions=params.conditions, refers=refers
+    )
     folder = job.state_folder(parents)
     with locked(folder) if folder and devices.rank() == 0 else nullcontext() as lock:
         _train_and_save(job, clip, objective, caches, parents, text_before, folder, lock)
@@ -278,6 +280,7 @@ def _save(job: Job, clip: Clip, objective: Reconstruction) -> None:
     """The encoder, and beside it whatever else trained."""
     save_clip(clip, job.encoder)
     if job.row.trains("condition") and list(objective.condition.parameters()):
-        save_condition(objective.condition, job.row.condition, job.encoder / "condition")
+        folder = job.encoder / "condition"
+        save_condition(objective.condition, job.row.condition, folder, job.params.conditions)
     if job.row.trains("decoder"):
         save_decoder(job.row.decoder, objective.decoder, job.encoder / "decoder", job.backbones)

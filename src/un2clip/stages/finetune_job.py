@@ -12,6 +12,7 @@ from un2clip.datasets.caption_bank import Words
 from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
 from un2clip.errors import UserError
+from un2clip.methods.conditions import ConditionConfig
 from un2clip.methods.table import Method, get_method
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
 
@@ -27,6 +28,7 @@ class Finetune:
         captions: different captions in the bank of the caption-KL anchor, at most.
         words: what makes the bank of the cosine anchor.
         anchors: lambda of each anchor, for the methods that have it.
+        conditions: what a condition is made with, for the methods that have it.
         scratch: shapes of the decoders that begin from scratch.
         phases: what is learned in each phase; a method names its own.
         compute: how it is computed.
@@ -38,6 +40,7 @@ class Finetune:
     captions: int
     words: Words
     anchors: dict[str, float]
+    conditions: ConditionConfig
     scratch: Scratch
     phases: dict[str, PhaseConfig]
     compute: ComputeConfig
@@ -102,7 +105,7 @@ class Job:
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
         numbers = {
             name: params[name]
-            for name in ("batch_size", "captions", "words", "statistics_images", "anchors", "scratch")
+            for name in ("batch_size", "captions", "words", "statistics_images", "anchors", "conditions", "scratch")
         }
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         name = hashlib.sha256(json.dumps(decides | numbers | compute, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from un2clip import processes
 from un2clip.config import flatten
 from un2clip.datasets.shards import digest
+from un2clip.devices import rank
 from un2clip.errors import Stopped, Terminated, UserError, raise_stop, reason, without_password
 from un2clip.evidence.scores import ROLES, load_scores
 from un2clip.tracking import store
@@ -55,8 +56,6 @@ def stage_run(name: str, *, params: Mapping[str, Any], names: Mapping[str, Any])
         UserError: the store cannot be reached. What the stage itself raises passes through unchanged.
     """
     global _active
-    from un2clip.devices import rank  # here, since it imports torch, and `un2clip --help` stays quick
-
     if is_off() or rank() > 0:
         yield
         return

@@ -4,16 +4,15 @@ MLflow makes its tables one by one. So a store is made under another name, under
 complete: a command that is interrupted meanwhile leaves nothing that a later one could take for a store.
 """
 
-import fcntl
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from un2clip.errors import GIB, UserError, free_bytes, raise_stop, reason
+from un2clip.files.outputs import only_one
 from un2clip.processes import deferring
 
 NAME = "mlflow.db"
@@ -59,10 +58,15 @@ def ensure(uri: str, experiment: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            if not _is_there(path):
-                with deferring():  # SQLAlchemy's destructors would swallow the exception of a signal
-                    _make(path, experiment)
+        lock = _beside(path, "lock")
+        with only_one(lock, f"waiting for another command, which makes {path}", wait=True):
+            try:
+                if not _is_there(path):
+                    with deferring():  # SQLAlchemy's destructors would swallow the exception of a signal
+                        _make(path, experiment)
+            finally:
+                if _is_there(path):
+                    lock.unlink(missing_ok=True)  # nobody will ask for it again
     except Exception as error:
         raise_stop(error)
         free = free_bytes(path.parent) / GIB
@@ -118,25 +122,6 @@ def _unsynced() -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "connect", hurry)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process makes it; the others wait, and find it made. The kernel frees the lock of one that is killed."""
-    lock = _beside(path, "lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"un2clip: waiting for another command, which makes {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a disk without locks; two commands at once are rare there
-        try:
-            yield
-        finally:
-            if _is_there(path):
-                lock.unlink(missing_ok=True)  # nobody will ask for it again
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -4,7 +4,6 @@ The store is `sqlite:///mlflow.db` in the current directory unless MLFLOW_TRACKI
 parent a pipeline run, below it one a stage.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from un2clip.config import FILES
 from un2clip.errors import UserError, raise_stop, reason
+from un2clip.files.outputs import only_one
 from un2clip.processes import deferring
 from un2clip.tracking import local, refusals
 from un2clip.tracking.patience import impatient
@@ -84,16 +84,12 @@ def as_user_error() -> Iterator[None]:
 
 @contextmanager
 def alone(client: "MlflowClient") -> Iterator[None]:
-    """Let one process at a time write to a store that is a local SQLite file, by a lock beside it; a server needs none.
-
-    A killed process leaves the lock open, for it is the system's and not the file itself.
-    """
-    path = client.tracking_uri.removeprefix("sqlite:///")
+    """Let one process at a time write to a store in a file, by a lock beside it; a server needs none."""
+    path = client.tracking_uri.removeprefix(local.PREFIX)
     if path == client.tracking_uri:
         yield
         return
-    with Path(f"{path}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with only_one(Path(f"{path}.lock"), f"waiting for another command, which writes to {path}", wait=True):
         yield
 
 

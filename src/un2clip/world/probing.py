@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 from numpy.typing import NDArray
 
 from un2clip.world import scenes as world
 from un2clip.world.scenes import ATTRIBUTES, COLUMN, POINTING, Ints
-from un2clip.world.writing import Shapes, png, rendered
+from un2clip.world.writing import Shapes, png, rendered, write_tar
 
 Asked = NDArray[np.bool_]
 
@@ -65,13 +64,18 @@ def write_probe(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
     }
     for part, (scenes, asked) in parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
-        with wds.TarWriter(str(folder / part / "0.tar"), mtime=0) as tar:
-            for i, pixels in enumerate(rendered(rng, scenes, params.image_px)):
-                labels = {
-                    name: values[scenes[i, column]] if asked[i, column] else None
-                    for column, (name, values) in enumerate(ATTRIBUTES.items())
-                }
-                tar.write({"__key__": f"{part}{i:06d}", "png": png(pixels), "json": json.dumps(labels).encode()})
+        samples = (
+            (f"{part}{i:06d}", {"png": png(pixels), "json": json.dumps(_labels(scenes[i], asked[i])).encode()})
+            for i, pixels in enumerate(rendered(rng, scenes, params.image_px))
+        )
+        write_tar(folder / part / "0.tar", samples)
+
+
+def _labels(scene: Ints, asked: NDArray[np.bool_]) -> dict[str, str | None]:
+    return {
+        name: values[scene[column]] if asked[column] else None
+        for column, (name, values) in enumerate(ATTRIBUTES.items())
+    }
 
 
 def of_test(scenes: Ints) -> Asked:

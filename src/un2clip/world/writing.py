@@ -11,12 +11,12 @@ The scenes that attributes are read from are in world/probing.py, and what a lan
 
 import csv
 import io
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -145,14 +145,24 @@ def write_pairs(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
                     question += 1
 
 
+def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    """Write samples, key and {extension: content}, to the bytes of webdataset's TarWriter, which would import torch."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples:
+            for extension, content in sorted(members.items()):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
+                tar.addfile(info, io.BytesIO(content))
+
+
 def write_classes(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
     objects, colours = ATTRIBUTES["object"], ATTRIBUTES["colour"]
     names = [f"{colour} {name}" for name in objects for colour in colours]
     scenes, labels = draw_classes(rng, params)
     (folder / "test").mkdir(parents=True, exist_ok=True)
-    with wds.TarWriter(str(folder / "test" / "0.tar"), mtime=0) as tar:
-        for i, pixels in enumerate(world.render(rng, scenes, params.image_px)):
-            tar.write({"__key__": f"{i:06d}", "png": png(pixels), "cls": str(labels[i]).encode()})
+    pictures = enumerate(zip(labels, world.render(rng, scenes, params.image_px), strict=True))
+    samples = ((f"{i:06d}", {"png": png(pixels), "cls": f"{label}".encode()}) for i, (label, pixels) in pictures)
+    write_tar(folder / "test" / "0.tar", samples)
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.dense.features import get_dense_method
+from un2clip.evaluation.dense.features import get_dense_method, text_features
 from un2clip.evaluation.dense.grid import save_grid
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
 from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
-from un2clip.evaluation.dense.names import Names, names_sha256, text_features
+from un2clip.evaluation.dense.names import Names, names_sha256
 from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
 from un2clip.evaluation.dense.resizing import resize

@@ -1,13 +1,15 @@
 """Dense features of CLIP: for every patch an embedding in the language of the texts, without training.
 
 CLIP trains its class token alone, so its patches drift in the last block. The methods differ in that block only:
-who attends to whom, and whether residual and feed-forward stay; a method is a row of DENSE_METHODS.
+who attends to whom, and whether residual and feed-forward stay; a method is a row of DENSE_METHODS. The classes' names,
+which the patches are compared with, are embedded here too.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -18,11 +20,15 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 
 from un2clip.config import lookup
 from un2clip.errors import UserError
+from un2clip.evaluation.dense.names import Names
+from un2clip.models.clip import Clip, finite, text_sha256
 
 Grid = tuple[int, int]
 
 #: NACLIP's only number: the deviation of its Gaussian, in patches (arXiv 2404.08181).
 NEIGHBOURHOOD = 5.0
+
+_FEATURES: dict[tuple[str, Names], Tensor] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +140,23 @@ def dense_features(visual: nn.Module, pixel_values: Tensor, name: str) -> Tensor
             "take maskclip, the value path of its attention pool"
         )
     return features.transpose(1, 2).unflatten(2, grid)
+
+
+@torch.no_grad()
+def text_features(clip: Clip, names: Names) -> Tensor:
+    """Embeddings (D, Q) of all names, L2-normalised: each the mean over the 80 templates of CLIP's ImageNet runs.
+
+    They are made once for a text tower, which reference and tuned have in common.
+    """
+    key = (text_sha256(clip.model), names)
+    if key not in _FEATURES:
+        _FEATURES.clear()
+        flat = [name for each in names for name in each]
+        features = open_clip.build_zero_shot_classifier(
+            clip.model, clip.tokenize, flat, open_clip.OPENAI_IMAGENET_TEMPLATES, device=clip.device
+        )
+        _FEATURES[key] = finite(features.T, "class", flat).T.cpu()
+    return _FEATURES[key].to(clip.device)
 
 
 def _last_block(visual: VisionTransformer, pixel_values: Tensor, grid: Grid, method: DenseMethod) -> Tensor:

@@ -1,4 +1,4 @@
-"""The classes' names, and their embeddings.
+"""The classes' names.
 
 Names alone move mIoU by several points (a "dining table" or a "table"? "person", or also "man" and "crowd"?), so
 they are part of the protocol and hashed into its line in every scores file.
@@ -8,18 +8,11 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-import open_clip
-import torch
-from torch import Tensor
-
 from un2clip.errors import UserError
 from un2clip.files.texts import read_lines
-from un2clip.models.clip import Clip, finite, text_sha256
 
 #: The names of each class; the first one is what the class is called.
 Names = tuple[tuple[str, ...], ...]
-
-_FEATURES: dict[tuple[str, Names], Tensor] = {}
 
 
 def packaged_names(file: str) -> Names:
@@ -49,23 +42,6 @@ def check_names(names: Names, path: Path) -> Names:
 
 def names_sha256(names: Names) -> str:
     return hashlib.sha256("\n".join(", ".join(each) for each in names).encode()).hexdigest()
-
-
-@torch.no_grad()
-def text_features(clip: Clip, names: Names) -> Tensor:
-    """Embeddings (D, Q) of all names, L2-normalised: each the mean over the 80 templates of CLIP's ImageNet runs.
-
-    They are made once for a text tower, which reference and tuned have in common.
-    """
-    key = (text_sha256(clip.model), names)
-    if key not in _FEATURES:
-        _FEATURES.clear()
-        flat = [name for each in names for name in each]
-        features = open_clip.build_zero_shot_classifier(
-            clip.model, clip.tokenize, flat, open_clip.OPENAI_IMAGENET_TEMPLATES, device=clip.device
-        )
-        _FEATURES[key] = finite(features.T, "class", flat).T.cpu()
-    return _FEATURES[key].to(clip.device)
 
 
 def _parse(lines: list[str]) -> Names:
