@@ -24,7 +24,7 @@ MODEL = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 TUNED = "visual.class_embedding"  # the tensor in which candidates differ
-HOW = {"compare": Compare(confidence=0.95, resamples=1000), "seed": 10}
+HOW = {"compare": Compare(confidence=0.95, power=0.8, resamples=1000), "seed": 10}
 MEAN = [0.5, 0.5, 0.5]
 
 
@@ -53,7 +53,13 @@ class Candidate:
                         "text_sha256": text_sha256(load_clip(self.encoder).model),
                         "steps_done": 1, "corrupt": 0, "complete": True}  # fmt: skip
         (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
-        made = {"encoder_sha256": self.sha256, "confidence": 0.95, "resamples": 1000, "seed": 10}  # as HOW
+        made = {
+            "encoder_sha256": self.sha256,
+            "confidence": 0.95,
+            "power": 0.8,
+            "resamples": 1000,
+            "seed": 10,
+        }  # as HOW
         made |= {"method": "un2clip", "benchmarks": [], "lineage": self.lineage}
         (self.report / "report.json").write_text(json.dumps(made))
         (self.report / "index.html").write_text("<p>")

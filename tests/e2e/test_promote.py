@@ -80,6 +80,25 @@ def test_the_champion_is_who_has_to_be_beaten(registry, candidate):
     assert registry.aliases() == {"challenger": "3", "champion": "3"}
 
 
+def test_every_encoder_that_was_judged_is_a_look(registry, candidate, capsys):
+    """Counted against the same champion and on the same data; judged again it keeps its number; deleted it counts."""
+    made = {name: candidate(name, detail=detail) for name, detail in (("a", 101), ("b", 102), ("c", 160))}
+    assert [made[name].promote(registry)["looks"] for name in "ab"] == [1, 2]
+    kept = (made["a"].report.parent / "decision/decision.json").read_bytes()
+    made["a"].promote(registry)
+    assert (made["a"].report.parent / "decision/decision.json").read_bytes() == kept
+    registry.client.delete_model_version(registry.name, "2")
+    capsys.readouterr()
+    decision = made["c"].promote(registry)
+    assert decision["looks"] == 3 and decision["passed"]
+    assert "Encoders judged on these data since the last champion: 3;" in capsys.readouterr().out
+    description = registry.client.get_model_version(registry.name, "3").description
+    assert "| 99.44 % interval |" in description and "* Encoders judged on these data" in description
+    assert made["c"].promote(registry)["looks"] == 3, "it is champion now, and decides as it did"
+    assert candidate("d", detail=170).promote(registry)["looks"] == 1, "of another champion"
+    assert candidate("e", detail=170, data="0").promote(registry)["looks"] == 1, "on other data"
+
+
 def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     """The gate passes, and only the challenger's alias moves; the version carries what a person needs."""
     made = candidate("a", detail=160)
@@ -104,15 +123,18 @@ def test_the_versions_page_is_for_people(registry, candidate):
     assert shown.tags["zeroshot"].startswith("70.0 % (75.0), -5.0 ±")
     verdict, table, sentences = shown.description.split("\n\n")
     assert verdict == "**Refused**, judged against the reference encoder."
-    row = f"| mmvp_vlm | 400 samples | 25.0 | 40.0 % | +15.0 | {low:+.1f} to {high:+.1f} | passed |"
+    row = f"| mmvp_vlm | superiority | 400 samples | 25.0 | 40.0 % | +15.0 | {low:+.1f} to {high:+.1f} | passed |"
     assert table.splitlines()[2] == row
-    assert table.splitlines()[0] == "| benchmark | n | before | after | gain | 95 % interval |  |"
+    assert table.splitlines()[0] == "| benchmark | rule | n | before | after | gain | 95 % interval |  |"
     assert sentences.splitlines() == [f"* {rule['sentence']}" for rule in decision["rules"]]
     candidate("b", detail=300, data="0").promote(registry)  # held against the reference, for nobody is champion
     registry.set_alias("champion", "1")
     candidate("c", detail=320, data="0").promote(registry)
     other = registry.client.get_model_version(registry.name, "3")
-    assert other.tags["mmvp_vlm"] == "cannot be judged" and "| mmvp_vlm |  |  |  |  |  | failed |" in other.description
+    assert (
+        other.tags["mmvp_vlm"] == "cannot be judged"
+        and "| mmvp_vlm | superiority |  |  |  |  |  | failed |" in other.description
+    )
 
 
 def test_the_models_own_page_says_how_to_load_it(registry, candidate):

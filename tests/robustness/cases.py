@@ -102,7 +102,7 @@ def _evidence(tiny: Any, folder: Path) -> None:
             benchmark="mmvp_vlm", role=role, method=method, unit="%", protocol="p", data_sha256="d" * 64,
             encoder_sha256=sha256, items=items,
         ).save(folder / f"scores/{role}.json")  # fmt: skip
-    numbers = Compare(confidence=0.95, resamples=100)
+    numbers = Compare(confidence=0.95, power=0.8, resamples=100)
     names = {"scores": [folder / "scores"], "encoder": encoder, "report": folder / "report"}
     compare(numbers, seed=0, reconstructions=folder / "none", **names)
     rules = [{"benchmark": "mmvp_vlm", "gain_above": 0.0, "data_sha256": ""}]

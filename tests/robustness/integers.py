@@ -15,7 +15,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.wiring.keys import HINTS
+from un2clip.cli.keys import HINTS
 from un2clip.config import convert, read_params
 from un2clip.errors import UserError
 

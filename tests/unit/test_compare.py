@@ -9,6 +9,7 @@ import pytest
 
 from un2clip.errors import UserError
 from un2clip.evidence.languages import save_asked
+from un2clip.evidence.power import smallest_gain
 from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Item, Scores
 from un2clip.stages.compare import Compare, compare
@@ -57,7 +58,7 @@ def world(tmp_path):
 def run(world, report="report", scores=None, seed=10):
     """Run the stage and return (JSON, page)."""
     compare(
-        Compare(confidence=0.95, resamples=2000), seed=seed, scores=scores or [world / "scores"],
+        Compare(confidence=0.95, power=0.8, resamples=2000), seed=seed, scores=scores or [world / "scores"],
         encoder=world / "encoder", reconstructions=world / "reconstructions", report=world / report,
     )  # fmt: skip
     return json.loads((world / report / "report.json").read_text()), (world / report / "index.html").read_text()
@@ -77,17 +78,34 @@ def test_numbers_by_hand(world, capsys):
     assert (whole["reference"], whole["tuned"], whole["one_item"], whole["reading"]) == (50.0, 75.0, 2.5, "better")
     gain = whole["difference"]
     assert (gain["mean"], gain["n"], gain["changed"]) == (25.0, 40, 10)
-    assert 5 < gain["low"] < 25 < gain["high"] < 45
+    # exact: 10 of 40 changed are 12.69 to 41.20 %, and of these at least 69.15 % rose
+    assert (gain["low"], gain["high"]) == pytest.approx((12.69 * (2 * 0.6915 - 1), 41.20), abs=0.01)
     shape, other = detail["types"]
     assert (shape["type"], shape["tuned"], shape["reading"]) == ("shape", 100, "better")
     assert shape["difference"]["mean"] == 50
-    assert (other["difference"]["low"], other["difference"]["high"], other["reading"]) == (0, 0, "noise")
+    nothing = 100 * (1 - 0.025 ** (1 / 20))  # what 20 samples leave room for
+    assert (other["difference"]["low"], other["difference"]["high"]) == pytest.approx((-nothing, nothing))
+    assert other["reading"] == "noise"
+    smallest = 100 * smallest_gain(40, 0.25, bound=0.0, confidence=0.95, power=0.8)
+    assert whole["smallest"] == pytest.approx(smallest) and content["power"] == 0.8
     assert loss["whole"]["difference"]["mean"] == pytest.approx(-0.02) and loss["whole"]["reading"] == "better"
     assert loss["types"] == [] and loss["whole"]["one_item"] is None
     assert (content["seed"], content["confidence"], content["resamples"]) == (10, 0.95, 2000)
     printed = capsys.readouterr().out
-    for text in ("mmvp_vlm (%)", "50.0", "75.0", "+25.0", "+10 -0", "0.002", "better", "noise", "-0.02000"):
+    for text in (
+        "mmvp_vlm (%)",
+        "50.0",
+        "75.0",
+        "+25.0",
+        "+10 -0",
+        "0.002",
+        "better",
+        "noise",
+        "-0.02000",
+        f"in 80 of 100 cases: diffusion_loss 0.00000 mse, mmvp_vlm {smallest:.1f} points.",
+    ):
         assert text in printed
+    assert f"{smallest:.1f} points</span> up" in page
     for text in ("one item is 2.50 points", "+10 -0, p = 0.002", "uncorrected", "Measured: fp32; ties are image 2."):
         assert text in page
     assert "▲ +25.0" in page and "phase.lr" in page and "c" * 64 in page
@@ -234,6 +252,7 @@ def test_missing_inputs_are_named(world):
     [
         ({"confidence": 95.0}, "confidence must be"),
         ({"confidence": -1.0}, "confidence must be"),
+        ({"power": 80.0}, "power must be at least 0.5 and below 1"),
         ({"resamples": 1}, "resamples must be"),
         ({"resamples": 10**12}, "resamples must be"),
     ],
@@ -241,7 +260,7 @@ def test_missing_inputs_are_named(world):
 def test_parameters_have_ranges(changes, says):
     """95 is not a confidence of 95 %."""
     with pytest.raises(ValueError, match=says):
-        Compare(**({"confidence": 0.95, "resamples": 1000} | changes))
+        Compare(**({"confidence": 0.95, "power": 0.8, "resamples": 1000} | changes))
 
 
 def test_metrics_for_dvc_are_the_reports(world):

@@ -8,13 +8,14 @@ import pytest
 
 from un2clip.evidence import gate
 from un2clip.evidence.gate import Rule, decide
+from un2clip.evidence.power import smallest_gain
 from un2clip.evidence.scores import Item, Scores, load_scores
 
 RULES = (
     Rule(benchmark="mmvp_vlm", gain_above=0.0, data_sha256=""),
     Rule(benchmark="zeroshot", gain_above=-2.0, data_sha256=""),
 )
-HOW = {"confidence": 0.95, "resamples": 2000, "seed": 0}
+HOW = {"confidence": 0.95, "resamples": 2000, "seed": 0, "power": 0.8, "looks": 1}
 
 
 def outcomes(right: int, n: int = 400) -> list[float]:
@@ -48,8 +49,8 @@ def decided(tmp_path, champion: dict, challenger: dict, rules=RULES):
         # champion: 100 of 400 and 300 of 400; changes are all in one direction
         (130, 300, [True, True]),  # detail better, zero-shot the same
         (130, 320, [True, True]),  # both better
-        (130, 298, [True, True]),  # two items lost are 0.5 points, interval to about -1.25
-        (130, 297, [True, True]),
+        (130, 298, [True, True]),  # two items lost of 400: by the exact bound at most 1.79 points
+        (130, 297, [True, False]),  # three: at most 2.18
         (130, 280, [True, False]),  # 5 points lost
         (130, 293, [True, False]),  # 1.75 points lost: within 2, but not surely
         (100, 300, [False, True]),  # nothing changed: no gain
@@ -123,6 +124,41 @@ def test_a_loss_that_falls_is_a_gain(tmp_path, change, passes):
     assert decision.findings[0].gain.mean == pytest.approx(-change)
 
 
+def test_kinds_of_rule_and_what_they_can_show(tmp_path):
+    """Superiority and non-inferiority are named, each with the smallest gain that its samples show."""
+    rules = (
+        *RULES,
+        Rule(benchmark="few", gain_above=0.0, data_sha256=""),
+        Rule(benchmark="by", gain_above=5.0, data_sha256=""),
+    )
+    assert [rule.kind for rule in rules] == [
+        "superiority", "non-inferiority with a margin of 2", "superiority", "superiority by 5",
+    ]  # fmt: skip
+    before = {"mmvp_vlm": outcomes(100), "zeroshot": outcomes(300), "few": outcomes(0, 5), "by": outcomes(100)}
+    after = {"mmvp_vlm": outcomes(130), "zeroshot": outcomes(310), "few": outcomes(5, 5), "by": outcomes(130)}
+    decision = decided(tmp_path, before, after, rules)
+    detail, zeroshot, few, by = decision.findings
+    assert "; superiority asks for a lower bound above 0: passed (about 80 of 100 true gains of " in detail.sentence
+    assert "; non-inferiority with a margin of 2 asks for a lower bound above -2: passed (about 80" in zeroshot.sentence
+    assert "superiority by 5 asks for a lower bound above 5: failed" in by.sentence
+    assert detail.smallest_gain == pytest.approx(
+        100 * smallest_gain(400, 30 / 400, bound=0, confidence=0.95, power=0.8)
+    )
+    assert zeroshot.smallest_gain < detail.smallest_gain < by.smallest_gain
+    assert not few.passed and few.smallest_gain is None and "no outcome of its 5 samples could pass" in few.sentence
+
+
+def test_a_later_look_is_judged_at_a_stricter_level(tmp_path):
+    """Nine samples rise and none falls: enough for a first look, for a third and not for an eighth, and it is said."""
+    folders = [{"mmvp_vlm": outcomes(100)}, {"mmvp_vlm": outcomes(109)}]
+    sides = [{name: stored(tmp_path / str(i), name, each[name]) for name in each} for i, each in enumerate(folders)]
+    judged = {looks: decide(*sides, RULES[:1], **(HOW | {"looks": looks})) for looks in (1, 3, 8)}
+    assert [decision.passed for decision in judged.values()] == [True, True, False]
+    assert judged[8].sentences[0].startswith("Encoders judged on these data since the last champion: 8;")
+    assert "(99.92 % interval of the gain" in judged[8].findings[0].sentence
+    assert len(judged[1].sentences) == 1 and "(95 % interval" in judged[1].findings[0].sentence
+
+
 def test_without_a_rule_nothing_passes(tmp_path):
     """An empty list of rules is no permission."""
     assert not decided(tmp_path, {"zeroshot": outcomes(1)}, {"zeroshot": outcomes(400)}, []).passed
@@ -164,6 +200,6 @@ def test_the_gate_is_pure():
     tree = ast.parse(Path(gate.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    allowed = {"math", "re", "collections.abc", "dataclasses"}
-    allowed |= {f"un2clip.evidence.{name}" for name in ("scores", "statistics", "units")}
+    allowed = {"math", "re", "collections.abc", "dataclasses", "typing"}
+    allowed |= {f"un2clip.evidence.{name}" for name in ("power", "scores", "statistics", "units")}
     assert imported <= allowed

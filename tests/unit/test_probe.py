@@ -143,7 +143,7 @@ def test_the_stage_writes_both_scores(tiny, tmp_path) -> None:
     found = collect_scores([tmp_path / "first"])
     assert list(found) == ["probe", "probe-tokens"]
     for pair in found.values():
-        report = compare_scores(pair["reference"], pair["tuned"], confidence=0.95, resamples=50, seed=0)
+        report = compare_scores(pair["reference"], pair["tuned"], confidence=0.95, resamples=50, power=0.8, seed=0)
         assert report.whole.difference.changed == 0 and [row.type for row in report.types] == NAMES
         mean = np.mean([row.reference for row in report.types])
         assert report.whole.reference == pytest.approx(mean), "as many items an attribute"

@@ -24,7 +24,7 @@ def scores(role: str, values: list[float], **changes) -> Scores:
 
 def compared(after: list[float]):
     return compare_scores(
-        scores("reference", BEFORE), scores("tuned", after), confidence=0.95, resamples=500, seed=0
+        scores("reference", BEFORE), scores("tuned", after), confidence=0.95, resamples=500, power=0.8, seed=0
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_table_by_hand():
 def test_a_loss_is_shown_in_thousandths():
     """0.25 to 0.24875 on every item of both seeds: -1.250 thousandths, with three decimals."""
     pair = [scores(role, [loss] * 40, unit="mse") for role, loss in (("reference", 0.25), ("tuned", 0.24875))]
-    compared = compare_scores(*pair, confidence=0.95, resamples=500, seed=0)
+    compared = compare_scores(*pair, confidence=0.95, resamples=500, power=0.8, seed=0)
     lines = table([(seed, "m", {"loss": compared}) for seed in (0, 1)], 0.95)
     assert lines.startswith("### loss (thousandths of a squared error, less is better), n = 40 a seed")
     cell = "250.000 → 248.750 (-1.250, -1.250 to -1.250)"
@@ -97,7 +97,7 @@ def report(tmp_path):
         ))  # fmt: skip
         for role, values, sha256 in (("reference", BEFORE, reference), ("tuned", more(k), "tuned")):
             scores(role, values, encoder_sha256=sha256, **changes).save(folder / "scores" / f"{role}.json")
-        compare(Compare(confidence=0.95, resamples=500), seed=0, scores=[folder / "scores"],
+        compare(Compare(confidence=0.95, power=0.8, resamples=500), seed=0, scores=[folder / "scores"],
                 encoder=folder / "encoder", reconstructions=folder, report=folder / "report")  # fmt: skip
         return folder / "report" / "report.json"
 

@@ -220,7 +220,7 @@ def test_intervals_are_those_of_a_naive_bootstrap(unit: str) -> None:
     drawn = {role: by_sample(items) for role, items in sides.items()}
     names, rng = list(drawn["tuned"]), np.random.default_rng(2)
     both = [scores(role, unit, items) for role, items in sides.items()]
-    compared = compare_scores(*both, confidence=0.9, resamples=20_000, seed=0)
+    compared = compare_scores(*both, power=0.8, confidence=0.9, resamples=20_000, seed=0)
     assert [row.type for row in compared.types] == list(dict.fromkeys(item.type for item in sides["tuned"]))
     for row in (compared.whole, *compared.types):
         name = None if row is compared.whole else row.type
@@ -244,7 +244,10 @@ def test_intervals_are_those_of_a_naive_bootstrap(unit: str) -> None:
 def test_the_gate_judges_it(unit: str) -> None:
     """A gain beyond the interval passes, the same pair the other way round does not, in the unit's own words."""
     before, after = (scores(role, unit, items) for role, items in pair(unit).items())
-    rule, how = Rule(benchmark="b", gain_above=0.0, data_sha256=""), {"confidence": 0.95, "resamples": 2000, "seed": 0}
+    rule, how = (
+        Rule(benchmark="b", gain_above=0.0, data_sha256=""),
+        {"confidence": 0.95, "resamples": 2000, "seed": 0, "power": 0.8, "looks": 1},
+    )
     passed = decide({"b": before}, {"b": after}, [rule], **how)
     assert passed.passed and passed.findings[0].gain.mean == pytest.approx(after.score - before.score)
     assert f" {UNITS[unit].change} over " in passed.findings[0].sentence
@@ -316,7 +319,7 @@ def test_when_two_of_them_may_be_compared(other, says: str | None) -> None:
 def test_it_may_never_be_a_rule() -> None:
     """However large the gain, the finding fails and says why, also where one side has no scores."""
     rule = Rule(benchmark="fid", gain_above=-100.0, data_sha256="")
-    how = {"confidence": 0.95, "resamples": 200, "seed": 0}
+    how = {"confidence": 0.95, "resamples": 200, "seed": 0, "power": 0.8, "looks": 1}
     for champion in ({"fid": whole_set("reference", 90.0)}, {}):
         (finding,) = decide(champion, {"fid": whole_set("tuned", 1.0)}, [rule], **how).findings
         assert not finding.passed and finding.gain is None
@@ -345,7 +348,7 @@ def test_the_report_and_the_study_show_every_row(tmp_path: Path, capsys: pytest.
     lineage = {"method": "x", "seed": 0, "params": {}, "steps_done": 1, "corrupt": 0, "complete": True}
     lineage |= {"parents": {"clip": "reference"}, "encoder_sha256": "tuned", "text_sha256": "x"}
     (tmp_path / "encoder/lineage.json").write_text(json.dumps(lineage))
-    compare(Compare(confidence=0.95, resamples=500), seed=0, scores=[tmp_path / "scores"],
+    compare(Compare(confidence=0.95, power=0.8, resamples=500), seed=0, scores=[tmp_path / "scores"],
             encoder=tmp_path / "encoder", reconstructions=tmp_path, report=tmp_path / "report")  # fmt: skip
     made = {each["unit"]: each for each in json.loads((tmp_path / "report/report.json").read_text())["benchmarks"]}
     page, printed = (tmp_path / "report/index.html").read_text(), capsys.readouterr().out
@@ -377,7 +380,7 @@ def test_an_unknown_unit_is_refused_with_the_list() -> None:
         with pytest.raises(ValueError, match=f"unit must be one of {known}, got 'points'"):
             refused()
     before, after = (scores(role, "dB", items) for role, items in pair("dB").items())
-    content = compare_scores(before, after, confidence=0.9, resamples=100, seed=0).as_json()
+    content = compare_scores(before, after, power=0.8, confidence=0.9, resamples=100, seed=0).as_json()
     with pytest.raises(UserError, match=r"report\.unit must be one of .*, got 'points'"):
         build(Comparison, content | {"unit": "points"}, "report")
 

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tests.wiring.keys import HINTS, LIKE_COMMENT, Key, comments, has_entries, is_section, read_keys
+from un2clip.cli.keys import HINTS, LIKE_COMMENT, Key, comments, has_entries, is_section, read_keys
 from un2clip.config import convert, describe, read_files, unite
 from un2clip.config.overlays import LIKE
 from un2clip.errors import UserError

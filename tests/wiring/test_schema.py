@@ -10,8 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from tests.wiring.keys import HINTS, Key, is_section, read_keys
 from tests.wiring.schema import ROOT, file_schema, schema, schema_path, written
+from un2clip.cli.keys import HINTS, Key, is_section, read_keys
 from un2clip.config import convert, read_files, read_params, read_yaml, split
 from un2clip.config.overlays import LIKE
 from un2clip.errors import UserError

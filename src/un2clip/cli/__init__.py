@@ -30,5 +30,6 @@ def add_commands(commands: Commands) -> None:
         weights.add_embed,
         weights.add_rollback,
         runs.add_show,
+        runs.add_explain,
     ):
         add(commands)

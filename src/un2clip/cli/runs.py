@@ -99,3 +99,18 @@ def add_show(commands: Commands) -> None:
         )
 
     parser.set_defaults(run=run)
+
+
+def add_explain(commands: Commands) -> None:
+    parser = commands.add_parser("explain", help="what a number means, its source, and who reads it")
+    parser.add_argument(
+        "key", help="its name in full, such as finetune.batch_size; promote.rules also says what they show"
+    )
+    add_overlay(parser)
+
+    def run(args: Args) -> None:
+        from un2clip.cli.explaining import explain
+
+        print(explain(args.key, PARAMS, args.overlay))
+
+    parser.set_defaults(run=run)

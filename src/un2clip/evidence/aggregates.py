@@ -29,6 +29,9 @@ class Draw:
         differences: sums (R, m) of R resamples -> (R, k), in the unit; NaN where a resample has no such type.
         measured: the k differences without resampling.
         n, changed: k counts: samples, and those on which the two encoders differ.
+        rose, fell: k counts: samples whose own difference is above 0, and below. Where a sample has none of its own, as
+            in a ratio of sums, all that changed count as risen: the case in which a sign is easiest to establish.
+        single: k: whether every sample is one item whose outcome is 0 or 1.
     """
 
     names: tuple[str | None, ...]
@@ -38,6 +41,9 @@ class Draw:
     measured: tuple[float, ...]
     n: tuple[int, ...]
     changed: tuple[int, ...]
+    rose: tuple[int, ...]
+    fell: tuple[int, ...]
+    single: tuple[bool, ...]
 
 
 class Aggregate(Protocol):
@@ -92,6 +98,9 @@ class Mean:
             measured=(math.fsum(differences) / len(differences),),
             n=(len(index),),
             changed=(int(np.count_nonzero(np.bincount(of_sample, np.abs(differences)))),),
+            rose=(int(np.count_nonzero(per_sample[:, 0] > 0.0)),),
+            fell=(int(np.count_nonzero(per_sample[:, 0] < 0.0)),),
+            single=(len(index) == len(before) and all(item.value in (0.0, 1.0) for item in (*before, *after)),),
         )
 
 
@@ -138,6 +147,7 @@ class OfSums(ABC):
             return (scores[:, 1] - scores[:, 0])[:, [0, *(1 + i for i in both)]]
 
         pairs = [(before, after), *((types[0][names[i]], types[1][names[i]]) for i in both)]
+        changed = (int(differ.any(axis=1).sum()), *map(int, differ.sum(axis=0)[both]))
         yield Draw(
             names=(None, *(names[i] for i in both)),
             rows=sums.reshape(len(samples), -1),
@@ -145,7 +155,10 @@ class OfSums(ABC):
             differences=differences,
             measured=tuple(self.score(b) * scale - self.score(a) * scale for a, b in pairs),
             n=(len(samples), *map(int, seen.sum(axis=0)[both])),
-            changed=(int(differ.any(axis=1).sum()), *map(int, differ.sum(axis=0)[both])),
+            changed=changed,
+            rose=changed,
+            fell=(0,) * len(changed),
+            single=(False,) * len(changed),
         )
 
     def by_sample(self, before: Sequence[Item], after: Sequence[Item], scale: float) -> Draw:
@@ -184,6 +197,7 @@ def mean_of(draws: Sequence[Draw]) -> Draw:
         found: Floats = np.mean([draw.differences(part)[:, :1] for draw, part in parts], axis=0)
         return found
 
+    changed = (max(draw.changed[0] for draw in draws),)  # at least so many
     return Draw(
         names=(None,),
         rows=np.concatenate([draw.rows for draw in draws], axis=1),
@@ -191,7 +205,10 @@ def mean_of(draws: Sequence[Draw]) -> Draw:
         differences=differences,
         measured=(math.fsum(draw.measured[0] for draw in draws) / len(draws),),
         n=draws[0].n[:1],
-        changed=(max(draw.changed[0] for draw in draws),),  # at least so many
+        changed=changed,
+        rose=draws[0].rose[:1] if len(draws) == 1 else changed,
+        fell=draws[0].fell[:1] if len(draws) == 1 else (0,),
+        single=draws[0].single[:1] if len(draws) == 1 else (False,),
     )
 
 

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, mismatch
-from un2clip.evidence.statistics import Difference, paired_difference
+from un2clip.evidence.statistics import Difference, corrected, discordant, paired_difference
 from un2clip.evidence.units import get_unit
 
 
@@ -19,8 +21,9 @@ class Rule:
 
     Attributes:
         benchmark: name of the benchmark, or diffusion_loss; never one of a number of the whole set.
-        gain_above: the worse bound of the gain's interval must lie above this, in the benchmark's unit. 0 asks
-            for a gain that is certain; -2 forgives a loss of less than 2. A loss that falls is a gain.
+        gain_above: the worse bound of the gain's interval must lie above this, in the benchmark's unit. 0 and more is
+            superiority, a gain that is certain; -2 is non-inferiority with a margin of 2, a loss that is certainly
+            less. A loss that falls is a gain.
         data_sha256: the challenger must be measured on data of this hash, as its scores file has it; "" for any.
             Without it the first champion may have come from any data.
     """
@@ -35,10 +38,21 @@ class Rule:
         if not math.isfinite(self.gain_above):
             raise ValueError(f"gain_above must be a finite number, got {self.gain_above}")
 
+    @property
+    def kind(self) -> str:
+        """What kind of claim it is, in the words of clinical trials."""
+        if self.gain_above < 0.0:
+            return f"non-inferiority with a margin of {-self.gain_above:g}"
+        return f"superiority by {self.gain_above:g}" if self.gain_above else "superiority"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One rule's outcome: `gain` is None when the scores could not be compared, and then the rule fails."""
+    """One rule's outcome: `gain` is None when the scores could not be compared, and then the rule fails.
+
+    `smallest_gain` is the smallest true gain that passes in a share `power` of cases, given how many samples changed
+    here; None where no gain does.
+    """
 
     rule: Rule
     passed: bool
@@ -47,14 +61,19 @@ class Finding:
     champion: float | None = None
     challenger: float | None = None
     gain: Difference | None = None
+    smallest_gain: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """All findings, in the order of the rules; and objections, sentences on what no rule asks about."""
+    """All findings, in the order of the rules; and objections, sentences on what no rule asks about.
+
+    `looks` is how many encoders were judged on these data since the last champion, this one among them.
+    """
 
     findings: tuple[Finding, ...]
     objections: tuple[str, ...] = ()
+    looks: int = 1
 
     @property
     def passed(self) -> bool:
@@ -64,7 +83,8 @@ class Decision:
     @property
     def sentences(self) -> tuple[str, ...]:
         """What a person reads of it, a sentence each."""
-        return *(finding.sentence for finding in self.findings), *self.objections
+        said = f"Encoders judged on these data since the last champion: {self.looks}; so the bounds are further out."
+        return *([said] if self.looks > 1 else []), *(each.sentence for each in self.findings), *self.objections
 
 
 def decide(
@@ -75,19 +95,24 @@ def decide(
     confidence: float,
     resamples: int,
     seed: int,
+    power: float,
+    looks: int,
 ) -> Decision:
-    """Judge the challenger by every rule.
+    """Judge the challenger by every rule. Every rule must hold, so nothing is corrected for there being several.
 
     Args:
         champion, challenger: benchmark -> scores of that encoder.
         rules: demands; one that cannot be judged counts as failed.
-        confidence, resamples, seed: of the paired bootstrap interval.
+        confidence, resamples, seed: of the paired interval.
+        power: share of cases, of which `Finding.smallest_gain` speaks.
+        looks: how many encoders were judged on these data since the last champion, this one among them; the interval
+            is of the level that `statistics.corrected` makes of it.
     """
+    level = corrected(confidence, looks)
 
     def gain(before: Scores, after: Scores) -> Difference:
-        difference = paired_difference(
-            before.items, after.items, unit=after.unit, confidence=confidence, resamples=resamples, seed=seed
-        )
+        how: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed, "looks": looks}
+        difference = paired_difference(before.items, after.items, unit=after.unit, **how)
         return difference.negated() if after.lower_is_better else difference
 
     findings = []
@@ -106,8 +131,8 @@ def decide(
         elif reason := mismatch(before, after):
             findings.append(_refusal(rule, reason))
         else:
-            findings.append(_judge(rule, before, after, gain(before, after), confidence))
-    return Decision(findings=tuple(findings))
+            findings.append(_judge(rule, before, after, gain(before, after), level, power))
+    return Decision(findings=tuple(findings), looks=looks)
 
 
 def never_a_rule(scores: Scores) -> str:
@@ -121,16 +146,27 @@ def _refusal(rule: Rule, reason: str) -> Finding:
     return Finding(rule=rule, passed=False, sentence=f"{rule.benchmark} cannot be judged: {reason}.")
 
 
-def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float) -> Finding:
+def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confidence: float, power: float) -> Finding:
     passed = gain.low is not None and gain.low > rule.gain_above
     unit = get_unit(after.unit)
     change = "did not change"
     if gain.mean:
         change = f"{'gained' if gain.mean > 0 else 'lost'} {abs(gain.mean):.4g} {unit.change}"
+    smallest = smallest_shown(
+        gain,
+        after.unit,
+        right_or_wrong=unit.right_or_wrong and discordant(before.items, after.items) is not None,
+        bound=rule.gain_above,
+        confidence=confidence,
+        power=power,
+    )
+    shows = f"about {100 * power:g} of 100 true gains of {smallest:.3g} pass"
+    if not math.isfinite(smallest):
+        shows = f"no outcome of its {gain.n} {unit.counts} could pass; take a benchmark of more"
     sentence = (
         f"{rule.benchmark} {change} over {gain.n} {unit.counts} "
-        f"({100 * confidence:g} % interval of the gain {gain.low:.4g} to {gain.high:.4g}); "
-        f"its lower bound must be above {rule.gain_above:g}: {'passed' if passed else 'failed'}."
+        f"({100 * confidence:.4g} % interval of the gain {gain.low:.4g} to {gain.high:.4g}); "
+        f"{rule.kind} asks for a lower bound above {rule.gain_above:g}: {'passed' if passed else 'failed'} ({shows})."
     )
     return Finding(
         rule=rule,
@@ -140,4 +176,5 @@ def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confiden
         champion=before.score,
         challenger=after.score,
         gain=gain,
+        smallest_gain=smallest if math.isfinite(smallest) else None,
     )

@@ -1,4 +1,4 @@
-"""The report's contents: rows of differences with their intervals, the page, the plot, the table in the shell."""
+"""The report's contents: rows of differences with their intervals, the page, the plot."""
 
 import base64
 import dataclasses
@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 
 from un2clip.config import flatten, read_record
-from un2clip.errors import shown
 from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.lineage import Lineage
+from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, score_of
 from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
 from un2clip.evidence.units import UNITS, get_unit
@@ -29,7 +29,9 @@ class Row:
     """One type of a benchmark, or all of it: scores and their difference in the benchmark's unit.
 
     `reading` is "better", "worse", "noise" where the interval holds 0, or "unknown" where there is none. `discordant`
-    and `one_item`, what one item more or less is worth, are None where items are not right or wrong.
+    and `one_item`, what one item more or less is worth, are None where items are not right or wrong. `smallest` is the
+    smallest true change that an interval excludes 0 for in a share `power` of cases, given how many samples changed
+    here; None where there is no interval, or no change is large enough.
     """
 
     type: str
@@ -39,6 +41,7 @@ class Row:
     discordant: Discordant | None
     one_item: float | None
     reading: str
+    smallest: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class Report:
     method: str
     encoder_sha256: str
     confidence: float
+    power: float
     resamples: int
     seed: int
     benchmarks: tuple[Comparison, ...]
@@ -86,7 +90,9 @@ def read_report(path: Path) -> Report:
     return read_record(Report, path, "compare")
 
 
-def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int) -> Comparison:
+def compare_scores(
+    reference: Scores, tuned: Scores, *, confidence: float, resamples: int, seed: int, power: float
+) -> Comparison:
     """Compare two encoders on one benchmark, over all items and for each type; a number of the whole set as it is."""
     unit = get_unit(tuned.unit)
     if unit.set_level:
@@ -98,14 +104,19 @@ def compare_scores(reference: Scores, tuned: Scores, *, confidence: float, resam
 
     def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
         good = (difference.mean < 0) == unit.lower_is_better
+        pairs = discordant(before, after) if unit.right_or_wrong else None
+        smallest = smallest_shown(
+            difference, unit.name, right_or_wrong=bool(pairs), bound=0.0, confidence=confidence, power=power
+        )
         return Row(
             type=name,
             reference=score_of(before, unit.name),
             tuned=score_of(after, unit.name),
             difference=difference,
-            discordant=discordant(before, after) if unit.right_or_wrong else None,
+            discordant=pairs,
             one_item=unit.scale / len(before) if unit.right_or_wrong else None,
             reading="noise" if difference.is_noise else "better" if good else "worse",
+            smallest=smallest if math.isfinite(smallest) else None,
         )
 
     types = [row(name, before[name], after[name], difference) for name, difference in of_types.items()]
@@ -168,6 +179,7 @@ def render(
     *,
     lineage: Mapping[str, Any],
     confidence: float,
+    power: float,
     history: Sequence[Mapping[str, float]],
     plots: Sequence[Path],
     grids: Sequence[Path],
@@ -194,6 +206,7 @@ def render(
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",
+        power=f"{100 * power:g}",
         sign=SIGN,
         units=UNITS,
         longest=LONGEST,
@@ -225,62 +238,6 @@ def plot_history(history: Sequence[Mapping[str, float]]) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
-
-
-def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: float) -> None:
-    """Print the before/after table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(f"reference and {shown(method)}"), title_justify="left", header_style="bold")
-    table.add_column("benchmark")
-    for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reading", no_wrap=True)
-    for comparison in comparisons:
-        listed = comparison.types if len(comparison.types) <= LONGEST else ()
-        for row in (comparison.whole, *listed):
-            whole, unit = row is comparison.whole, comparison.unit
-            table.add_row(
-                Text(f"{shown(comparison.benchmark)} ({unit})" if whole else f"  {shown(row.type)}"),
-                str(row.difference.n),
-                number(row.reference, unit),
-                number(row.tuned, unit),
-                number(row.difference.mean, unit, signed=True),
-                interval(row.difference, unit),
-                changed(row),
-                p_value(row.discordant.p_value) if row.discordant else "",
-                row.reading,
-                style="bold" if whole else "",
-            )
-        table.add_section()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table)
-
-
-def table_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The report's table as plain numbers: a row for each benchmark and each of its types."""
-    return [
-        {
-            "benchmark": comparison.benchmark,
-            "type": row.type,
-            "unit": comparison.unit,
-            "n": row.difference.n,
-            "reference": row.reference,
-            "tuned": row.tuned,
-            "difference": row.difference.mean,
-            "low": row.difference.low,
-            "high": row.difference.high,
-            "changed": changed(row),
-            "p": row.discordant.p_value if row.discordant else None,
-            "reading": row.reading,
-        }
-        for comparison in comparisons
-        for row in (comparison.whole, *comparison.types)
-    ]
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -8,7 +8,8 @@ from un2clip.errors import shown
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.lineage import DECISION, REGISTRY
-from un2clip.evidence.report import print_table, read_report
+from un2clip.evidence.report import read_report
+from un2clip.evidence.table import print_table
 
 NEXT = """
 report          {report}/index.html
@@ -25,9 +26,14 @@ class Decided:
     passed: bool
     rules: tuple[Finding, ...]
     objections: tuple[str, ...] = ()
+    looks: int = 1
+
+    @property
+    def decision(self) -> Decision:
+        return Decision(findings=self.rules, objections=self.objections, looks=self.looks)
 
     def __post_init__(self) -> None:
-        if self.passed != Decision(findings=self.rules, objections=self.objections).passed:
+        if self.passed != self.decision.passed:
             raise ValueError("passed does not follow from its rules and objections")
 
 
@@ -55,9 +61,9 @@ def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, e
         UserError: the run is not finished.
     """
     made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
-    print_table(made.benchmarks, method=made.method, confidence=made.confidence)
+    print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power)
     print_assistants(made.assistants, confidence=made.confidence)
-    for sentence in [*(finding.sentence for finding in decided.rules), *decided.objections]:
+    for sentence in decided.decision.sentences:
         print(shown(sentence))
     print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))

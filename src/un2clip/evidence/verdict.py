@@ -2,6 +2,7 @@
 
 from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.report import interval, number
+from un2clip.evidence.statistics import corrected
 from un2clip.evidence.units import get_unit
 
 
@@ -21,14 +22,16 @@ def as_markdown(judged: Decision, *, who: str, confidence: float) -> str:
     Args:
         judged: by the gate.
         who: whom the challenger had to beat, in words.
-        confidence: of the intervals.
+        confidence: of the interval of a first look.
     """
-    head = ("benchmark", "n", "before", "after", "gain", f"{100 * confidence:g} % interval", "")
+    level = 100 * corrected(confidence, judged.looks)
+    head = ("benchmark", "rule", "n", "before", "after", "gain", f"{level:.4g} % interval", "")
     rows = []
     for finding in judged.findings:
         score, before, gain, bounds = _cells(finding)
         n = f"{finding.gain.n} {get_unit(finding.unit or '').counts}" if finding.gain else ""
-        rows.append((finding.rule.benchmark, n, before, score, gain, bounds, "passed" if finding.passed else "failed"))
+        passed = "passed" if finding.passed else "failed"
+        rows.append((finding.rule.benchmark, finding.rule.kind, n, before, score, gain, bounds, passed))
     table = [head, ["---"] * len(head), *rows]
     return "\n\n".join([
         f"**{'Passed' if judged.passed else 'Refused'}**, judged against {who}.",

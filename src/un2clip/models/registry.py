@@ -42,6 +42,7 @@ REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<number>\d+)|@(?P<alias>[
 EVIDENCE = "evidence_run"
 ROLLED_BACK = "rolled_back"  # why a version is champion no more; then only a person makes it champion again
 JUDGED_AGAINST = "judged_against"  # number of the version that a version had to beat; empty for the reference
+LOOK = "look"  # how many encoders had been judged against that one on these data, this one among them
 
 
 def check_name(name: str) -> str:
@@ -122,6 +123,11 @@ class Registry:
         versions = self.client.search_model_versions(f"name = '{self.name}'")
         found = [int(each.version) for each in versions if _model_id(each) in held]
         return self.version(str(min(found))) if found else None
+
+    def judged(self) -> list[dict[str, str]]:
+        """Tags of every encoder that was ever registered under this name, those of deleted versions too."""
+        found = store.logged_models(self.client, self.name)
+        return [dict(each.tags) for each in found if "encoder_sha256" in each.tags]
 
     def register(self, encoder: Path, shown: Mapping[str, str], kept: Mapping[str, str], run_id: str) -> Version:
         """Upload a CLIP folder as a new version that a run made; what else lies in the folder stays there.

@@ -37,7 +37,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One data set; the meanings of its fields are in catalogue.yaml, where `also` is left out of most entries."""
+    """One data set; its fields' meanings are in catalogue.yaml, where most entries are without `also` and `items`."""
 
     name: str
     kind: Literal["hub", "folder", "login"]
@@ -50,6 +50,7 @@ class Entry:
     terms: str
     count: int
     samples: int
+    items: int
     data_sha256: str
     source: str
 
@@ -73,7 +74,7 @@ def catalogue(file: File = CATALOGUE) -> dict[str, Entry]:
 
     def entry(name: str, fields: dict[str, Any]) -> Entry:
         layout = lookup(content.layouts, str(fields.get("layout")), "layout")
-        return build(Entry, {"also": {}} | fields | {"name": name, "layout": layout}, name)
+        return build(Entry, {"also": {}, "items": 0} | fields | {"name": name, "layout": layout}, name)
 
     return {name: entry(name, fields) for name, fields in content.benchmarks.items()}
 

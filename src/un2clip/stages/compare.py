@@ -9,7 +9,8 @@ from un2clip import tracking
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.languages import collect_asked, over_seeds
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
-from un2clip.evidence.report import compare_scores, print_table, render, table_rows
+from un2clip.evidence.report import compare_scores, render
+from un2clip.evidence.table import print_table, table_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +20,20 @@ class Compare:
     Attributes:
         confidence: of every interval, between 0 and 1.
         resamples: bootstrap resamples of the paired differences.
+        power: share of cases in which the smallest gain that a benchmark is said to show is shown.
     """
 
     confidence: float
     resamples: int
+    power: float
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1.0:
             raise ValueError(f"confidence must be at least 0.5 and below 1, got {self.confidence}")
         if not 100 <= self.resamples <= 10_000_000:  # beyond it a bound gains no digit, and an hour is lost
             raise ValueError(f"resamples must be from 100 to 10 million, got {self.resamples}")
+        if not 0.5 <= self.power < 1.0:
+            raise ValueError(f"power must be at least 0.5 and below 1, got {self.power}")
 
 
 def compare(
@@ -49,7 +54,7 @@ def compare(
     """
     lineage = read_lineage(encoder)
     comparisons = [
-        compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed)
+        compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed, power=params.power)
         for pair in tuned_pairs(scores, lineage)
     ]
     assistants = [
@@ -61,6 +66,7 @@ def compare(
         "method": lineage["method"],
         "encoder_sha256": lineage["encoder_sha256"],
         "confidence": params.confidence,
+        "power": params.power,
         "resamples": params.resamples,
         "seed": seed,
         "benchmarks": [comparison.as_json() for comparison in comparisons],
@@ -89,6 +95,7 @@ def compare(
         comparisons,
         lineage=lineage,
         confidence=params.confidence,
+        power=params.power,
         history=_history(encoder),
         plots=plots,
         grids=sorted(reconstructions.glob("*.png")),
@@ -96,7 +103,7 @@ def compare(
     )
     (report / "index.html").write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))
-    print_table(comparisons, method=lineage["method"], confidence=params.confidence)
+    print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)
     print_assistants(assistants, confidence=params.confidence)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from un2clip.evidence.verdict import as_markdown, in_short
 from un2clip.files.outputs import write_json
 from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
-from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, ROLLED_BACK, Registry, Version, check_name
+from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, LOOK, ROLLED_BACK, Registry, Version, check_name
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -120,7 +121,11 @@ def promote(
                 store.check_measured(registry.client, each)
         alias = registry.aliases().get("champion") if registry else None
         champion = _champion(registry, alias, found, {pair[0].benchmark: pair[0] for pair in pairs})
-    judged = decide(champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval)
+    looks = _looks(registry, champion, found, pairs, params.rules)
+    judged = decide(
+        champion.scores, {pair[1].benchmark: pair[1] for pair in pairs}, params.rules, **interval,
+        power=compare.power, looks=looks,
+    )  # fmt: skip
     judged = dataclasses.replace(judged, objections=_objections(champion, lineage["text_sha256"]))
     content: dict[str, Any] = {
         "passed": judged.passed,
@@ -128,6 +133,7 @@ def promote(
         "challenger": {"method": lineage["method"], "encoder_sha256": found},
         "rules": [dataclasses.asdict(finding) for finding in judged.findings],
         "objections": judged.objections,
+        "looks": judged.looks,
     } | interval
     (decision / REGISTRY).unlink(missing_ok=True)  # of an earlier call
     write_json(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
@@ -137,7 +143,11 @@ def promote(
             registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
             shown = {"gate": "passed" if judged.passed else "refused", "method": lineage["method"]}
             shown |= {finding.rule.benchmark: in_short(finding) for finding in judged.findings}
-            kept = _hashes(lineage, pairs) | {EVIDENCE: run_id, JUDGED_AGAINST: champion.version or ""}
+            kept = _hashes(lineage, pairs) | {
+                EVIDENCE: run_id,
+                JUDGED_AGAINST: champion.version or "",
+                LOOK: str(looks),
+            }
             version = _register(registry, encoder, shown, kept, run_id)
             number = version.number
             registry.log_scores(version, (scores for pair in pairs for scores in pair), run_id)
@@ -181,6 +191,32 @@ def _champion(registry: Registry | None, alias: str | None, challenger: str, ref
                 who += ", whose scores cannot be read any more: evaluate and promote it again"
     its = {benchmark: scores for benchmark, scores in kept.items() if scores.encoder_sha256 == sha256}
     return Champion(who=who, version=number, scores=its, text_sha256=version.tags.get("text_sha256", ""))
+
+
+def _looks(
+    registry: Registry | None,
+    champion: Champion,
+    challenger: str,
+    pairs: list[tuple[Scores, Scores]],
+    rules: Sequence[Rule],
+) -> int:
+    """How many encoders were judged against this champion on these data, the challenger among them.
+
+    One that was judged so before keeps its number, so to judge it again is no new look; and one whose version was
+    deleted still counts, for its outcome was seen. Without a registry nothing is known of others, and it is the first.
+    """
+    if registry is None:
+        return 1
+    ruled = [rule.benchmark for rule in rules]
+    data = [(f"data_sha256.{after.benchmark}", after.data_sha256) for _, after in pairs if after.benchmark in ruled]
+    seen = {
+        tags["encoder_sha256"]: tags.get(LOOK, "")
+        for tags in registry.judged()
+        if tags.get(JUDGED_AGAINST, "") == (champion.version or "")
+        and any(tags.get(key) == sha256 for key, sha256 in data)
+    }
+    own = seen.pop(challenger, "")
+    return int(own) if own.isdecimal() and int(own) else len(seen) + 1
 
 
 def _objections(champion: Champion, text_sha256: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@
   says how much.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from un2clip.errors import UserError
 from un2clip.files.outputs import is_empty, replaced
 from un2clip.hashes import folder_sha256
 from un2clip.world import scenes
-from un2clip.world.asking import write_cv_bench, write_mmvp, write_naturalbench, write_pope
+from un2clip.world.asking import ASKED
 from un2clip.world.conversing import write_conversations
 from un2clip.world.probing import write_probe
 from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_masks, write_pairs
@@ -51,16 +51,14 @@ def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path, instruc
             write_shards(folder / split, encode_scenes(rng, drawn, split, params), params.scenes_per_tar)
     with _made(instructions) as folder:
         write_conversations(talks, params.questions, params.image_px, folder)
-    written = [
+    written: list[tuple[str, np.random.Generator, Callable[[np.random.Generator, Shapes, Path], None]]] = [
         ("mmvp_vlm", pairs, write_pairs),
         ("zeroshot", classes, write_classes),
         ("segmentation", masked, write_masks),
         ("probe", probed, write_probe),
     ]
     if params.questions.of_each:
-        asking = (write_cv_bench, write_mmvp, write_naturalbench, write_pope)
-        names = (write.__name__.removeprefix("write_") for write in asking)
-        written += zip(names, asked, asking, strict=True)
+        written += ((name, rng, write) for (name, write), rng in zip(ASKED.items(), asked, strict=True))
     for name, rng, write in written:
         with _made(benchmarks / name) as folder:
             write(rng, params, folder)

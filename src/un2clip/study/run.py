@@ -223,7 +223,8 @@ def _write(to: Path, section: Study, compare: Compare) -> None:
     order = {name: i for i, name in enumerate((*section.methods, *section.variants))}
     runs = sorted(read_runs(to), key=lambda run: (run.seed, order.get(run.method, len(order)), run.method))
     results: list[Result] = [(run.seed, run.method, {each.benchmark: each for each in run.benchmarks}) for run in runs]
-    ranked = rankings(results, section.detail, seed=0, **vars(compare))
+    interval: dict[str, Any] = {"confidence": compare.confidence, "resamples": compare.resamples}
+    ranked = rankings(results, section.detail, seed=0, **interval)
     means = summary(results, compare.confidence)
     content = {"confidence": compare.confidence, "changes": means, "rankings": list(map(dataclasses.asdict, ranked))}
     (to / "summary.json").write_text(json.dumps(content, indent=1) + "\n")

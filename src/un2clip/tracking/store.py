@@ -23,7 +23,7 @@ from un2clip.tracking.patience import impatient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
     from un2clip.evidence.scores import Scores
 
@@ -130,6 +130,16 @@ def model_tags(client: "MlflowClient", model_id: str) -> dict[str, str]:
         return dict(client.get_logged_model(model_id).tags) if model_id else {}
     except MlflowException:
         return {}
+
+
+def logged_models(client: "MlflowClient", name: str) -> list["LoggedModel"]:
+    """All logged models of a name."""
+    found, wanted, token = [], f"name = '{name}'", None
+    while True:
+        page = client.search_logged_models([experiment(client)], wanted, page_token=token)
+        found += list(page)
+        if not (token := page.token):
+            return found
 
 
 def log_model_scores(client: "MlflowClient", model_id: str, scores: Iterable["Scores"], run_id: str) -> None:

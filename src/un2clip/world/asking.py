@@ -217,3 +217,12 @@ def _save(rows: Rows, path: Path) -> None:
         for name, value in rows[0].items()
     }
     pq.write_table(pa.table(columns), path, row_group_size=512)
+
+
+#: Benchmark -> what writes it.
+ASKED: dict[str, Callable[[np.random.Generator, Shapes, Path], None]] = {
+    "cv_bench": write_cv_bench,
+    "mmvp": write_mmvp,
+    "naturalbench": write_naturalbench,
+    "pope": write_pope,
+}

@@ -18,8 +18,9 @@ from un2clip.evaluation.measuring import Ask, get_benchmark
 from un2clip.evaluation.mllm.llava import Llava, load_llava
 from un2clip.evaluation.mllm.questions import Choose, Question
 from un2clip.evaluation.readers import data_sha256
-from un2clip.evidence.report import compare_scores, print_table
+from un2clip.evidence.report import compare_scores
 from un2clip.evidence.scores import ROLES, Role, Scores, load_scores, mismatch
+from un2clip.evidence.table import print_table
 from un2clip.evidence.units import get_unit
 from un2clip.files.texts import parse_json, read_text
 from un2clip.hashes import folder_sha256
@@ -212,10 +213,8 @@ def _compare(to: Path, params: dict[str, Any]) -> None:
         print(f"reference and tuned are not compared: {why}")
         return
     how = params["compare"]
-    comparison = compare_scores(
-        reference, tuned, confidence=how["confidence"], resamples=how["resamples"], seed=params["seed"]
-    )
-    print_table([comparison], method=tuned.method, confidence=how["confidence"])
+    comparison = compare_scores(reference, tuned, seed=params["seed"], **how)
+    print_table([comparison], method=tuned.method, confidence=how["confidence"], power=how["power"])
 
 
 def _sha256(questions: Sequence[Question]) -> str:

@@ -22,6 +22,22 @@ from un2clip.stages.assistant_job import Assistant
 from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """The section `explain` of params.yaml.
+
+    Attributes:
+        discordances: shares of samples that are taken to change, where no scores say how many do.
+    """
+
+    discordances: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.discordances or not all(0.0 < each <= 1.0 for each in self.discordances):
+            raise ValueError("discordances must be shares above 0 and at most 1, one at least")
+
+
 #: What stands at the top of the files -> its type.
 HINTS: dict[str, Any] = {
     "seed": int,
@@ -35,6 +51,7 @@ HINTS: dict[str, Any] = {
     "pair": PairMeasures,
     "ask": Ask,
     "assistant": Assistant,
+    "explain": Explain,
     "study": Study,
     "download": Download,
 }
@@ -70,7 +87,8 @@ def read_keys(text: str, hints: Any = HINTS) -> list[Key]:
     Raises:
         UserError: a key that the types do not have.
     """
-    keys = list(_keys(yaml.compose(text), text, hints))
+    root = yaml.compose(text)
+    keys = list(_keys(root, text, hints)) if root else []
     explained = comments(keys)
     return [key if key.comment or is_entry(key) else replace(key, comment=explained.get(key.place, "")) for key in keys]
 
