@@ -73,8 +73,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server, and times that are a twentieth of the real ones."""
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A server, and times that are a twentieth of the real ones; it names no place for files: they go to the folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.05)
     monkeypatch.setattr(curves, "ANSWER_S", 1)
     monkeypatch.setattr(tracking, "ANSWER_S", 0.2)
