@@ -65,10 +65,13 @@ def estimate(documents: list[Any], benchmarks: int) -> float:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_ten_benchmarks_are_no_larger_than_they_were(package) -> None:
-    """With ten benchmarks the status stays below this many bytes; who adds to every task sees it here."""
+    """With ten benchmarks the status stays below this many bytes; who adds to every task sees it here.
+
+    It was 1,621,000 before the third output of `shapes` and the numbers of `conditions` and of the gate's power.
+    """
     documents = list(yaml.safe_load_all(package.read_text()))
     found = estimate(documents, 10)
-    assert found < 1_626_000, f"{found:.0f}"
+    assert found < 1_628_000, f"{found:.0f}"
     assert (estimate(documents, 110) - found) / 100 < 87_000, "of each benchmark"
 
 

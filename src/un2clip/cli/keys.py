@@ -15,6 +15,7 @@ from un2clip.config import lookup
 from un2clip.config.overlays import LIKE
 from un2clip.devices import DEVICES
 from un2clip.evaluation.measuring import Ask
+from un2clip.files.texts import yaml_nodes
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
 from un2clip.stages import STAGES, get_stage
@@ -87,7 +88,7 @@ def read_keys(text: str, hints: Any = HINTS) -> list[Key]:
     Raises:
         UserError: a key that the types do not have.
     """
-    root = yaml.compose(text)
+    root = yaml_nodes(text, "the numbers")
     keys = list(_keys(root, text, hints)) if root else []
     explained = comments(keys)
     return [key if key.comment or is_entry(key) else replace(key, comment=explained.get(key.place, "")) for key in keys]

@@ -5,7 +5,6 @@ difference has two intervals, over the questions and over the seeds, and is call
 exclude 0 and it is larger than the seeds' spread. Of one seed nothing is known of that, and nothing is called so.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def save_asked(scores: Scores, seed: int, folder: Path) -> None:
     """Write the scores of an assistant and the seed of its language model."""
     folder.mkdir(parents=True, exist_ok=True)
     scores.save(folder / ASKED)
-    content = {SEED: seed} | json.loads((folder / ASKED).read_text())
+    content = {SEED: seed} | read_json(folder / ASKED, nan=True)
     write_json(folder / ASKED, content)
 
 

@@ -152,6 +152,20 @@ def read_yaml(file: File, *, several: bool = False) -> Any:
         raise UserError(f"{file} is not valid YAML: {cause(error)}") from None
 
 
+def yaml_nodes(text: str, name: str) -> yaml.Node | None:
+    """A YAML text as nodes that know their places in it, for who wants its comments; None where it is empty.
+
+    Raises:
+        UserError: as `read_yaml`; `name` is the file's, for the message.
+    """
+    try:
+        _check_events(text)
+        node: yaml.Node | None = yaml.compose(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not valid YAML: {cause(error)}") from None
+    return node
+
+
 def is_yaml_text(word: str) -> bool:
     """Whether a word without quotes is a text to YAML, and no number, truth or null."""
     return isinstance(yaml.safe_load(word), str)
