@@ -25,6 +25,7 @@ def add_commands(commands: Commands) -> None:
         data.add_ask,
         runs.add_pair,
         runs.add_study,
+        runs.add_controls,
         runs.add_aggregate,
         weights.add_export,
         weights.add_embed,

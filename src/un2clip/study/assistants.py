@@ -1,0 +1,98 @@
+"""Can this world tell encoders apart by what language models answer? Controls, whose outcome is known beforehand.
+
+Each control's assistants are trained and asked as the reference's, and the table says how much lower they score. Blind:
+every picture gives the same tokens, so what is left is the prior of the questions. Random: the reference's image tower
+with weights as it began. Where they do not score lower, beyond the spread over the language models, the questions, or
+the training, cannot tell encoders apart, and no other comparison on this world means anything.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from un2clip.errors import UserError
+from un2clip.evidence.languages import OverSeeds, collect_asked, over_seeds
+from un2clip.files.outputs import replaced
+from un2clip.models.clip import Clip, load_clip, save_clip
+from un2clip.stages import run_stage
+from un2clip.world.asking import ASKED
+
+REFERENCE = "reference"
+
+
+@torch.no_grad()
+def blind(clip: Clip) -> None:
+    """No pixel gets in: the patches' weights are 0, as is what they would say of a picture."""
+    clip.model.visual.conv1.weight.zero_()
+
+
+@torch.no_grad()
+def at_random(clip: Clip) -> None:
+    """Every tensor's values are drawn anew, with the mean and the deviation that they have."""
+    rng = torch.Generator().manual_seed(0)
+    for value in clip.model.visual.parameters():
+        deviation = value.std() if value.numel() > 1 else torch.zeros(())
+        value.copy_(value.mean() + deviation * torch.randn(value.shape, generator=rng))
+
+
+CONTROLS: Mapping[str, Callable[[Clip], None]] = {"blind": blind, "random": at_random}
+
+
+def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> dict[str, list[OverSeeds]]:
+    """Control -> its difference to the reference on each benchmark, over the seeds of the language models.
+
+    Args:
+        params: the numbers; `shapes.questions` says how much is trained on and asked.
+        to: folder of all that is made; what is finished there is not made again.
+        seeds: of the language models.
+
+    Raises:
+        UserError: the world has no questions, or as the stages.
+    """
+    if not params["shapes"]["questions"]["pictures"] or not params["shapes"]["questions"]["of_each"]:
+        raise UserError("shapes.questions makes no questions; lay configs/laptop-assistants.yaml over the numbers")
+    world = {name: to / "world" / name for name in ("images", "instructions", "benchmarks")}
+    if not (world["benchmarks"] / list(ASKED)[-1]).is_dir():
+        run_stage("shapes", params["shapes"], seed=params["seed"], **world)
+    if not (to / "backbones").is_dir():
+        with replaced(to / "backbones") as partial:
+            run_stage(
+                "backbones", params["backbones"], seed=params["seed"], device=params["device"], images=world["images"],
+                backbones=partial,
+            )  # fmt: skip
+    for name, change in CONTROLS.items():
+        if not (to / "encoders" / name).is_dir():
+            clip = load_clip(to / "backbones/clip")
+            change(clip)
+            with replaced(to / "encoders" / name) as partial:
+                save_clip(clip, partial)
+    for name in (REFERENCE, *CONTROLS):
+        for seed in seeds:
+            _answers(params, to, name, seed)
+    return {
+        name: [
+            over_seeds(pairs, **params["compare"], seed=params["seed"])
+            for pairs in collect_asked([to / "scores" / REFERENCE, to / "scores" / name]).values()
+        ]
+        for name in CONTROLS
+    }
+
+
+def _answers(params: Mapping[str, Any], to: Path, name: str, seed: int) -> None:
+    """Train one assistant and ask it, where that is not done."""
+    role, scores = REFERENCE if name == REFERENCE else "tuned", to / "scores" / name / str(seed)
+    folder, made = to / "assistants" / name / str(seed), to / "backbones"
+    of_both = {"role": role, "language_seed": seed, "device": params["device"], "checkpoints": str(to / "checkpoints")}
+    encoder = made / "clip" if name == REFERENCE else to / "encoders" / name
+    if not folder.is_dir():
+        run_stage(
+            "assistant", params["assistant"], instructions=to / "world/instructions", backbones=made, encoder=encoder,
+            assistant=folder, **of_both,
+        )  # fmt: skip
+    if missing := [each for each in ASKED if not (scores / each / "asked.json").is_file()]:
+        run_stage(
+            "ask", params["ask"], questions=missing, method=name, benchmarks=to / "world/benchmarks", assistant=folder,
+            scores=scores, **of_both,
+        )  # fmt: skip
