@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.evidence.languages import OverSeeds, collect_asked, over_seeds
 from un2clip.files.outputs import replaced
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage
+from un2clip.stages.compare import Compare
 from un2clip.world.asking import ASKED
 
 REFERENCE = "reference"
@@ -71,9 +73,10 @@ def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> di
     for name in (REFERENCE, *CONTROLS):
         for seed in seeds:
             _answers(params, to, name, seed)
+    compare = build(Compare, params["compare"], "compare")
     return {
         name: [
-            over_seeds(pairs, **params["compare"], seed=params["seed"])
+            over_seeds(pairs, confidence=compare.confidence, resamples=compare.resamples, seed=params["seed"])
             for pairs in collect_asked([to / "scores" / REFERENCE, to / "scores" / name]).values()
         ]
         for name in CONTROLS
