@@ -85,6 +85,7 @@ def measure_pair(params: Mapping[str, Any], *, seed: int, pair: Path, benchmarks
         scores[name] = score_of(result.items, result.unit)
     real, drawn = pair_measures.named(clip, generator, seed, section)
     measured: dict[str, Any] = {
+        "scenes": section.scenes,
         "zeroshot": scores["zeroshot"],
         "pairs": scores["mmvp_vlm"],
         "vae_db": pair_measures.vae_decibels(generator, pair_measures.held_images(clip, generator, seed, section)),
@@ -128,7 +129,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         "| condition | holds |\n|---|---|",
         *(f"| {name} | {'yes' if holds else '**no**'} |" for name, holds in measured["conditions"].items()),
         "\n## Loss told of a scene with one attribute changed, minus loss told of the scene itself\n",
-        "In thousandths, mean and standard error. The generator hears what is well above 0.\n",
+        f"In thousandths, mean and standard error over {measured['scenes']} scenes each. The generator hears what is well",
+        "above 0.\n",
     ]
     levels = list(next(iter(measured["heard"].values())))
     lines += ["| attribute | " + " | ".join(f"noise level {level}" for level in levels) + " |"]
