@@ -129,8 +129,8 @@ def describe(measured: Mapping[str, Any]) -> str:
         "| condition | holds |\n|---|---|",
         *(f"| {name} | {'yes' if holds else '**no**'} |" for name, holds in measured["conditions"].items()),
         "\n## Loss told of a scene with one attribute changed, minus loss told of the scene itself\n",
-        f"In thousandths, mean and standard error over {measured['scenes']} scenes each. The generator hears what is well",
-        "above 0.\n",
+        f"In thousandths, mean and standard error, n = {measured['scenes']} scenes each. The generator hears what is",
+        "well above 0.\n",
     ]
     levels = list(next(iter(measured["heard"].values())))
     lines += ["| attribute | " + " | ".join(f"noise level {level}" for level in levels) + " |"]
