@@ -240,9 +240,9 @@ def test_a_folder_that_is_a_link_stays_one(tiny, tmp_path: Path) -> None:
 def test_a_link_to_nowhere_is_named(tiny, tmp_path: Path) -> None:
     """A disk that is not mounted: nothing is made in the place where it would be."""
     (tmp_path / "images").symlink_to(tmp_path / "disk/images")
-    names = {"seed": 1, "images": tmp_path / "images", "benchmarks": tmp_path / "benchmarks"}
+    names = {name: tmp_path / name for name in ("images", "benchmarks", "instructions")}
     with pytest.raises(UserError, match="images is a link to .*disk/images, which is not there; make it, or mount"):
-        run_stage("shapes", tiny.params["shapes"], **names)
+        run_stage("shapes", tiny.params["shapes"], seed=1, **names)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
