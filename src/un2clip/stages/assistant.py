@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from un2clip import devices, tracking
+from un2clip import devices
 from un2clip.assistants.building import Assistant as Llava
 from un2clip.assistants.building import build_assistant, save_assistant
 from un2clip.assistants.conversations import (
@@ -34,9 +34,8 @@ from un2clip.hashes import file_sha256, tensors_sha256
 from un2clip.models.clip import encoder_sha256, load_clip
 from un2clip.stages.assistant_job import PHASES, Assistant, Job
 from un2clip.training.lock import Lock, locked
-from un2clip.training.loop import fit
 from un2clip.training.progress import Record
-from un2clip.training.starting import kept_phase, start
+from un2clip.training.starting import start, train_phase
 
 FILES = {"alignment": ALIGNMENT, "instruction": INSTRUCTION}
 
@@ -138,20 +137,21 @@ def _train(
     params, objective, done = job.params, NextToken(llava.model), 0
     for number, (name, trains) in enumerate(PHASES.items()):
         phase = params.phases[name]
-        kept, saved = kept_phase("assistant", folder, number, len(PHASES), phase.steps, params.compute, lock)
-        fit(
+        train_phase(
+            "assistant",
             objective,
             trains,
             phase,
             params.compute,
             functools.partial(_batches, job, llava, objective, talks[name], name),
-            torch.Generator().manual_seed(job.seed + number),
             history,
+            number=number,
+            of=len(PHASES),
+            seed=job.seed,
             done=done,
-            on_step=tracking.log_metrics,
             on_read=job.check_read,
-            checkpoints=kept,
-            saved=saved,
+            folder=folder,
+            lock=lock,
         )
         done += phase.steps
 

@@ -1,8 +1,6 @@
 """An assistant's training in numbers and names: the section of params.yaml, and one call of the stage."""
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +10,7 @@ from un2clip.assistants.pictures import Way
 from un2clip.config import at_least, lookup
 from un2clip.errors import UserError
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
+from un2clip.training.starting import state_folder
 
 #: The phases in their order, and what trains in each.
 PHASES = {"alignment": ("projector",), "instruction": ("projector", "language")}
@@ -122,12 +121,9 @@ class Job:
             )
 
     def state_folder(self, parents: dict[str, str]) -> Path | None:
-        """Where the state of this very training is kept: a folder named by all that decides its result."""
-        if not self.checkpoints:
-            return None
+        """Where the state of this very training is kept."""
         params = dataclasses.asdict(self.params)
         compute = params.pop("compute")
         params["compute"] = {name: compute[name] for name in DECIDING}
         decides = {"assistant": params, "role": self.role, "seed": self.seed, "parents": parents}
-        name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.checkpoints) / name
+        return state_folder(self.checkpoints, decides)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from un2clip import devices, tracking
+from un2clip import devices
 from un2clip.datasets import loader
 from un2clip.datasets.caption_bank import caption_bank, word_bank
 from un2clip.datasets.latents import CachedLatents, latents_sha256, open_latents, vae_of
@@ -31,9 +31,8 @@ from un2clip.stages.finetune_job import Finetune, Job
 from un2clip.training.batches import local_batches
 from un2clip.training.config import PhaseConfig
 from un2clip.training.lock import Lock, locked
-from un2clip.training.loop import fit
 from un2clip.training.progress import Record
-from un2clip.training.starting import kept_phase, start
+from un2clip.training.starting import start, train_phase
 
 
 def finetune(
@@ -183,23 +182,24 @@ def _train_phases(
     entered = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
     done, own = 0, objective.decoder.image_px
     for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
-        kept, saved = kept_phase("finetune", folder, number, len(row.phases), phase.steps, params.compute, lock)
         objective.decoder.resize(phase.image_px or own)
         if named.starts == "reference":
             clip.model.visual.load_state_dict(entered)
-        fit(
+        train_phase(
+            "finetune",
             objective,
             named.trains,
             phase,
             params.compute,
             functools.partial(_local_batches, job, clip, objective.decoder, phase, caches[number], done),
-            torch.Generator().manual_seed(job.seed + number),
             history,
+            number=number,
+            of=len(row.phases),
+            seed=job.seed,
             done=done,
-            on_step=tracking.log_metrics,
             on_read=job.check_read,
-            checkpoints=kept,
-            saved=saved,
+            folder=folder,
+            lock=lock,
         )
         done += phase.steps
     objective.decoder.resize(own)

@@ -1,8 +1,6 @@
 """A fine-tuning in numbers and names: the section of params.yaml, and one call of the stage."""
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from un2clip.errors import UserError
 from un2clip.methods.conditions import ConditionConfig
 from un2clip.methods.table import Method, get_method
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
+from un2clip.training.starting import state_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +104,7 @@ class Job:
             )
 
     def state_folder(self, parents: dict[str, str]) -> Path | None:
-        """Where the state of this very training is kept: a folder named by all that decides its result."""
-        if not self.checkpoints:
-            return None
+        """Where the state of this very training is kept."""
         params = dataclasses.asdict(self.params)
         compute = {name: params["compute"][name] for name in DECIDING}
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
@@ -116,5 +113,4 @@ class Job:
             for name in ("batch_size", "captions", "words", "statistics_images", "anchors", "conditions", "scratch")
         }
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
-        name = hashlib.sha256(json.dumps(decides | numbers | compute, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.checkpoints) / name
+        return state_folder(self.checkpoints, decides | numbers | compute)

@@ -1,18 +1,23 @@
 """How a training is started: in one process or in several, each with its device, the run's curves and its errors in
-words; and where each of its phases is kept."""
+words; and how each of its phases is kept and trained."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from un2clip import devices, tracking
+from un2clip.datasets.loader import Batch
 from un2clip.errors import UserError, disks_in_words
 from un2clip.training import distributed
-from un2clip.training.checkpoints import Checkpoints, Saved
-from un2clip.training.config import ComputeConfig
+from un2clip.training.checkpoints import Checkpoints
+from un2clip.training.config import ComputeConfig, PhaseConfig
 from un2clip.training.lock import Lock
+from un2clip.training.loop import Objective, fit
+from un2clip.training.progress import Record
 
 
 class Job(Protocol):
@@ -58,22 +63,63 @@ def _one_process(stage: str, work: Callable[[Any, torch.device], None], job: Job
             ) from None
 
 
-def kept_phase(
-    stage: str, folder: Path | None, number: int, of: int, steps: int, compute: ComputeConfig, lock: Lock | None
-) -> tuple[Checkpoints | None, Saved | None]:
-    """Where phase `number` (from 0) of so many is kept, and what is there to go on from; that is said and tagged."""
-    if folder is None:
-        return None, None
-    kept = Checkpoints(
-        folder=folder / f"phase-{number + 1}" if number else folder,
-        every=compute.checkpoint_every,
-        keep=compute.keep_checkpoints,
-        final=number < of - 1,
-        tags={"mlflow_run": tracking.active_run()},
-        lock=lock,
+def state_folder(checkpoints: str, decides: Mapping[str, Any]) -> Path | None:
+    """Where the state of a training is kept: a folder named by all that decides its result; None for ""."""
+    if not checkpoints:
+        return None
+    return Path(checkpoints) / hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def train_phase(
+    stage: str,
+    objective: Objective,
+    trains: Sequence[str],
+    phase: PhaseConfig,
+    compute: ComputeConfig,
+    batches: Callable[[int], Iterator[Batch]],
+    history: list[Record],
+    *,
+    number: int,
+    of: int,
+    seed: int,
+    done: int,
+    on_read: Callable[[int, int], None],
+    folder: Path | None,
+    lock: Lock | None,
+) -> None:
+    """Train phase `number` (from 0) of so many, in place; one that was cut off goes on from its own state.
+
+    Args:
+        stage: its name, for messages.
+        objective, trains, phase, compute, batches, history, done, on_read: as of `fit`.
+        seed: of the noise samples, with the phase's number.
+        folder: of the training's state; None for none.
+    """
+    checkpoints = saved = None
+    if folder is not None:
+        checkpoints = Checkpoints(
+            folder=folder / f"phase-{number + 1}" if number else folder,
+            every=compute.checkpoint_every,
+            keep=compute.keep_checkpoints,
+            final=number < of - 1,
+            tags={"mlflow_run": tracking.active_run()},
+            lock=lock,
+        )
+        saved = checkpoints.newest()
+        if saved and devices.rank() == 0:
+            print(f"{stage}: goes on after step {saved.step} of {phase.steps}, from {checkpoints.folder}")
+            tracking.tag("resumed_from", saved.tags["mlflow_run"])
+    fit(
+        objective,
+        trains,
+        phase,
+        compute,
+        batches,
+        torch.Generator().manual_seed(seed + number),
+        history,
+        done=done,
+        on_step=tracking.log_metrics,
+        on_read=on_read,
+        checkpoints=checkpoints,
+        saved=saved,
     )
-    saved = kept.newest()
-    if saved and devices.rank() == 0:
-        print(f"{stage}: goes on after step {saved.step} of {steps}, from {kept.folder}")
-        tracking.tag("resumed_from", saved.tags["mlflow_run"])
-    return kept, saved
