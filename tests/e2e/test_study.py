@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from un2clip.config import merge
 from un2clip.errors import UserError
-from un2clip.study.controls import check_variant, varied
 from un2clip.study.run import study
+from un2clip.study.variants import check_variant, varied
 
 SHORT, RANDOM = "un2clip@phases.tune.steps=1", "un2clip@random"
 ROWS = ["un2clip", "align", SHORT, RANDOM]

@@ -12,8 +12,8 @@ from scipy.stats import kendalltau, spearmanr
 
 from un2clip.evidence.statistics import t_interval
 from un2clip.methods.table import METHODS
-from un2clip.study.controls import RANDOM
 from un2clip.study.seeds import Result
+from un2clip.study.variants import RANDOM
 
 #: (checkpoints, 2): what the loss gained and what the benchmark gained, both of one seed's reference.
 Gains = np.ndarray

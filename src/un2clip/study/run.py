@@ -24,10 +24,10 @@ from un2clip.files.texts import read_json, read_lines, read_text
 from un2clip.models.clip import encoder_sha256
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
-from un2clip.study.controls import RANDOM, check_variant, perturb, varied
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
+from un2clip.study.variants import RANDOM, check_variant, perturb, varied
 from un2clip.training.config import DECIDING
 
 #: In a seed's world: what each stage took.
