@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from un2clip.world.scenes import ATTRIBUTES
 
-_AT_ONCE = 250  # images in one forward
+AT_ONCE = 250  # images in one forward
 
 
 class Judge(nn.Module):
@@ -62,7 +62,7 @@ def train_judge(
 @torch.no_grad()
 def right(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Of how many images the judge names each, in %."""
-    parts = [judge(part) for part in images.split(_AT_ONCE)]
+    parts = [judge(part) for part in images.split(AT_ONCE)]
     return {
         name: 100 * float((torch.cat([part[i] for part in parts]).argmax(dim=1) == labels[:, i]).double().mean())
         for i, name in enumerate(judge.attributes)

@@ -19,14 +19,13 @@ from un2clip.config import at_least
 from un2clip.datasets.loader import generator_view
 from un2clip.decoders import Cond, NoiseConfig, Unclip
 from un2clip.models.clip import Clip
-from un2clip.study.judge import right, train_judge
+from un2clip.study.judge import AT_ONCE, right, train_judge
 from un2clip.world import scenes as world
 from un2clip.world.scenes import ATTRIBUTES, COLUMN, Ints
 from un2clip.world.writing import PATTERNS, draw_pairs
 
 NAMED = ("object", "colour")  # what a caption nearly always names
 DETAILS = tuple(name for name in ATTRIBUTES if name not in NAMED)
-_AT_ONCE = 250  # images in one forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ def twins(rng: np.random.Generator, attribute: str, n: int, plain: float) -> tup
 @torch.no_grad()
 def vae_decibels(generator: Unclip, images: Tensor) -> float:
     """Peak signal-to-noise ratio of the VAE alone, dB, the mean over images (N, 3, S, S) whose range is 2."""
-    parts = images.split(_AT_ONCE)
+    parts = images.split(AT_ONCE)
     errors = torch.cat([(generator.decode(generator.encode(x)) - x).square().mean(dim=(1, 2, 3)) for x in parts])
     return float((10 * torch.log10(4 / errors)).mean())
 
@@ -173,7 +172,7 @@ def heard(clip: Clip, generator: Unclip, seed: int, params: PairMeasures) -> dic
             see(clip, generator, world.render(np.random.default_rng(seed), side, generator.image_px)) for side in sides
         )
         conds = [Cond(vector=clip.embed(each.pixel_values)) for each in (own, other)]
-        target = torch.cat([generator.encode(part) for part in own.images.split(_AT_ONCE)])
+        target = torch.cat([generator.encode(part) for part in own.images.split(AT_ONCE)])
         found[attribute] = {}
         for level in params.noise_levels:
             noise = NoiseConfig(
@@ -226,8 +225,8 @@ def _normalised(clip: Clip, generator: Unclip, seen: Drawn) -> Tensor:
 
 def _losses(generator: Unclip, target: Tensor, cond: Cond, sample: Mapping[str, Tensor]) -> Any:
     assert cond.vector is not None
-    for start in range(0, len(target), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    for start in range(0, len(target), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
         own = {name: value[part] for name, value in sample.items()}
         (values,) = generator.loss(target[part], Cond(vector=cond.vector[part]), own).values()
         yield values
