@@ -19,8 +19,8 @@ from transformers import (
 from tests import toy_llava
 from tests.conversing import CLIP, gpt, human, write_instructions
 from un2clip.assistants.building import build_assistant, llava_config, save_assistant
-from un2clip.assistants.conversations import Conversation, read_conversations, texts_of
-from un2clip.assistants.language import IMAGE, Language, ToySize, add_tokens, open_language, toy_tokenizer
+from un2clip.assistants.conversations import IMAGE, Conversation, read_conversations, texts_of
+from un2clip.assistants.language import Language, ToySize, add_tokens, open_language, toy_tokenizer
 from un2clip.assistants.next_token import NextToken
 from un2clip.assistants.prompts import IGNORED, PLAIN, chat_template, encode
 from un2clip.assistants.reading import grouped

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from un2clip.assistants.language import IMAGE
+from un2clip.assistants.conversations import IMAGE
 from un2clip.assistants.pictures import Way, check_layer, picture_processor
 from un2clip.assistants.prompts import chat_template
 from un2clip.errors import UserError

@@ -10,10 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from un2clip.assistants.language import IMAGE
 from un2clip.errors import UserError, cause
 from un2clip.files.texts import read_json
 
+IMAGE = "<image>"  # the token of a picture
 #: The two files of a folder of instructions, and the folder of their pictures.
 ALIGNMENT, INSTRUCTION, IMAGES = "alignment.json", "instruction.json", "images"
 LARGEST = 2_000_000_000  # bytes; llava_v1_5_mix665k.json has half as many

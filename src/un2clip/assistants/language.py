@@ -8,12 +8,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from un2clip.assistants.conversations import IMAGE
 from un2clip.config import at_least
 from un2clip.errors import UserError, reason
 from un2clip.sources.hub import Source, obtain
 
 TOY = "toy"
-IMAGE, PAD = "<image>", "<pad>"
+PAD = "<pad>"
 BEGIN, END = "<s>", "</s>"  # of the toy's texts, as Llama's
 #: A vocabulary is a multiple of it, as in llava-hf's copies of LLaVA-1.5 (32,064).
 MULTIPLE = 64

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from un2clip.assistants.conversations import Conversation
-from un2clip.assistants.language import IMAGE
+from un2clip.assistants.conversations import IMAGE, Conversation
 from un2clip.errors import UserError
 
 IGNORED = -100  # a label that does not count, in torch's cross_entropy

@@ -12,6 +12,7 @@ from string import ascii_uppercase
 
 import numpy as np
 
+from un2clip.assistants.conversations import ALIGNMENT, IMAGE, IMAGES, INSTRUCTION, SPEAKERS
 from un2clip.evaluation.mllm.questions import BY_LETTER, BY_WORD, lettered, lines
 from un2clip.world import scenes as world
 from un2clip.world.probing import Asked, draw_asked
@@ -30,7 +31,7 @@ from un2clip.world.wording import (
 )
 from un2clip.world.writing import Questions, png, rendered
 
-PICTURE = "<image>\n"  # where LLaVA puts the picture's tokens
+PICTURE = f"{IMAGE}\n"  # where LLaVA puts the picture's tokens
 IMAGES_PER_FOLDER = 1000
 
 
@@ -40,7 +41,7 @@ def write_conversations(rng: np.random.Generator, questions: Questions, image_px
     captions, talks = [], []
     for i, pixels in enumerate(rendered(rng, scenes, image_px, "render conversations" if len(scenes) else "")):
         name = f"{i // IMAGES_PER_FOLDER:05d}/{i:09d}.png"  # as LLaVA's own pictures lie
-        path = folder / "images" / name
+        path = folder / IMAGES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(pixels))
         about = {"id": f"{i:09d}", "image": name}
@@ -48,15 +49,13 @@ def write_conversations(rng: np.random.Generator, questions: Questions, image_px
         captions.append(about | {"conversations": _turns([("Describe the picture.", caption)])})
         talks.append(about | {"conversations": _turns(_talk(rng, scenes[i], asked[i], questions.turns))})
     folder.mkdir(parents=True, exist_ok=True)
-    for name, records in (("alignment.json", captions), ("instruction.json", talks)):
+    for name, records in ((ALIGNMENT, captions), (INSTRUCTION, talks)):
         (folder / name).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def _turns(said: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """Questions and answers as LLaVA has them; the picture stands before the first question."""
-    turns = [
-        {"from": speaker, "value": text} for pair in said for speaker, text in zip(("human", "gpt"), pair, strict=True)
-    ]
+    turns = [{"from": speaker, "value": text} for pair in said for speaker, text in zip(SPEAKERS, pair, strict=True)]
     turns[0]["value"] = PICTURE + turns[0]["value"]
     return turns
 
