@@ -130,10 +130,7 @@ def in_words(found: OverSeeds) -> str:
 
 def save_asked(scores: Scores, seed: int, folder: Path) -> None:
     """Write the scores of an assistant and the seed of its language model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scores.save(folder / ASKED)
-    content = {SEED: seed} | read_json(folder / ASKED, nan=True)
-    write_json(folder / ASKED, content)
+    write_json(folder / ASKED, {SEED: seed} | scores.content())
 
 
 def collect_asked(folders: Sequence[Path]) -> dict[str, Pairs]:

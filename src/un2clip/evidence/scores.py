@@ -100,14 +100,17 @@ class Scores:
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write JSON: the summary first, then the items."""
+        """Write `content` as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self._text())
 
     def _text(self) -> str:
+        return json.dumps(self.content(), indent=1) + "\n"
+
+    def content(self) -> dict[str, Any]:
+        """What the file says, as plain data: the summary first, then the items."""
         names = ("id", "type", "value", "of") if get_unit(self.unit).out_of else ("id", "type", "value")
-        content = self.summary() | {"items": [{name: getattr(item, name) for name in names} for item in self.items]}
-        return json.dumps(content, indent=1) + "\n"
+        return self.summary() | {"items": [{name: getattr(item, name) for name in names} for item in self.items]}
 
 
 #: The fields that a scores file has as they are.

@@ -53,7 +53,7 @@ def ask(
         folder.mkdir(parents=True, exist_ok=True)
         journal = _journal(opened, checkpoints, name, sha256) if checkpoints else folder / ANSWERS
         asked = ask_all(
-            opened, benchmark=name, data=benchmarks / name, journal=journal, role=known,
+            opened, benchmark=name, data=benchmarks / name, sha256=sha256, journal=journal, role=known,
             method="reference" if role == "reference" else method,
         )  # fmt: skip
         if journal != folder / ANSWERS:

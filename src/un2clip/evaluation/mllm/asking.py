@@ -143,12 +143,15 @@ def check_data(benchmark: str, data: Path) -> str:
     return data_sha256(data)
 
 
-def ask_all(opened: Opened, *, benchmark: str, data: Path, journal: Path, role: Role, method: str) -> Asked:
+def ask_all(
+    opened: Opened, *, benchmark: str, data: Path, sha256: str, journal: Path, role: Role, method: str
+) -> Asked:
     """Ask every question of a benchmark that the journal has no answer to.
 
     Args:
         benchmark: a file of benchmarks/ that measures an mllm, or `file-dataset`.
         data: the benchmark's folder.
+        sha256: of the data, from `check_data`.
         journal: file of the answers, a line each.
         role: reference or tuned.
         method: row of the method table that made its encoder, for the scores.
@@ -156,7 +159,6 @@ def ask_all(opened: Opened, *, benchmark: str, data: Path, journal: Path, role: 
     Raises:
         UserError: the data are not as they must be, or the journal has answers of another run.
     """
-    sha256 = check_data(benchmark, data)
     asker = Recorded(opened.llava, journal, {"benchmark": benchmark, "data": sha256, "assistant": opened.sha256})
     result = get_benchmark(benchmark, "mllm").run(asker, data, opened.numbers)
     asker.finish(result)
@@ -184,10 +186,10 @@ def ask(
         UserError: model or data are not as they must be, or answers of another run lie there.
     """
     numbers = build(Ask, params["ask"], "ask")
-    check_data(benchmark, data)
+    sha256 = check_data(benchmark, data)
     opened = open_assistant(numbers, assistant, params["device"])
     journal = to / f"{role}.answers.jsonl"
-    asked = ask_all(opened, benchmark=benchmark, data=data, journal=journal, role=role, method=method)
+    asked = ask_all(opened, benchmark=benchmark, data=data, sha256=sha256, journal=journal, role=role, method=method)
     asked.scores.save(to / f"{role}.json")
     asked.write_columns(to / f"{role}.columns.json")
     print_asked(asked)
