@@ -15,7 +15,7 @@ from un2clip.errors import UserError
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.power import smallest_gain, smallest_shown
 from un2clip.evidence.scores import ROLES, load_scores, mismatch
-from un2clip.evidence.statistics import discordant, paired_difference
+from un2clip.evidence.statistics import of_right_or_wrong, paired_difference
 from un2clip.evidence.units import get_unit
 from un2clip.files.texts import read_text
 from un2clip.methods.table import METHODS
@@ -145,11 +145,10 @@ def _measured(rule: Rule, compare: Compare, seed: int) -> str:
         return ""
     how: dict[str, Any] = {"confidence": compare.confidence, "resamples": compare.resamples, "seed": seed}
     seen, unit = paired_difference(before.items, after.items, unit=after.unit, **how), get_unit(after.unit)
-    single = unit.right_or_wrong and discordant(before.items, after.items) is not None
     gain = smallest_shown(
         seen,
         unit.name,
-        right_or_wrong=single,
+        right_or_wrong=of_right_or_wrong(before.items, after.items, after.unit) is not None,
         bound=rule.gain_above,
         confidence=compare.confidence,
         power=compare.power,

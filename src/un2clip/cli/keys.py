@@ -14,12 +14,10 @@ import yaml
 from un2clip.config import lookup
 from un2clip.config.overlays import LIKE
 from un2clip.devices import DEVICES
-from un2clip.evaluation.measuring import Ask
 from un2clip.files.texts import yaml_nodes
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
-from un2clip.stages import STAGES, get_stage
-from un2clip.stages.assistant_job import Assistant
+from un2clip.stages import APART, STAGES, get_stage
 from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
@@ -48,10 +46,8 @@ HINTS: dict[str, Any] = {
     "images": str,
     "benchmark_data": str,
     "benchmarks": tuple[str, ...],
-    **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
+    **{name: get_type_hints(get_stage(name))["params"] for name in (*STAGES, *APART)},
     "pair": PairMeasures,
-    "ask": Ask,
-    "assistant": Assistant,
     "explain": Explain,
     "study": Study,
     "download": Download,

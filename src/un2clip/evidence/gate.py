@@ -11,7 +11,7 @@ from typing import Any
 
 from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, mismatch
-from un2clip.evidence.statistics import Difference, corrected, discordant, paired_difference
+from un2clip.evidence.statistics import Difference, corrected, of_right_or_wrong, paired_difference
 from un2clip.evidence.units import get_unit
 
 
@@ -155,7 +155,7 @@ def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confiden
     smallest = smallest_shown(
         gain,
         after.unit,
-        right_or_wrong=unit.right_or_wrong and discordant(before.items, after.items) is not None,
+        right_or_wrong=of_right_or_wrong(before.items, after.items, after.unit) is not None,
         bound=rule.gain_above,
         confidence=confidence,
         power=power,

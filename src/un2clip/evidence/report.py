@@ -17,7 +17,7 @@ from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.power import smallest_shown
 from un2clip.evidence.scores import Scores, score_of
-from un2clip.evidence.statistics import Difference, Discordant, discordant, paired_differences
+from un2clip.evidence.statistics import Difference, Discordant, of_right_or_wrong, paired_differences
 from un2clip.evidence.units import UNITS, get_unit
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈", "unknown": ""}
@@ -104,7 +104,7 @@ def compare_scores(
 
     def row(name: str, before: Sequence[Item], after: Sequence[Item], difference: Difference) -> Row:
         good = (difference.mean < 0) == unit.lower_is_better
-        pairs = discordant(before, after) if unit.right_or_wrong else None
+        pairs = of_right_or_wrong(before, after, unit.name)
         smallest = smallest_shown(
             difference, unit.name, right_or_wrong=bool(pairs), bound=0.0, confidence=confidence, power=power
         )

@@ -163,6 +163,11 @@ def discordant(before: Sequence[Item], after: Sequence[Item]) -> Discordant | No
     return Discordant(gained=gained, lost=lost, p_value=sign_test(gained, lost))
 
 
+def of_right_or_wrong(before: Sequence[Item], after: Sequence[Item], unit: str) -> Discordant | None:
+    """`discordant`, where the unit counts what is right and what is wrong; None for any other."""
+    return discordant(before, after) if get_unit(unit).right_or_wrong else None
+
+
 def _draws(before: Sequence[Item], after: Sequence[Item], unit: str) -> Iterator[Draw]:
     return _check(before, after, unit).draws(before, after, get_unit(unit).scale)
 
