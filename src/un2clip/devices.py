@@ -1,6 +1,8 @@
 """Where tensors are computed: processor or GPU, and which of several processes this one is."""
 
+import functools
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from un2clip.errors import UserError
@@ -36,6 +38,25 @@ def pick_device(name: str) -> "torch.device":
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def has_bf16(device: "torch.device") -> bool:
+    """Whether it multiplies in bf16 by instructions of its own; a GPU is taken to."""
+    import torch
+
+    names = ("avx512_bf16", "amx_bf16", "bf16")  # x86's two, and Arm's
+    return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in names)
+
+
+@functools.cache
+def warn_of_bf16(device: "torch.device") -> None:
+    """Say once that bf16 is no faster here: a processor without its instructions imitates them."""
+    if rank() == 0 and not has_bf16(device):
+        print(
+            "un2clip: this processor has no bf16 instructions and imitates them, which may take more than ten times as "
+            "long as fp32; set precision to fp32",
+            file=sys.stderr,
+        )
 
 
 def rank() -> int:

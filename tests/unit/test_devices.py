@@ -2,11 +2,12 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from un2clip.devices import pick_device
+from un2clip.devices import has_bf16, pick_device, warn_of_bf16
 from un2clip.errors import UserError
 from un2clip.training.config import single_process
 
@@ -33,6 +34,20 @@ def test_a_process_for_each_gpu(monkeypatch, said: int, gpus: int, device: str, 
     """`processes: 0` follows the GPUs that are visible, where they are to be used; another number stands."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert dataclasses.replace(single_process(batch_size=8), processes=said).processes_here(device) == processes
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="only Linux lists a processor's instructions there")
+def test_bf16_that_is_imitated_is_said(capsys) -> None:
+    """Once, and only by a processor that the kernel lists without such instructions; fp32 says nothing."""
+    listed = {"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split())
+    cpu = torch.device("cpu")
+    assert has_bf16(cpu) == bool(listed)
+    warn_of_bf16.cache_clear()
+    single_process(batch_size=8).autocast(cpu)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        dataclasses.replace(single_process(batch_size=8), precision="bf16").autocast(cpu)
+    assert capsys.readouterr().err.count("set precision to fp32") == (0 if listed else 1)
 
 
 @pytest.mark.parametrize("own", [None, "ACTIVE"])

@@ -9,6 +9,7 @@ import torch
 
 from un2clip.config import at_least
 from un2clip.decoders.decoder import NoiseConfig
+from un2clip.devices import warn_of_bf16
 from un2clip.errors import UserError
 
 Decay = Literal["constant", "cosine"]
@@ -132,6 +133,9 @@ class ComputeConfig:
             raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
 
     def autocast(self, device: torch.device) -> torch.autocast:
+        """The arithmetic of a step; a processor that has no bf16 of its own is named."""
+        if self.precision == "bf16":
+            warn_of_bf16(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def processes_here(self, device: str) -> int:
