@@ -18,7 +18,9 @@ from un2clip.stages.finetune_job import Finetune
 from un2clip.training.loop import fit
 
 CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
-NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+NOISE = NoiseConfig(
+    timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
+)
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
