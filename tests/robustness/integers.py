@@ -1,6 +1,6 @@
 """Every integer of the numbers at -1, 0 and 1, in its stage at toy size: does it work, or is it one line?
 
-python -m tests.robustness.integers            # half an hour on one core; prints what was neither
+python -m tests.robustness.integers            # ten minutes of a core; prints what was neither
 """
 
 import contextlib
