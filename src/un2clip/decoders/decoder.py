@@ -57,6 +57,10 @@ class Cond:
     def __len__(self) -> int:
         return next(len(value) for value in (self.vector, self.sequence, self.spatial) if value is not None)
 
+    def take(self, samples: Tensor) -> "Cond":
+        """What these samples are told, by their numbers (N,) int64."""
+        return Cond(**{name: value[samples] for name, value in vars(self).items() if value is not None})
+
     def after(self, other: "Cond") -> "Cond":
         """Both as one batch, the other's first."""
         pairs = {name: (getattr(other, name), value) for name, value in vars(self).items() if value is not None}
