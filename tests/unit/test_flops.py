@@ -26,7 +26,9 @@ PUBLISHED = {
     "siglip-so400m-224": 220.35,
     "siglip-so400m-384": 670.35,
 }
-NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+NOISE = NoiseConfig(
+    timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
+)
 
 
 def test_a_linear_layer_by_hand() -> None:

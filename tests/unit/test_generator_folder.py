@@ -217,7 +217,9 @@ def loss_and_gradient(generator: Unclip) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(3, *generator.target_shape, generator=rng)
     embeds = torch.randn(3, generator.embed_dim, generator=rng, requires_grad=True)
-    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.0)
+    noise = NoiseConfig(
+        timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.0, time_scale=1.0
+    )
     loss = generator.loss(latents, Cond(vector=embeds), generator.draw(3, rng, noise))["diffusion_loss"]
     loss.mean().backward()
     assert embeds.grad is not None

@@ -6,7 +6,7 @@ What is computed twice to save memory is not counted twice, as is usual where a 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond
 from un2clip.decoders.decoder import NoiseConfig
+from un2clip.methods.contrast import Contrast
 from un2clip.methods.features import Features
 from un2clip.methods.objective import Reconstruction
 
@@ -57,7 +58,8 @@ def count_step(
     """Operations of one noise sample of some images, by part: what one step computes, accumulation or not.
 
     Args:
-        objective: on the meta device; its requires_grad is set.
+        objective: on the meta device; its requires_grad is set. One that contrasts has the second view's tower and all
+            conditions in its decoder's part.
         trains: parts that move; others pass gradient on where a part before them moves.
         image_size: height and width of the encoder's images.
 
@@ -68,15 +70,24 @@ def count_step(
     for name, part in objective.parts().items():
         part.requires_grad_(name in trains)
     decoder, pixel_values = objective.decoder, torch.empty(images, 3, *image_size, device=META)
-    batch = {"images": torch.empty(images, 3, decoder.image_px, decoder.image_px, device=META), "keys": [""] * images}
+    batch: dict[str, Any] = {
+        "images": torch.empty(images, 3, decoder.image_px, decoder.image_px, device=META),
+        "view": pixel_values,
+        "valid": torch.ones(images, dtype=torch.bool, device=META),
+        "keys": [""] * images,
+    }
     noise_sample = to_device(objective.draw(batch, images, torch.Generator(), noise), META)
-    target, of_target = counted(lambda: decoder.target(batch))
+    batch["target"], of_target = counted(lambda: decoder.target(batch))
     with torch.set_grad_enabled("encoder" in trains):
         features, of_encoder = counted(lambda: objective.encoder(pixel_values))
     leaf = Features(pooled=_leaf(features.pooled), tokens=_leaf(features.tokens))
-    cond, of_condition = counted(lambda: objective.condition(leaf, noise_sample))
-    told = Cond(**{name: _leaf(value) for name, value in vars(cond).items()})
-    terms, of_decoder = counted(lambda: decoder.loss(target, told, noise_sample))
+    cond, told, of_condition = Cond(), Cond(), 0
+    if isinstance(objective, Contrast):
+        terms, of_decoder = counted(lambda: objective.held(batch, leaf, noise_sample))
+    else:
+        cond, of_condition = counted(lambda: objective.condition(leaf, noise_sample))
+        told = Cond(**{name: _leaf(value) for name, value in vars(cond).items()})
+        terms, of_decoder = counted(lambda: decoder.loss(batch["target"], told, noise_sample))
     of_reference = 0
     if objective.anchors and (reference := objective.reference) is not None:
         with torch.no_grad():

@@ -48,7 +48,7 @@ def new_reconstruction(backbones: Backbones, finetune: Finetune, row: Method) ->
     banks = {name: torch.zeros(finetune.captions, clip.embed_dim) for name in row.banks}
     objective = new_objective(
         row, clip, decoder, finetune.anchors, banks=banks, seed=0, conditions=finetune.conditions,
-        refers=finetune.compute.refer_every > 0,
+        contrast=finetune.contrast, refers=finetune.compute.refer_every > 0,
     )  # fmt: skip
     return objective, clip.image_size
 
