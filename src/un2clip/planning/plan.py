@@ -110,7 +110,8 @@ class Plan:
         fp32, compute = device.rate("fp32"), self.finetune.compute
         first = self.phases[0].flops
         if self.latent_shape and self.latents.cache:
-            yield "latents", self.images * first["target"].total / fp32 / HOUR, 1, "fp32, on one GPU"
+            used = min(gpus, self.latents.processes or gpus)
+            yield "latents", self.images * first["target"].total / fp32 / used / HOUR, used, "fp32"
         for phase in self.phases:
             seconds = phase.images * phase.seconds(device, compute.precision, compute.frozen) / gpus
             yield f"finetune ({phase.name})", seconds / HOUR, gpus, compute.precision

@@ -1,0 +1,110 @@
+"""Who runs a function over shards: this process, or several on this machine, one a GPU.
+
+A task is a pure function of its argument that writes its own output, beside it first and then by its name. So tasks may
+end in any order, and be done again.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from un2clip.errors import UserError
+
+Task = TypeVar("Task")
+ATTEMPTS = 3  # of a task whose worker died: any of those that ran may have killed it
+
+
+def run_tasks(function: Callable[[Task], None], tasks: Iterable[Task], processes: int) -> Iterator[Task]:
+    """Call a function on each task; each comes back when it is done, in any order.
+
+    Args:
+        function: of a module, so that another process finds it.
+        processes: 1: this one, in order. More: so many beside this one, the n-th with the n-th GPU, each with as many
+            threads as this one, so that the bytes are the same. They end when this one does.
+
+    Raises:
+        UserError: a task raised it, or workers died on it three times.
+    """
+    left = list(tasks)
+    processes = min(processes, len(left))
+    if processes <= 1:
+        for task in left:
+            function(task)
+            yield task
+        return
+    waiting, attempts = list(range(len(left))), [0] * len(left)
+    while waiting:
+        died: list[int] = []
+        for number, lost in _run(function, left, waiting, processes):
+            waiting.remove(number)
+            if lost:
+                died.append(number)
+            else:
+                yield left[number]
+        for number in died:
+            attempts[number] += 1
+            if attempts[number] == ATTEMPTS:
+                raise UserError(
+                    f"a worker died {ATTEMPTS} times while it had {left[number]}; look at memory (`dmesg` names what "
+                    "the system killed), or lower `processes` of this stage"
+                )
+        if died:
+            tqdm.write(f"un2clip: a worker died; done again: {', '.join(str(left[n]) for n in died)}", file=sys.stderr)
+            waiting = sorted([*waiting, *died])
+
+
+def _run(
+    function: Callable[[Task], None], tasks: list[Task], numbers: Iterable[int], processes: int
+) -> Iterator[tuple[int, bool]]:
+    """(number of a task, whether its worker died), until all are done or a worker died, which breaks the pool."""
+    context = multiprocessing.get_context("spawn")  # a GPU and torch's threads do not outlive a fork
+    reader, writer = context.Pipe(duplex=False)
+    places: SimpleQueue[int] = context.SimpleQueue()
+    for place in range(processes):
+        places.put(place)
+    pool = ProcessPoolExecutor(processes, context, _begin, (places, processes, torch.get_num_threads(), reader))
+    ahead, running, broken = iter(list(numbers)), dict[Future[None], int](), False
+    try:
+        while True:
+            while not broken and len(running) < processes and (number := next(ahead, None)) is not None:
+                try:
+                    running[pool.submit(function, tasks[number])] = number
+                except BrokenProcessPool:  # a worker died since it was last looked at
+                    broken = True
+            if not running:
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                lost = isinstance(done.exception(), BrokenProcessPool)
+                broken = broken or lost
+                if not lost:
+                    done.result()
+                yield running.pop(done), lost
+    finally:
+        writer.close()  # the workers end, in the middle of a task too where this was left by an error
+        pool.shutdown(wait=True, cancel_futures=True)
+        reader.close()
+
+
+def _begin(places: "SimpleQueue[int]", processes: int, threads: int, alive: Connection) -> None:
+    """What each worker does first: its GPU, its threads, and to end when the process that began it does."""
+    os.environ["LOCAL_RANK"] = str(places.get() % max(1, torch.cuda.device_count()))
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+
+
+def _end_with(alive: Connection) -> None:
+    try:
+        alive.recv()  # nothing is ever sent
+    except (EOFError, OSError):
+        os._exit(1)

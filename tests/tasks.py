@@ -1,0 +1,38 @@
+"""Tasks for the workers of tests: a module that imports little, since each worker imports it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from un2clip.errors import UserError
+
+
+def write(path: Path) -> None:
+    """The later a name, the sooner it is done. It says which worker it was, and its threads."""
+    time.sleep(0.3 if path.name == "a" else 0)
+    path.write_text(f"{os.getpid()} {os.environ.get('LOCAL_WORLD_SIZE')} {torch.get_num_threads()}")
+
+
+def die_once(path: Path) -> None:
+    """The first call for "b" is killed as by the system when memory is short."""
+    if path.name == "b" and not path.with_suffix(".tried").exists():
+        path.with_suffix(".tried").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    path.write_text("done")
+
+
+def die(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(path: Path) -> None:
+    raise UserError(f"{path.name} cannot be read")
+
+
+def wait_long(path: Path) -> None:
+    path.with_suffix(".partial").write_text(str(os.getpid()))
+    path.with_suffix(".partial").rename(path)
+    time.sleep(300)

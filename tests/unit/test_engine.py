@@ -1,0 +1,89 @@
+"""Tasks over several processes: each once, a dead worker's again, and no worker outlives the one who began it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tasks import die, die_once, refuse, write
+from tests.unit.test_latents import encode
+from un2clip.datasets.engine import run_tasks
+from un2clip.errors import UserError
+
+
+def test_each_task_is_done_once_by_a_worker(tmp_path) -> None:
+    tasks = [tmp_path / name for name in "abcd"]
+    assert sorted(run_tasks(write, tasks, 2)) == tasks
+    said = [path.read_text().split() for path in tasks]
+    assert {processes for _, processes, _ in said} == {"2"}
+    assert {threads for *_, threads in said} == {str(torch.get_num_threads())}
+    assert str(os.getpid()) not in {pid for pid, *_ in said}
+    assert list(run_tasks(write, tasks, 1)) == tasks
+    assert {path.read_text().split()[0] for path in tasks} == {str(os.getpid())}
+
+
+def test_the_task_of_a_worker_that_died_is_done_again_and_said(tmp_path, capsys) -> None:
+    tasks = [tmp_path / name for name in "abc"]
+    assert sorted(run_tasks(die_once, tasks, 2)) == tasks
+    assert all(path.read_text() == "done" for path in tasks)
+    said = capsys.readouterr().err
+    assert "un2clip: a worker died; done again: " in said and str(tmp_path / "b") in said
+
+
+def test_a_task_that_kills_every_worker_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="a worker died 3 times while it had .*/[ab]; look at memory"):
+        list(run_tasks(die, [tmp_path / "a", tmp_path / "b"], 2))
+
+
+def test_an_error_of_a_task_is_its_own(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"^[ab] cannot be read$"):
+        list(run_tasks(refuse, [tmp_path / "a", tmp_path / "b"], 2))
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path) -> None:
+    """kill -9 of it: no worker is left to write beside the next run."""
+    script = (
+        "from pathlib import Path\nfrom tests.tasks import wait_long\n"
+        "from un2clip.datasets.engine import run_tasks\n"
+        f"if __name__ == '__main__':\n    list(run_tasks(wait_long, [Path({str(tmp_path)!r}) / n for n in 'ab'], 2))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment) as process:
+        until = time.monotonic() + 120
+        while not all((tmp_path / name).exists() for name in "ab") and time.monotonic() < until:
+            time.sleep(0.1)
+        process.kill()
+    workers = [int((tmp_path / name).read_text()) for name in "ab"]
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/cmdline").exists() and _runs(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_latents_are_the_same_bytes_from_two_processes(tiny, tmp_path) -> None:
+    """Files and latents.json, made anew but for one file, which is kept."""
+    made = shutil.copytree(tiny.latents, tmp_path / "l")
+    kept, *others = sorted(made.rglob("*.safetensors"))
+    for path in others:
+        path.unlink()
+    stamp = kept.stat().st_mtime_ns
+    encode(tiny, made, processes=2)
+    assert kept.stat().st_mtime_ns == stamp and len(others) > 1
+    assert bytes_below(made) == bytes_below(tiny.latents)
+
+
+def bytes_below(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
