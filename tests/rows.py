@@ -18,7 +18,9 @@ from un2clip.stages.finetune_job import Finetune
 from un2clip.training.loop import fit
 
 CAPTIONS = ["a circle", "a red circle", "two blue moons", "an arrow on grey"]
-NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+NOISE = NoiseConfig(
+    timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
+)
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -32,7 +34,8 @@ def batches(shape: tuple[int, ...] = (4, 8, 8), start: int = 0, n: int = 8):
         target, pixel_values = torch.randn(n, *shape, generator=rng), torch.randn(n, 3, 32, 32, generator=rng)
         if step >= start:
             keys = [f"sample{i}" for i in range(n)]
-            yield {"keys": keys, "pixel_values": pixel_values, "target": target, "valid": torch.ones(n) > 0}
+            seen = {"pixel_values": pixel_values, "view": pixel_values.flip(3)}
+            yield {"keys": keys, **seen, "target": target, "valid": torch.ones(n) > 0}
 
 
 def prepare(tiny, method: str, *, anchors: dict[str, float] | None = None, **compute: object):
@@ -44,9 +47,8 @@ def prepare(tiny, method: str, *, anchors: dict[str, float] | None = None, **com
     )
     banks = {name: embed_bank(clip, CAPTIONS) for name in row.banks}
     refers = params.compute.refer_every > 0
-    objective = new_objective(
-        row, clip, decoder, params.anchors, banks=banks, seed=0, conditions=params.conditions, refers=refers
-    )
+    numbers = {"conditions": params.conditions, "contrast": params.contrast}
+    objective = new_objective(row, clip, decoder, params.anchors, banks=banks, seed=0, refers=refers, **numbers)
     return clip, objective, params
 
 

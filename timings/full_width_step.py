@@ -19,7 +19,9 @@ from timings.full_width import new_generator
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond, NoiseConfig
 
-NOISE = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+NOISE = NoiseConfig(
+    timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
+)
 ENCODER = "ViT-L-14-quickgelu"
 
 

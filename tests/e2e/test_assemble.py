@@ -70,7 +70,9 @@ def test_it_learns_from_the_first_step(fetched: Path, clip: Clip) -> None:
     generator, rng = load_generator(fetched), torch.Generator().manual_seed(0)
     layer = generator.unet.class_embedding.linear_2
     latents, embeds = torch.randn(4, 4, 16, 16, generator=rng), torch.randn(4, clip.embed_dim, generator=rng)
-    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.25)
+    noise = NoiseConfig(
+        timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.25, time_scale=1.0
+    )
     noise_sample = generator.draw(4, rng, noise)
 
     def loss(image_embeds: torch.Tensor) -> torch.Tensor:

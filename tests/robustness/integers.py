@@ -1,6 +1,6 @@
 """Every integer of the numbers at -1, 0 and 1, in its stage at toy size: does it work, or is it one line?
 
-python -m tests.robustness.integers            # half an hour on one core; prints what was neither
+python -m tests.robustness.integers            # ten minutes of a core; prints what was neither
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def changed(place: Place, value: int) -> dict[str, Any]:
 def method_of(place: Place) -> str:
     """A row of the method table that reads this number."""
     rows = {"flow": "genhancer", "pixels": "unilip", "statistics_images": "align", "longer": "un2clip-longer"}
-    rows |= {"align": "align", "diva": "diva", "genhancer-2": "genhancer"}
+    rows |= {"align": "align", "diva": "diva", "genhancer-2": "genhancer", "contrast": "dcr"}
     return next((rows[str(name)] for name in place if name in rows), "un2clip-anchored")
 
 

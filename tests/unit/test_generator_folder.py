@@ -1,5 +1,6 @@
 """A generator on disk: any directory in the pipeline's layout, with text, PNDM, options, half precision."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from un2clip.decoders import Cond, NoiseConfig, Options, Unclip, load_generator,
 from un2clip.decoders.assemble import from_text_to_image
 from un2clip.errors import UserError
 from un2clip.models.clip import load_clip
+from un2clip.models.huggingface import bpe_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,15 @@ def unclip(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made / "unclip"
 
 
-@pytest.fixture()
-def generator(unclip: Path) -> Unclip:
+@pytest.fixture(scope="module")
+def loaded(unclip: Path) -> Unclip:
     return load_generator(unclip)
+
+
+@pytest.fixture()
+def generator(loaded: Unclip) -> Unclip:
+    """One of a test's own."""
+    return copy.deepcopy(loaded)
 
 
 def copied(unclip: Path, folder: Path, options: Options) -> Path:
@@ -176,7 +184,7 @@ def test_prompt_is_the_pipelines(unclip: Path, tmp_path: Path) -> None:
 
 def test_published_tokenizers_are_read(tmp_path: Path) -> None:
     """vocab.json and merges.txt give open_clip's token ids, and the padding is theirs: `!`, number 0."""
-    save_text_to_image(tmp_path / "sd")
+    save_text_to_image(tmp_path / "sd", tokenizer=bpe_tokenizer(16))
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "sd", subfolder="tokenizer")
     text = "a red circle above a ball"
     expected = open_clip.get_tokenizer("ViT-H-14", context_length=16)(text)[0].tolist()
@@ -209,7 +217,9 @@ def loss_and_gradient(generator: Unclip) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(3, *generator.target_shape, generator=rng)
     embeds = torch.randn(3, generator.embed_dim, generator=rng, requires_grad=True)
-    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.0)
+    noise = NoiseConfig(
+        timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 999), condition_dropout=0.0, time_scale=1.0
+    )
     loss = generator.loss(latents, Cond(vector=embeds), generator.draw(3, rng, noise))["diffusion_loss"]
     loss.mean().backward()
     assert embeds.grad is not None

@@ -70,10 +70,10 @@ def test_a_pixel_decoder_draws_or_is_refused(latent: int, channels: tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("name", "builds"), [("attention_head_dim", False), ("patch_size", True), ("num_layers", True)]
+    ("name", "builds"), [("attention_head_dim", False), ("num_single_layers", True), ("num_layers", True)]
 )
 def test_a_flow_is_built_or_refused(tiny, name: str, builds: bool) -> None:
-    """Sines and cosines of two axes need a width of four numbers."""
+    """Numbers turn in pairs, so a head needs an even number of them."""
     given: dict[str, Any] = tiny.params["finetune"]["scratch"]
     scratch = build(Scratch, given | {"flow": given["flow"] | {name: 1}}, "scratch")
     assert isinstance(scratch.flow, FlowSize)

@@ -24,7 +24,13 @@ def drawn(generator) -> tuple[torch.Tensor, torch.Tensor, NoiseSample]:
 
 
 def noise(**changes: object) -> NoiseConfig:
-    numbers = {"timesteps": (0, 999), "timesteps_drawn": "independent", "noise_level": (0, 0), "condition_dropout": 0.0}
+    numbers = {
+        "timesteps": (0, 999),
+        "timesteps_drawn": "independent",
+        "noise_level": (0, 0),
+        "condition_dropout": 0.0,
+        "time_scale": 1.0,
+    }
     return NoiseConfig(**(numbers | changes))
 
 

@@ -47,7 +47,9 @@ def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> N
     latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
     assert latents.shape == (2, 4, side, side)
     embeds = torch.zeros(2, 768, device=META, requires_grad=True)
-    noise = NoiseConfig(timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0)
+    noise = NoiseConfig(
+        timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
+    )
     noise_sample = to_device(generator.draw(2, torch.Generator(), noise), META)
     loss = generator.loss(latents, Cond(vector=embeds), noise_sample)["diffusion_loss"]
     loss.mean().backward()

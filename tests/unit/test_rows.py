@@ -31,6 +31,7 @@ MOVES = {
     "align": (False, False, True),
     "diva": (True, True, False),
     "genhancer": ("matrices", True, True),
+    "dcr": ("matrices", True, False),
     "unilip": (True, True, True),
 }
 

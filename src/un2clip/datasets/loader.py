@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms import v2
 
+from un2clip.datasets.augmenting import ViewConfig, random_crop
 from un2clip.datasets.handing import ANSWER_S, LOST, SHARED_MEMORY, check_shared_memory
 from un2clip.datasets.images import without_ends
 from un2clip.datasets.latents import CachedLatents
@@ -28,7 +29,8 @@ from un2clip.errors import UserError
 View = Callable[[Image.Image], Tensor]
 #: One batch, by name: keys (B texts, for messages; a reason where a sample is corrupt), pixel_values (B, 3, H, W)
 #: float32 as the encoder wants them, valid (B,) bool (a sample that could not be read is zeros and must not count), and
-#: of the decoder's view either images (B, 3, S, S) float32 in [-1, 1] or, from the cache, latents (B, C, h, w), scaled.
+#: of the decoder's view either images (B, 3, S, S) float32 in [-1, 1] or, from the cache, latents (B, C, h, w), scaled;
+#: and view, as pixel_values, where a second view was asked for.
 Batch = dict[str, Any]
 WHOLE = (1.0, 1.0)  # lowest and highest share of an image that a random crop keeps: no crop
 
@@ -78,7 +80,8 @@ class Reader(Dataset[Batch]):
         cached: the VAE's latents, or None.
         crop: lowest and highest share of the image's area that a random crop keeps, the same crop in both views.
             Latents of what is cropped cannot be cached.
-        seed: of the crop, with the epoch and the sample.
+        second: what makes of the image a second view for the encoder, `view` of the batch; None for none.
+        seed: of the crop and of the second view, with the epoch and the sample.
     """
 
     folder: Path
@@ -87,6 +90,7 @@ class Reader(Dataset[Batch]):
     image_view: View
     cached: CachedLatents | None
     crop: tuple[float, ...] = WHOLE
+    second: ViewConfig | None = None
     seed: int = 0
 
     @property
@@ -109,17 +113,12 @@ class Reader(Dataset[Batch]):
             "pixel_values": torch.where(torch.tensor(valid), self.encoder_view(image)[None], 0.0),
             "valid": torch.tensor([valid]),
         }
+        if self.second is not None:
+            other = self.encoder_view(self.second.second_view(image, hash((self.seed, *index, 1))))
+            batch["view"] = torch.where(torch.tensor(valid), other[None], 0.0)
         if self.cached is not None:
             return batch | {"latents": self.cached.read(tar, index.number)[None]}
         return batch | {"images": torch.where(torch.tensor(valid), self.image_view(image)[None], 0.0)}
-
-
-def random_crop(image: Image.Image, share: Sequence[float], seed: int) -> Image.Image:
-    """A part of the image, of a share of its area and nearly of its shape; torch's own state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        top, left, height, width = RandomResizedCrop.get_params(image, list(share), [0.95, 1 / 0.95])
-    return image.crop((left, top, left + width, top + height))
 
 
 def open_split(

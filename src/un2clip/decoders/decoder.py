@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from un2clip.config import at_least
 from un2clip.errors import UserError, reason
 
 #: Every random number of one evaluation of a loss by name, (B, ...), drawn on the CPU for the whole batch: so a GPU,
@@ -56,6 +57,10 @@ class Cond:
     def __len__(self) -> int:
         return next(len(value) for value in (self.vector, self.sequence, self.spatial) if value is not None)
 
+    def take(self, samples: Tensor) -> "Cond":
+        """What these samples are told, by their numbers (N,) int64."""
+        return Cond(**{name: value[samples] for name, value in vars(self).items() if value is not None})
+
     def after(self, other: "Cond") -> "Cond":
         """Both as one batch, the other's first."""
         pairs = {name: (getattr(other, name), value) for name, value in vars(self).items() if value is not None}
@@ -74,12 +79,15 @@ class NoiseConfig:
         noise_level: lowest and highest level of the embedding's noise augmentation, both included.
         condition_dropout: probability that a sample's condition is dropped, as in classifier-free guidance
             (arXiv 2207.12598); None where a loss is measured: none is dropped, and no number drawn for it.
+        time_scale: s of a flow's times sigmoid(s N(0, 1)), the scaled logit-normal distribution (arXiv 2503.19480);
+            0 for uniform ones. A flow reads neither `timesteps` nor `timesteps_drawn`.
     """
 
     timesteps: tuple[int, ...]
     timesteps_drawn: Timesteps
     noise_level: tuple[int, ...]
     condition_dropout: float | None
+    time_scale: float
 
     def __post_init__(self) -> None:
         for name in ("timesteps", "noise_level"):
@@ -90,6 +98,7 @@ class NoiseConfig:
                 raise ValueError(
                     f"{name} must be a lowest of at least 0 and a highest not below it, got {low} and {high}"
                 )
+        at_least(self, 0, "time_scale")
         if not 0 <= (self.condition_dropout or 0) <= 1:
             raise ValueError(f"condition_dropout must be a probability between 0 and 1, got {self.condition_dropout}")
 

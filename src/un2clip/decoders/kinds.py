@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderDC, AutoencoderKL, FluxTransformer2DModel
 
 from un2clip.config import lookup
 from un2clip.decoders.decoder import Decoder
@@ -129,7 +129,7 @@ def _save_flow(flow: Flow, folder: Path, backbones: Path) -> None:
 
 
 def _read_flow(folder: Path) -> Flow:
-    transformer, vae = load_part(SD3Transformer2DModel, folder, "transformer"), load_part(AutoencoderKL, folder, "vae")
+    transformer, vae = load_part(FluxTransformer2DModel, folder, "transformer"), load_part(AutoencoderKL, folder, "vae")
     return Flow(transformer, vae, read_description(folder)["image_px"])
 
 

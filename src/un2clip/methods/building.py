@@ -1,6 +1,7 @@
 """A row of the method table as an objective: its encoder, condition, decoder and anchors put together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from un2clip.config import lookup
 from un2clip.decoders import Decoder, Unclip
 from un2clip.methods.anchors import ANCHORS, Anchor, Bank
 from un2clip.methods.conditions import CONDITIONS, Condition, ConditionConfig, new_condition
+from un2clip.methods.contrast import Contrast, ContrastConfig
 from un2clip.methods.features import Encoder, Features
 from un2clip.methods.objective import Reconstruction, tokens_of
 from un2clip.methods.table import Method
@@ -24,6 +26,7 @@ def new_objective(
     banks: Mapping[Bank, Tensor] | None = None,
     seed: int,
     conditions: ConditionConfig | None = None,
+    contrast: ContrastConfig | None = None,
     refers: bool = False,
 ) -> Reconstruction:
     """The objective of a row, for this CLIP and this decoder; both are trained in place.
@@ -33,6 +36,7 @@ def new_objective(
         banks: (K, D) each, of anchors.embed_bank: those that the row's anchors ask for.
         seed: of a condition that begins at random.
         conditions: what it is made with, where it is made with numbers.
+        contrast: numbers of a row that contrasts.
         refers: whether the log gets the cosine to the reference.
 
     Raises:
@@ -46,9 +50,11 @@ def new_objective(
         name: (ANCHORS[name].made_of(std, banks or {}), lookup(weights, name, "weight of anchor"))
         for name in row.anchors
     }
-    return Reconstruction(
-        clip.model.visual, condition, decoder, anchors, trains_encoder=row.trains("encoder"), refers=refers
-    )
+    kind: Callable[..., Reconstruction] = Reconstruction
+    if row.contrasts:
+        assert contrast is not None, "a row that contrasts is made with numbers"
+        kind = partial(Contrast, config=contrast)
+    return kind(clip.model.visual, condition, decoder, anchors, trains_encoder=row.trains("encoder"), refers=refers)
 
 
 @torch.no_grad()

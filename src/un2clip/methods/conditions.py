@@ -157,6 +157,19 @@ class Dense(Condition):
         return Cond(sequence=self.prompt + self.map(torch.cat([_pooled(features)[:, None], tokens], dim=1)))
 
 
+class PooledAdded(Condition):
+    """DCR (arXiv 2603.04803): the embedding through an MLP, added to every token of what the prompt says."""
+
+    def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
+        super().__init__(features, decoder, config)
+        assert isinstance(decoder, TextToImage)
+        self.map = _mlp(_pooled(features).shape[1], decoder.prompt_embeds.shape[2])
+        self.register_buffer("prompt", decoder.prompt_embeds.float().clone())
+
+    def forward(self, features: Features, noise_sample: NoiseSample) -> Cond:
+        return Cond(sequence=self.prompt + self.map(_pooled(features))[:, None])
+
+
 class PooledMlp(Condition):
     """GenHancer (arXiv 2503.19480): the embedding through two MLPs, as a vector and as the only token of a sequence."""
 
@@ -164,10 +177,7 @@ class PooledMlp(Condition):
         super().__init__(features, decoder, config)
         assert isinstance(decoder, Flow)
         dim = _pooled(features).shape[1]
-        self.vector, self.token = (
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
-            for width in decoder.widths
-        )
+        self.vector, self.token = (_mlp(dim, width) for width in decoder.widths)
 
     def forward(self, features: Features, noise_sample: NoiseSample) -> Cond:
         pooled = _pooled(features)
@@ -203,6 +213,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "linear-identity": LinearIdentity,
     "dense": Dense,
     "pooled-mlp": PooledMlp,
+    "pooled-added": PooledAdded,
     "spatial": Spatial,
 }
 
@@ -245,6 +256,10 @@ def load_condition(folder: Path, features: Features, decoder: Decoder) -> Condit
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"cannot read the condition in {folder}: {cause(error)}") from None
     return condition
+
+
+def _mlp(dim: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
 
 
 def _pooled(features: Features) -> Tensor:

@@ -102,14 +102,14 @@ class Reconstruction(Objective):
         return self.decoder.draw(n, rng, noise) | self.condition.draw(n, rng)
 
     def forward(self, batch: Batch, noise_sample: NoiseSample, log: bool = False) -> dict[str, Tensor]:
-        """loss, the decoder's own terms, each anchor's distance; cosine (to the reference's embedding) for the log.
+        """loss, the terms of `held`, each anchor's distance; cosine (to the reference's embedding) for the log.
 
         Args:
             batch: pixel_values, and `target`: what decoder.target made of it.
         """
         with torch.set_grad_enabled(self.training_encoder):
             features = self.encoder(batch["pixel_values"])
-        terms = self.decoder.loss(batch["target"], self.condition(features, noise_sample), noise_sample)
+        terms = self.held(batch, features, noise_sample)
         loss = torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else next(iter(terms.values()))
         if self.anchors or (log and self.refers):
             reference = self._refer(batch["pixel_values"], features)
@@ -119,6 +119,10 @@ class Reconstruction(Objective):
         if log and self.refers and features.pooled is not None and reference.pooled is not None:
             terms["cosine"] = cosine_similarity(features.pooled.detach(), reference.pooled)
         return {"loss": loss} | terms
+
+    def held(self, batch: Batch, features: Features, noise_sample: NoiseSample) -> dict[str, Tensor]:
+        """rec_phi of the equation: named terms, (B,) float32 each, whose sum falls."""
+        return self.decoder.loss(batch["target"], self.condition(features, noise_sample), noise_sample)
 
     @property
     def training_encoder(self) -> bool:

@@ -39,6 +39,7 @@ class Method:
         decoder: through what it trains, of decoders.kinds.KINDS.
         anchors: what holds the encoder near the reference, of ANCHORS; their weights are `finetune.anchors`.
         phases: one after the other.
+        contrasts: whether predictions are contrasted (contrast.py) instead of held against the truth alone.
         measures_statistics: whether the unCLIP's normaliser gets the statistics of this encoder's embeddings first.
         description: one line for people.
     """
@@ -47,6 +48,7 @@ class Method:
     decoder: str = "unclip"
     anchors: tuple[str, ...] = ()
     phases: tuple[Phase, ...]
+    contrasts: bool = False
     measures_statistics: bool = False
     description: str
 
@@ -148,6 +150,13 @@ METHODS: dict[str, Method] = {
             Phase("genhancer-2", ("encoder",)),
         ),
         description="GenHancer (arXiv 2503.19480): through a small flow from scratch, then the encoder alone by LoRA",
+    ),
+    "dcr": Method(
+        condition="pooled-added",
+        decoder="text_to_image",
+        contrasts=True,
+        phases=(Phase("dcr-1", ("condition",)), Phase("dcr-2", ("encoder",))),
+        description="DCR (arXiv 2603.04803): what a frozen generator predicts is contrasted; a projector, then LoRA",
     ),
     "unilip": Method(
         condition="spatial",

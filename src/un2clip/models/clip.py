@@ -92,6 +92,22 @@ class Clip:
         return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "text", [f"{t!r}" for t in texts])
 
 
+#: CLIP's own tokenizer by the text tower's configuration: it takes longer to make than a small CLIP to load.
+_TOKENIZERS: dict[str, open_clip.SimpleTokenizer] = {}
+
+
+def _tokenizer(folder: Path, text_cfg: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """open_clip's for a folder; one that is not read from the folder is shared by all that are configured alike."""
+    name = json.dumps(text_cfg, sort_keys=True)
+    if name in _TOKENIZERS:
+        return _TOKENIZERS[name]
+    never = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+    made: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
+    if isinstance(made, open_clip.SimpleTokenizer):
+        _TOKENIZERS[name] = made
+    return made
+
+
 def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
     """Load a CLIP folder in fp32 and evaluation mode; whatever trains sets its own mode.
 
@@ -108,8 +124,7 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         check_kinds(folder / WEIGHTS)
         check_sizes(config, folder / WEIGHTS)
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        never = {"trust_remote_code": False} if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") else {}
-        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **never)
+        tokenize = _tokenizer(folder, config["model_cfg"]["text_cfg"])
     except UserError as error:
         raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
     except Exception as error:  # a broken configuration raises nearly anything in open_clip

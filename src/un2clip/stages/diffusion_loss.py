@@ -120,6 +120,7 @@ def _bins(num_timesteps: int, params: DiffusionLoss) -> dict[str, NoiseConfig]:
             timesteps_drawn="independent",
             noise_level=(params.noise_level, params.noise_level),
             condition_dropout=None,
+            time_scale=0.0,
         )
         for low, high in zip(edges, edges[1:], strict=False)
     }

@@ -108,7 +108,15 @@ def _finetune(job: Job, device: torch.device) -> None:
     text_before = text_sha256(clip.model)
     refers = params.compute.refer_every > 0
     objective = new_objective(
-        row, clip, decoder, params.anchors, banks=banks, seed=job.seed, conditions=params.conditions, refers=refers
+        row,
+        clip,
+        decoder,
+        params.anchors,
+        banks=banks,
+        seed=job.seed,
+        conditions=params.conditions,
+        contrast=params.contrast,
+        refers=refers,
     )
     folder = job.state_folder(parents)
     with locked(folder) if folder and devices.rank() == 0 else nullcontext() as lock:
@@ -231,7 +239,8 @@ def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | No
 
 def _reader(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> loader.Reader:
     view = loader.generator_view(decoder.image_px)
-    return loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+    reader = loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+    return dataclasses.replace(reader, second=job.params.contrast.view if job.row.contrasts else None)
 
 
 def _measure(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> None:

@@ -11,6 +11,7 @@ from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
 from un2clip.errors import UserError
 from un2clip.methods.conditions import ConditionConfig
+from un2clip.methods.contrast import ContrastConfig
 from un2clip.methods.table import Method, get_method
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
 from un2clip.training.starting import state_folder
@@ -28,6 +29,7 @@ class Finetune:
         words: what makes the bank of the cosine anchor.
         anchors: lambda of each anchor, for the methods that have it.
         conditions: what a condition is made with, for the methods that have it.
+        contrast: numbers of the methods that contrast.
         scratch: shapes of the decoders that begin from scratch.
         phases: what is learned in each phase; a method names its own.
         compute: how it is computed.
@@ -40,6 +42,7 @@ class Finetune:
     words: Words
     anchors: dict[str, float]
     conditions: ConditionConfig
+    contrast: ContrastConfig
     scratch: Scratch
     phases: dict[str, PhaseConfig]
     compute: ComputeConfig
@@ -110,7 +113,16 @@ class Job:
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
         numbers = {
             name: params[name]
-            for name in ("batch_size", "captions", "words", "statistics_images", "anchors", "conditions", "scratch")
+            for name in (
+                "batch_size",
+                "captions",
+                "words",
+                "statistics_images",
+                "anchors",
+                "conditions",
+                "contrast",
+                "scratch",
+            )
         }
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         return state_folder(self.checkpoints, decides | numbers | compute)

@@ -180,6 +180,7 @@ def heard(clip: Clip, generator: Unclip, seed: int, params: PairMeasures) -> dic
                 timesteps_drawn="stratified",
                 noise_level=(level, level),
                 condition_dropout=None,
+                time_scale=0.0,
             )
             sample = generator.draw(len(target), torch.Generator().manual_seed(seed), noise)
             losses = [torch.cat(list(_losses(generator, target, cond, sample))) for cond in conds]

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from un2clip.evaluation.dense.masks import Classes, Pixels
 
@@ -20,6 +18,9 @@ def save_grid(
     Args:
         legend: a colour (3,) for the name of each class, in their order.
     """
+    from matplotlib.figure import Figure  # here, since every benchmark's start would wait for it
+    from matplotlib.patches import Patch
+
     names = list(legend)
     colours = np.array([*legend.values(), (255, 255, 255)], np.uint8)  # the last one is that of class -1
     pictures = {"photograph": list(images)} | {name: [colours[each] for each in maps] for name, maps in rows.items()}
