@@ -480,7 +480,7 @@ def test_a_recurring_run_is_of_the_compiled_file(server, tmp_path) -> None:
     assert made["pipeline_spec"] == {"pipeline_spec": spec, "platform_spec": platform}
     assert made["runtime_config"]["parameters"] == {"images": "data/photos", "data_version": "7"}
     assert (made["display_name"], made["mode"], made["experiment_id"]) == ("nightly", "ENABLE", "exp-1")
-    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *" and made["max_concurrency"] == "1"
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *" and made["max_concurrency"] == 1
 
 
 @pytest.mark.parametrize(
