@@ -34,5 +34,6 @@ def add_commands(commands: Commands) -> None:
         weights.add_verify,
         runs.add_show,
         runs.add_explain,
+        runs.add_plan,
     ):
         add(commands)
