@@ -15,9 +15,9 @@ import time
 import open_clip
 import torch
 
-from timings.full_width import new_generator
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond, NoiseConfig
+from un2clip.planning.published import CONFIG, new_generator
 
 NOISE = NoiseConfig(
     timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
@@ -36,7 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     device, rng = torch.device(args.device), torch.Generator().manual_seed(0)
-    generator = new_generator("unclip-l", device, smallest=args.smallest)
+    with device:
+        generator = new_generator(CONFIG["embed_dim"]["unclip-l"], smallest=args.smallest)
     generator.prepare(dtype=getattr(torch, args.dtype), checkpointing=args.checkpointing)
     vision_cfg = open_clip.get_model_config(ENCODER)["vision_cfg"] | ({"layers": 1} if args.smallest else {})
     visual = open_clip.create_model(ENCODER, load_weights=False, vision_cfg=vision_cfg).visual.to(device)

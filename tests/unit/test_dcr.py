@@ -11,7 +11,6 @@ from torch.nn.functional import gelu, layer_norm
 
 from tests.rows import FAST, NOISE, batches, prepare, run
 from tests.unit.test_full_size_encoders import ROOT, encoder_of
-from timings.full_width import new_generator
 from un2clip.config import build, merge, read_params
 from un2clip.datasets import loader
 from un2clip.datasets.augmenting import ViewConfig
@@ -22,6 +21,7 @@ from un2clip.methods.contrast import Contrast
 from un2clip.methods.features import Encoder
 from un2clip.models.clip import load_clip
 from un2clip.models.converting import architecture_config, new_model
+from un2clip.planning.published import new_generator
 from un2clip.stages.finetune_job import Finetune
 
 META = torch.device("meta")
@@ -139,7 +139,8 @@ def test_full_size_shapes() -> None:
     assert numbers.contrast.view == VIEW and numbers.contrast.group == numbers.compute.max_per_device == 16
     config = architecture_config(encoder_of(overlay).architecture)["model_cfg"]
     side = config["vision_cfg"]["image_size"]
-    unclip = new_generator("unclip-l", META)
+    with META:
+        unclip = new_generator(768)
     unclip.unet.class_embedding = None
     unclip.unet.register_to_config(class_embed_type=None)
     prompt = torch.zeros(1, 77, 1024, device=META)

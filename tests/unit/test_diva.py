@@ -11,7 +11,6 @@ from torch.nn.functional import linear
 from tests.rows import NOISE, batches, prepare, run
 from tests.toy_clips import model_of
 from tests.unit.test_full_size_encoders import ROOT, encoder_of
-from timings.full_width import new_generator
 from un2clip.config import merge, read_params, read_yaml
 from un2clip.datasets.loader import to_device
 from un2clip.decoders.text_to_image import TextToImage
@@ -19,6 +18,7 @@ from un2clip.errors import UserError
 from un2clip.methods.conditions import ConditionConfig, DenseConfig, new_condition
 from un2clip.methods.features import Encoder
 from un2clip.models.converting import architecture_config, new_model
+from un2clip.planning.published import new_generator
 
 META = torch.device("meta")
 #: As docs/method.md has them: overlay of the encoder -> prompt, share, window; and length of what the U-Net is told.
@@ -120,7 +120,8 @@ def test_full_size_shapes(overlay: str) -> None:
     dense = DenseConfig(**params["finetune"]["conditions"]["dense"])
     *choice, length = CHOICES[overlay]
     assert (dense.prompt, dense.share, dense.window) == tuple(choice)
-    unclip = new_generator("unclip-l", META)
+    with META:
+        unclip = new_generator(768)
     unclip.unet.class_embedding = None
     unclip.unet.register_to_config(class_embed_type=None)
     prompt = torch.zeros(1, 77, 1024, device=META)

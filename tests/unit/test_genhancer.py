@@ -10,13 +10,13 @@ from scipy.stats import kstest
 
 from tests.rows import FAST, NOISE, batches, prepare, run
 from tests.unit.test_full_size_encoders import ROOT, encoder_of
-from timings.full_width import CONFIG
 from un2clip.config import build, convert, read_params
 from un2clip.decoders.flow import Flow
 from un2clip.errors import UserError
 from un2clip.methods.conditions import new_condition
 from un2clip.methods.features import Encoder
 from un2clip.models.converting import architecture_config, new_model
+from un2clip.planning.published import CONFIG
 from un2clip.stages.finetune_job import Finetune
 from un2clip.study.variants import varied
 from un2clip.training.config import PhaseConfig

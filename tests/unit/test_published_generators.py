@@ -7,16 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from timings.full_width import CONFIG, new_generator
 from un2clip.config import read_yaml
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond, NoiseConfig
 from un2clip.decoders.assemble import add_class_projection
-from un2clip.decoders.unclip import MADE_FOR
+from un2clip.decoders.unclip import MADE_FOR, Unclip
+from un2clip.planning import published
+from un2clip.planning.published import CONFIG
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in CONFIGS if "architecture:" in path.read_text()]
 META = torch.device("meta")
+
+
+def new_generator(name: str, image_px: int | None = None) -> Unclip:
+    with META:
+        return published.new_generator(CONFIG["embed_dim"][name], image_px)
 
 
 def count(module: nn.Module) -> int:
@@ -29,7 +35,7 @@ def test_sizes_are_the_published_ones(name: str, embed_dim: int) -> None:
 
     The mirror's file list has 3.48 GB for unclip-l's U-Net in float32.
     """
-    generator = new_generator(name, META)
+    generator = new_generator(name)
     projection = generator.unet.class_embedding
     assert round((count(generator.unet) - count(projection)) / 1e6, 2) == 865.91
     assert round(count(generator.vae) / 1e6, 1) == 83.7
@@ -41,9 +47,9 @@ def test_sizes_are_the_published_ones(name: str, embed_dim: int) -> None:
 @pytest.mark.parametrize(("image_px", "side"), [(768, 96), (512, 64)])
 def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> None:
     """An image of 768 px has latents 4 x 96 x 96, one of 512 px 4 x 64 x 64; loss and gradient come out."""
-    own = new_generator("unclip-l", META)
+    own = new_generator("unclip-l")
     assert (own.image_px, own.target_shape) == (768, (4, 96, 96))
-    generator = new_generator("unclip-l", META, image_px)
+    generator = new_generator("unclip-l", image_px)
     latents = generator.encode(torch.zeros(2, 3, image_px, image_px))
     assert latents.shape == (2, 4, side, side)
     embeds = torch.zeros(2, 768, device=META, requires_grad=True)
@@ -58,7 +64,7 @@ def test_a_training_step_has_the_published_shapes(image_px: int, side: int) -> N
 
 def test_a_text_to_image_unet_becomes_one_for_siglip() -> None:
     """align adds 2 x 1152 -> 1280 -> 1280 to SD-2.1's U-Net, and nothing else."""
-    unet = new_generator("unclip-l", META).unet
+    unet = new_generator("unclip-l").unet
     unet.class_embedding = None
     unet.register_to_config(class_embed_type=None)
     before = count(unet)

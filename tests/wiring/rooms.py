@@ -13,7 +13,7 @@ PICTURE = ROOT / "docs/rooms.svg"
 ROOMS = (
     "errors", "files", "hashes", "processes", "config", "devices", "doctor",  # the ground
     "datasets", "evidence", "tracking", "sources", "models", "decoders", "methods", "training", "assistants",
-    "evaluation", "world", "stages", "study", "cluster", "cli", "__main__",
+    "evaluation", "world", "stages", "study", "planning", "cluster", "cli", "__main__",
 )  # fmt: skip
 
 Edges = set[tuple[str, str]]
