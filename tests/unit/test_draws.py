@@ -22,33 +22,38 @@ from un2clip.stages.finetune_job import Job
 
 
 @torch.no_grad()
-def naive(clip, folder, patches: int, draws: int) -> list[float]:
+def naive(clip, folder, patches: int, draws: int, unit: bool = False) -> list[float]:
     """Percent of the pairs of which both statements choose their own image; ln_post and projection on all tokens."""
     visual, questions, scores = clip.model.visual, mmvp_vlm.read_questions(folder), []
     visual.output_tokens = True
     seen = [visual(clip.preprocess(Image.open(question.image))[None]) for question in questions]
     visual.output_tokens = False
     texts = [clip.model.encode_text(clip.tokenize([f"a photo of {question.statement}"]))[0] for question in questions]
+
+    def likeness(statement: int, image: int, draw: int) -> float:
+        """A statement's cosine to an image; patches are drawn anew for the first and the second of a pair."""
+        (pooled, tokens), chosen = seen[image], list(range(16))
+        if patches:
+            name = f"{2 * draw + statement % 2} {questions[image].id}"
+            chosen = torch.randint(16, (patches,), generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        local = tokens[0, chosen] @ visual.proj
+        if unit:
+            local, pooled = torch.stack([token / token.norm() for token in local]), pooled / pooled.norm()
+        embedded = pooled[0] + sum(local) / len(local)
+        return float(texts[statement] @ embedded / embedded.norm())
+
     for draw in range(draws):
-        embedded = []
-        for question, text, (pooled, tokens) in zip(questions, texts, seen, strict=True):
-            chosen = list(range(16))
-            if patches:
-                rng = torch.Generator().manual_seed(zlib.crc32(f"{draw} {question.id}".encode()))
-                chosen = torch.randint(16, (patches,), generator=rng).tolist()
-            image = pooled[0] + sum(tokens[0, number] @ visual.proj for number in chosen) / len(chosen)
-            embedded.append((image / image.norm(), text))
         right = [
-            bool(one @ first > one @ second) and not bool(other @ first > other @ second)
-            for (first, one), (second, other) in zip(embedded[::2], embedded[1::2], strict=True)
+            likeness(i, i, draw) > likeness(i, i + 1, draw) and likeness(i + 1, i, draw) <= likeness(i + 1, i + 1, draw)
+            for i in range(0, len(questions), 2)
         ]
         scores.append(100 * sum(right) / len(right))
     return scores
 
 
 @pytest.fixture(scope="module")
-def said(tiny, tmp_path_factory) -> tuple[dict[str, object], list[str]]:
-    """A reference, a changed encoder, and what is printed of both."""
+def given(tiny, tmp_path_factory) -> dict[str, object]:
+    """A reference, a changed encoder, and the pairs."""
     clip = load_clip(tiny.backbones / "clip")
     with torch.no_grad():
         for parameter in clip.model.visual.parameters():
@@ -56,15 +61,14 @@ def said(tiny, tmp_path_factory) -> tuple[dict[str, object], list[str]]:
     folder = tmp_path_factory.mktemp("draws")
     save_clip(clip, folder / "changed")
     (folder / "reference").symlink_to(tiny.backbones / "clip")
-    return {"clips": [folder / "reference", folder / "changed"], "data": tiny.benchmarks / "mmvp_vlm"}, []
+    return {"clips": [folder / "reference", folder / "changed"], "data": tiny.benchmarks / "mmvp_vlm"}
 
 
-def test_the_scores_are_the_naive_ones(said, capsys) -> None:
+def test_the_scores_are_the_naive_ones(given, capsys) -> None:
     """Eight draws, each its own; plain beside them, mean and deviation of them, the difference on the same draws."""
-    given, _ = said
     drawn_scores("diva-openai", **given, draws=0, device="cpu", batch_size=6)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "diva-openai: the embedding plus the mean of 76 patches drawn with replacement"
+    assert lines[0] == "diva-openai: the class token plus the mean of 76 patches drawn with replacement"
     clips, found = [load_clip(folder) for folder in given["clips"]], []
     for clip, line in zip(clips, lines[1:3], strict=True):
         scores = naive(clip, given["data"], 76, 8)
@@ -81,25 +85,34 @@ def test_the_scores_are_the_naive_ones(said, capsys) -> None:
 
 
 def test_draws_differ_and_repeat_whatever_the_batch(tiny) -> None:
-    """A draw is by its number and the image's name; with all patches there is one draw, which is the naive one."""
-    clip, data = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "mmvp_vlm"
+    """A draw is by its number and the image's name."""
+    clip = load_clip(tiny.backbones / "clip")
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     names = ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
-    first, second = (DrawingClip(**vars(clip), patches=4, draw=draw) for draw in (0, 1))
+    first, second = (DrawingClip(**vars(clip), patches=4, unit=False, draw=draw) for draw in (0, 1))
     whole = first.embed(images, names)
     assert not torch.equal(whole, second.embed(images, names))
-    parts = [DrawingClip(**vars(clip), patches=4, draw=0).embed(images[i : i + 1], names[i : i + 1]) for i in range(3)]
+    parts = [
+        DrawingClip(**vars(clip), patches=4, unit=False, draw=0).embed(images[i : i + 1], names[i : i + 1])
+        for i in range(3)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
-    drawing = DrawingClip(**vars(clip), patches=0, draw=0)
-    found = mmvp_vlm.run(drawing, data, batch_size=6).items
-    assert 100 * statistics.fmean(item.value for item in found) == pytest.approx(naive(clip, data, 0, 1)[0])
+
+
+def test_with_all_patches_there_is_one_draw(given, capsys) -> None:
+    """Each of length 1 first, as for MetaCLIP; one score, which is the naive one."""
+    drawn_scores("diva-metaclip", **given, draws=0, device="cpu", batch_size=6)
+    lines = capsys.readouterr().out.splitlines()
+    for folder, line in zip(given["clips"], lines[1:3], strict=True):
+        (score,) = naive(load_clip(folder), given["data"], 0, 1, unit=True)
+        assert line.endswith(f"drawn {score:.2f}, deviation 0.00 over 1 ({score:.1f})")
 
 
 def test_the_command_says_what_is_wrong(tiny, capsys) -> None:
     """An unknown protocol, too few draws."""
     given = [f"--data={tiny.benchmarks / 'mmvp_vlm'}", f"--clip={tiny.backbones / 'clip'}"]
     for words, message in (
-        (["diva", *given], "unknown protocol 'diva'; known: diva-openai, diva-metaclip, diva-dfn-378"),
+        (["diva", *given], "unknown protocol 'diva'; known: diva-openai, diva-metaclip"),
         (["diva-openai", *given, "--draws=3"], "draws must be at least 8, since one draw says little; got 3"),
     ):
         assert main(["draws", *words])

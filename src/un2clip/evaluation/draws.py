@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from un2clip.config import lookup, read_yaml
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import mmvp_vlm
-from un2clip.evidence.scores import score_of
 from un2clip.methods.features import Encoder, Features
 from un2clip.models.clip import Clip, finite, load_clip
 
@@ -29,11 +29,13 @@ class DrawingClip(Clip):
 
     Attributes:
         patches: so many are drawn of each image, with replacement; 0: all of them, each once.
+        unit: whether each token is brought to length 1 first.
         draw: number of the draw; with an image's name it alone decides which.
         seen: features of the images, kept for the next draw.
     """
 
     patches: int
+    unit: bool
     draw: int
     seen: dict[tuple[str, ...], Features] = field(default_factory=dict)
 
@@ -45,13 +47,15 @@ class DrawingClip(Clip):
             self.seen[stems] = Encoder(self.model.visual, "projected")(pixel_values.to(self.device))
         features = self.seen[stems]
         assert features.tokens is not None and features.pooled is not None
-        tokens = features.tokens
-        if tokens.shape[2] != features.pooled.shape[1]:
+        tokens, pooled = features.tokens, features.pooled
+        if tokens.shape[2] != pooled.shape[1]:
             raise UserError("this encoder's patches and its embedding are of different widths, so they cannot be added")
+        if self.unit:
+            tokens, pooled = normalize(tokens, dim=2), normalize(pooled, dim=1)
         if self.patches:
             chosen = torch.stack([self._chosen(stem, tokens.shape[1]) for stem in stems]).to(tokens.device)
             tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2]))
-        return finite(features.pooled + tokens.mean(dim=1), "image", names)
+        return finite(pooled + tokens.mean(dim=1), "image", names)
 
     def _chosen(self, stem: str, among: int) -> Tensor:
         rng = torch.Generator().manual_seed(zlib.crc32(f"{self.draw} {stem}".encode()))
@@ -86,18 +90,18 @@ def drawn_scores(protocol: str, *, data: Path, clips: list[Path], draws: int, de
         draws: how many; 0: as many as the file says are needed.
 
     Raises:
-        UserError: there is no such protocol, the draws are too few, or the encoder has no patches.
+        UserError: there is no such protocol, the draws are too few, or the encoder has no patches of its own width.
     """
     table: dict[str, Any] = read_yaml(files("un2clip.evaluation") / "mmvp_vlm.yaml")
-    patches, least = lookup(table["protocols"], protocol, "protocol"), int(table["draws"])
-    if 0 < draws < least:
+    numbers, least = lookup(table["protocols"], protocol, "protocol"), int(table["draws"])
+    if draws and draws < least:
         raise UserError(f"draws must be at least {least}, since one draw says little; got {draws}")
+    patches = numbers["patches"]
     number = (draws or least) if patches else 1
     told = f"{patches} patches drawn with replacement" if patches else "all patches, so nothing is drawn"
-    print(f"{protocol}: the embedding plus the mean of {told}")
-    found = {
-        folder: _measure(load_clip(folder, pick_device(device)), data, patches, number, batch_size) for folder in clips
-    }
+    print(f"{protocol}: the class token plus the mean of {told}")
+    where = pick_device(device)
+    found = {folder: _measure(load_clip(folder, where), data, numbers, number, batch_size) for folder in clips}
     for folder, scores in found.items():
         print(f"{folder}: {scores}")
     first = found[clips[0]]
@@ -107,9 +111,15 @@ def drawn_scores(protocol: str, *, data: Path, clips: list[Path], draws: int, de
         print(f"{folder} minus {clips[0]}: {spread(change, '+')}; above it in {above} of {number}")
 
 
-def _measure(clip: Clip, data: Path, patches: int, draws: int, batch_size: int) -> Drawn:
+def _measure(clip: Clip, data: Path, numbers: dict[str, Any], draws: int, batch_size: int) -> Drawn:
     seen: dict[tuple[str, ...], Features] = {}
-    models = [clip, *(DrawingClip(**vars(clip), patches=patches, draw=draw, seen=seen) for draw in range(draws))]
-    results = [mmvp_vlm.run(each, data, batch_size=batch_size) for each in models]
-    plain, *scores = (score_of(result.items, result.unit) for result in results)
-    return Drawn(plain=plain, scores=tuple(scores))
+    questions, scores = mmvp_vlm.read_questions(data), []
+    for number in range(draws):
+        drawing = [DrawingClip(**vars(clip), **numbers, draw=2 * number + statement, seen=seen) for statement in (0, 1)]
+        found = [mmvp_vlm.similarities(each, questions, batch_size) for each in drawing]
+        scores.append(_score(torch.stack([found[0][:, 0], found[1][:, 1]], dim=1)))
+    return Drawn(plain=_score(mmvp_vlm.similarities(clip, questions, batch_size)), scores=tuple(scores))
+
+
+def _score(similarity: Tensor) -> float:
+    return 100 * statistics.fmean(mmvp_vlm.pair_correct(similarity))
