@@ -1,7 +1,9 @@
 """MLflow runs, against a real sqlite store."""
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import time
 
 import pytest
@@ -160,6 +162,20 @@ def test_a_store_that_breaks_later_does_not_stop_the_stage(client, tmp_path, mon
     _, (child,) = runs(client, "job-3")
     assert child.info.status == "FINISHED" and len(child.data.params["text"]) == 6000
     assert "encoder/report.html" in [file.path for file in client.list_artifacts(child.info.run_id, "encoder")]
+
+
+def test_an_error_of_the_database_is_a_line_and_no_traceback(empty_store, tmp_path, monkeypatch, capfd):
+    """Here a table goes; a file that another process keeps locked is the same kind of error to MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("UN2CLIP_TRACKING", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
+    with tracking.stage_run("ingest", params={}, names={}):
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute("DROP TABLE metrics")
+    said = capfd.readouterr().err
+    assert "un2clip: MLflow is away at the end of the stage (OperationalError: no such table: metrics)" in said
+    assert "Traceback" not in said
 
 
 def test_a_store_out_of_reach_stops_before_any_work(tmp_path, monkeypatch):

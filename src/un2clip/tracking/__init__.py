@@ -159,6 +159,8 @@ class _StageRun(_Run):
         finishing = threading.Thread(target=self.monitor.finish, daemon=True)
         finishing.start()
         self.curves.finish()
+        if not self.curves.failed:  # two threads that write to one sqlite file can find it locked at once
+            finishing.join(ANSWER_S)
         try:
             with impatient():
                 if why:

@@ -51,6 +51,8 @@ def connect() -> "MlflowClient":
 
     for chatty in ("mlflow", "alembic"):  # after the import, which sets a level of its own
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # it would print the traceback of each error of the database, which is raised besides and said in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     given = os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or local.local_uri()
     try:
