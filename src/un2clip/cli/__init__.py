@@ -33,5 +33,6 @@ def add_commands(commands: Commands) -> None:
         weights.add_rollback,
         runs.add_show,
         runs.add_explain,
+        runs.add_plan,
     ):
         add(commands)

@@ -36,6 +36,24 @@ def add_flags(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_plan(commands: Commands) -> None:
+    parser = commands.add_parser("plan", help="hours, memory, disk and cost of a fine-tuning, before anyone pays")
+    add_overlay(parser)
+    parser.add_argument("--gpu", default="h100", help="of src/un2clip/planning/machines.yaml (default: h100)")
+    parser.add_argument("--gpus", type=int, default=1, help="of one machine (default: 1)")
+    parser.add_argument("--price", type=float, help="of a GPU and hour, in any currency")
+    parser.add_argument("--images", type=int, default=0, help="in the corpus (default: one epoch of the longest phase)")
+
+    def run(args: Args) -> None:
+        from un2clip.planning.machines import get_device
+        from un2clip.planning.plan import Plan, describe
+
+        device, params = get_device(args.gpu), read_params(PARAMS, args.overlay)
+        print(describe(Plan(params, args.images), device, args.gpus, args.price))
+
+    parser.set_defaults(run=run)
+
+
 def add_pair(commands: Commands) -> None:
     parser = commands.add_parser("pair", help="a CLIP and the unCLIP that inverts it, trained for the laptop world")
     parser.add_argument("--seed", required=True, type=int)
