@@ -28,6 +28,9 @@ def rewrite(args: list[str]) -> list[str]:
     Options stay as they are, whatever their place. The stock form, with -f, keeps its words, and its values are checked
     as well. Words without a FILE, or with another command, pass unchanged.
     """
+    if ("recurring-run", "create") in pairwise(args):
+        _check_recurring(args[args.index("recurring-run") + 2 :])
+        return args
     at = next((i for i, pair in enumerate(pairwise(args)) if pair in COMMANDS), None)
     if at is None:
         return args
@@ -61,6 +64,32 @@ def rewrite(args: list[str]) -> list[str]:
     if "experiment_name" not in options and "KFP_RUN_CREATE_EXPERIMENT_NAME" not in os.environ:
         typed = ["-e", EXPERIMENT, *typed]
     return [*before, "run", "create", "-f", package, *typed]
+
+
+def _check_recurring(words: list[str]) -> None:
+    """Exit where a recurring run would be made of values that fit its pipeline's file badly.
+
+    The stock command line sends each value as a text; the server takes it, and then every run of it fails.
+    """
+    import click
+    from kfp.cli.recurring_run import create
+
+    options, _, _ = create.make_parser(click.Context(create)).parse_args(list(words))
+    package = options.get("pipeline_package_path") or os.environ.get("KFP_RECURRING_RUN_CREATE_PIPELINE_PACKAGE_PATH")
+    if not package or not Path(package).is_file():  # a pipeline on the server, or click's own complaint
+        return
+    declared = _parameters(Path(package))
+    try:
+        values = [read_value(word, declared) for word in options["args"]]
+        check_secrets(values, declared)
+    except ValueError as error:
+        sys.exit(f"kfp: {error}")
+    typed = [key for key in (word.partition("=")[0] for word in values) if declared[key]["parameterType"] != "STRING"]
+    if typed:
+        sys.exit(
+            f"kfp: a recurring run takes texts alone, and {typed[0]} is none; compile a file with it as its default: "
+            "python -m pipelines.un2clip --params OVERLAY.yaml --to MINE.yaml"
+        )
 
 
 def _require_endpoint(options: list[str]) -> None:

@@ -11,7 +11,7 @@ from un2clip.evidence.gate import Rule
 from un2clip.evidence.scores import Item, Scores
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import FILES
-from un2clip.stages.compare import Compare
+from un2clip.stages.compare import Compare, compare
 from un2clip.stages.promote import Promote, promote
 
 RULES = (
@@ -73,6 +73,14 @@ class Candidate:
         Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol="", data_sha256=data * 64, items=items,
                encoder_sha256=self.sha256 if role == "tuned" else "a" * 64,
         ).save(self.scores / benchmark / f"{role}.json")  # fmt: skip
+
+    def trained_on(self, shards):
+        """Write the digest of training data into the lineage, and a report that follows from the scores."""
+        self.lineage["parents"]["shards"] = shards
+        (self.encoder / "lineage.json").write_text(json.dumps(self.lineage))
+        nowhere = self.report.parent / "reconstructions"
+        compare(HOW["compare"], seed=HOW["seed"], scores=[self.scores], encoder=self.encoder,
+                reconstructions=nowhere, report=self.report)  # fmt: skip
 
     def change(self, **tensors):
         """Write other weights, and a lineage and a scores file that say they are the encoder's."""

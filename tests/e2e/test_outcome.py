@@ -1,6 +1,10 @@
 """How a run ended, on its parent in a real MLflow store: what stages could not close, and what must not be touched."""
 
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
@@ -180,3 +184,88 @@ def test_outside_of_a_cluster_nothing_is_freed(monkeypatch, tmp_path: Path, caps
     shown = capsys.readouterr()
     assert shown.out == "the run ended: FAILED\n"
     assert shown.err.startswith("un2clip: nothing was freed: ") and shown.err.count("\n") == 1
+
+
+@pytest.fixture
+def heard(monkeypatch) -> Iterator[list[dict[str, str]]]:
+    """What a webhook of our own was sent; its address has a secret in it."""
+    told: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200 if self.path == "/SECRET" else 403)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("UN2CLIP_WEBHOOK", f"http://127.0.0.1:{server.server_address[1]}/SECRET\n")
+    yield told
+    server.shutdown()
+    server.server_close()
+
+
+def decide_in_a_run(parent_id: str, *, passed: bool) -> None:
+    """What `promote` leaves: its run, finished, with the decision among the evidence."""
+    client = store.connect()
+    experiment = client.get_run(parent_id).info.experiment_id
+    run = client.create_run(experiment, 9, {"mlflow.parentRunId": parent_id}, "promote")
+    rule = {"benchmark": "zeroshot", "gain_above": 0.0, "data_sha256": ""}
+    finding = {"rule": rule, "passed": passed, "sentence": "zeroshot gained 3 points."}
+    content = {"passed": passed, "rules": [finding], "champion": {}, "challenger": {}}
+    client.log_text(run.info.run_id, json.dumps(content), "evidence/decision.json")
+    client.set_terminated(run.info.run_id, "FINISHED")
+
+
+@pytest.mark.parametrize(
+    ("state", "passed", "said"),
+    [
+        ("FAILED", None, "un2clip run run-1 failed in evaluate zeroshot: a message"),
+        ("COMPLETE", True, "un2clip run run-1: a challenger passed the gate.\nzeroshot gained 3 points."),
+        ("COMPLETE", False, None),  # refused, and a run whose challenger nobody has, are no news
+        ("COMPLETE", None, None),
+        ("CANCELED", None, None),  # whoever did that knows
+    ],
+)
+def test_the_webhook_hears_of_failures_and_of_passes(parent, heard, capsys, state, passed, said) -> None:
+    """With the stages and their words, or the gate's sentences; nothing that is printed has the address."""
+    if passed is not None:
+        decide_in_a_run(parent, passed=passed)
+    finish(state, "a message")
+    assert heard == ([{"text": said}] if said else [])
+    printed = capsys.readouterr()
+    assert "SECRET" not in printed.out + printed.err and "webhook" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:9/SECRET", "the webhook was not told: URLError"),
+        ("file:///SECRET", "the webhook was not told: UN2CLIP_WEBHOOK is no address of http"),
+        ("http://[SECRET", "the webhook was not told: "),
+        ("", None),
+    ],
+)
+def test_a_webhook_that_does_not_answer_is_a_line_without_address(parent, monkeypatch, capsys, address, said) -> None:
+    """The outcome is recorded all the same."""
+    monkeypatch.setenv("UN2CLIP_WEBHOOK", address)
+    finish("FAILED", "a message")
+    error = capsys.readouterr().err
+    assert "SECRET" not in error and (said in error if said else "webhook" not in error)
+    assert ended(parent)[0] == "FAILED"
+
+
+def test_a_webhook_that_refuses_and_one_without_a_store(tmp_path, heard, monkeypatch, capsys) -> None:
+    """Its status is said; and with tracking off Kubeflow's own message is what is told."""
+    import os
+
+    monkeypatch.setenv("UN2CLIP_TRACKING", "off")
+    monkeypatch.setenv("UN2CLIP_RUN", "run-2")
+    finish("FAILED", "a message")
+    assert heard == [{"text": "un2clip run run-2 failed: a message"}]
+    monkeypatch.setenv("UN2CLIP_WEBHOOK", os.environ["UN2CLIP_WEBHOOK"].strip() + "?SECRET")
+    finish("FAILED", "a message")
+    assert "the webhook was not told: it answered 403" in capsys.readouterr().err

@@ -70,6 +70,11 @@ class Handler(BaseHTTPRequestHandler):
             ("GET", "/apis/v2beta1/experiments"): {},
             ("POST", "/apis/v2beta1/experiments"): {"experiment_id": "exp-1", **body},
             ("POST", "/apis/v2beta1/runs"): run,
+            ("POST", "/apis/v2beta1/recurringruns"): {
+                "recurring_run_id": "every-1",
+                "created_at": RUN["created_at"],
+                **body,
+            },
             ("GET", "/apis/v2beta1/runs/run-1"): run,
         }
         reply = known.get((self.command, path)) if run["state"] != "AWAY" else None
@@ -460,3 +465,33 @@ def test_python_from_path(server: Server, tmp_path: Path) -> None:
     (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare = call(words, tmp_path, KFP_ENDPOINT=server.url, PATH=path)
     assert bare.returncode == 1 and "has no kfp; run `make setup`" in bare.stderr
+
+
+RECURRING = ["kfp", "recurring-run", "create", "--enabled", "--experiment-name", "un2clip", "--job-name", "nightly",
+             "--cron-expression", "0 0 2 * * *", "--pipeline-package-path", PACKAGE]  # fmt: skip
+
+
+def test_a_recurring_run_is_of_the_compiled_file(server, tmp_path) -> None:
+    """Through bin/kfp: both documents of the file, the schedule, switched on, the values as they were given."""
+    done = call([*RECURRING, "images=data/photos", "data_version=7"], tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    (made,) = server.bodies("/recurringruns")
+    spec, platform = yaml.safe_load_all((ROOT / PACKAGE).read_text())
+    assert made["pipeline_spec"] == {"pipeline_spec": spec, "platform_spec": platform}
+    assert made["runtime_config"]["parameters"] == {"images": "data/photos", "data_version": "7"}
+    assert (made["display_name"], made["mode"], made["experiment_id"]) == ("nightly", "ENABLE", "exp-1")
+    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * *" and made["max_concurrency"] == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=3", "kfp: a recurring run takes texts alone, and seed is none; compile a file"),
+        ("sead=3", "kfp: unknown parameter sead"),
+        ("hub_secret=un2clip-s3", "must name two Secrets"),
+    ],
+)
+def test_a_recurring_run_that_could_not_work_is_not_made(server, tmp_path, word, said) -> None:
+    """The server would take each, and the run would fail every night."""
+    done = call([*RECURRING, word], tmp_path, KFP_ENDPOINT=server.url)
+    assert done.returncode == 1 and said in done.stderr and server.bodies("/recurringruns") == []

@@ -13,10 +13,14 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from un2clip.config import build
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import retrieval
 from un2clip.evaluation.benchmarks.retrieval import ranks
+from un2clip.evaluation.measuring import Evaluate
+from un2clip.evidence.scores import collect_scores, mismatch
 from un2clip.models.clip import load_clip
+from un2clip.stages.evaluate import evaluate
 
 REAL = Path(__file__).parents[3] / "shared/realdata"
 
@@ -117,6 +121,47 @@ def test_a_k_that_cannot_be_missed_is_left_out(tiny, captioned, tmp_path):
     write_tar(tmp_path / "one/0.tar", samples[:1])
     with pytest.raises(UserError, match="holds 1 images; retrieval needs at least 2"):
         run(tiny, tmp_path / "one")
+
+
+def index_of(clip, reference, folder):
+    return retrieval.run(clip, folder, batch_size=7, reference=reference).also["index"].items
+
+
+def test_an_index_of_the_reference(tiny, captioned):
+    """By a formula of its own: new queries among old images. Texts lose nothing, since their tower is the same."""
+    reference, tuned = load_clip(tiny.backbones / "clip"), load_clip(tiny.backbones / "clip")
+    with torch.no_grad():
+        for value in tuned.model.visual.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    samples = list(retrieval._samples(reference, captioned))
+    pixel_values = torch.stack([pixels for _, pixels, _ in samples])
+    old, new = (torch.nn.functional.normalize(clip.embed(pixel_values), dim=-1) for clip in (reference, tuned))
+    own = (new @ old.T).diag()
+    rank = (new @ old.T >= own[:, None]).sum(dim=1)
+    items = index_of(tuned, reference, captioned)
+    assert 0 < recall(items, "image to old image R@10") < 1, "an index that loses some"
+    for k in (1, 5, 10):
+        assert recall(items, f"image to old image R@{k}") == pytest.approx(float((rank <= k).float().mean()))
+        assert recall(items, f"text to old image R@{k}") == recall(run(tiny, captioned), f"text to image R@{k}")
+    assert recall(index_of(reference, reference, captioned), "image to old image R@1") == 1.0
+    assert retrieval.run(tuned, captioned, batch_size=7).also == {}
+
+
+def test_the_index_is_a_score_like_any_other(tiny, captioned, tmp_path):
+    """`evaluate` writes it for both encoders, and they can be compared; another width is a sentence."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/retrieval-scenes").symlink_to(captioned)
+    section = build(Evaluate, tiny.params["evaluate"], "evaluate")
+    encoder = tiny.backbones / "clip"
+    evaluate(section, benchmark="retrieval-scenes", device="cpu", benchmarks=tmp_path / "data",
+             backbones=tiny.backbones, encoder=encoder, scores=tmp_path / "scores")  # fmt: skip
+    found = collect_scores([tmp_path / "scores"])
+    assert found.keys() == {"retrieval-scenes", "retrieval-scenes-index"}
+    assert mismatch(found["retrieval-scenes-index"]["reference"], found["retrieval-scenes-index"]["tuned"]) is None
+    narrow = load_clip(encoder)
+    narrow.model.visual.proj = torch.nn.Parameter(narrow.model.visual.proj[:, :-1])
+    with pytest.raises(UserError, match="fit no index of"):
+        index_of(load_clip(encoder), narrow, captioned)
 
 
 @pytest.mark.parametrize(

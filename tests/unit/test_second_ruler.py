@@ -14,7 +14,10 @@ from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.evaluation.second_ruler import Ruler, get_ruler, hold, rulers
-from un2clip.evidence.scores import score_of
+from un2clip.evaluation.standing import standings
+from un2clip.evidence.items import Item
+from un2clip.evidence.report import compare_scores
+from un2clip.evidence.scores import Scores, score_of
 from un2clip.models.clip import load_clip
 from un2clip.models.converting import architecture_config
 from un2clip.sources.catalogue import catalogue
@@ -86,3 +89,49 @@ def test_the_command_lists_what_it_knows(tiny, tmp_path, monkeypatch, capsys) ->
     ):
         assert main(["calibrate", model, f"--data={data}", f"--clip={tiny.backbones / 'clip'}"]) == 2
         assert says in capsys.readouterr().err
+
+
+def compared(reference, tuned, benchmark="zeroshot-imagenet1k", protocol="p"):
+    """A report's row of a benchmark, of items that give these scores in %."""
+    both = []
+    for role, right in (("reference", reference), ("tuned", tuned)):
+        items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(100))
+        both.append(Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol=protocol,
+                           data_sha256="d" * 64, encoder_sha256=role, items=items))  # fmt: skip
+    return compare_scores(*both, confidence=0.95, resamples=100, seed=0, power=0.8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "benchmark", "said"),
+    [
+        # above 75 are 77.97, 76.66, 76.55, 75.49 and 75.20, and above 76 the first three
+        ({}, "zeroshot-imagenet1k", ["zeroshot-imagenet1k: with 76.0 % it is number 4 of 14 beside clip-benchmark's 13 "
+                                     "models, and was number 6 (first there: ViT-H-14 h_256, 77.97)."]),
+        ({"grade": "none"}, "zeroshot-imagenet1k", []),
+        ({"data_sha256": "e" * 64}, "zeroshot-imagenet1k", []),
+        ({"protocol": "another"}, "zeroshot-imagenet1k", []),
+        ({}, "zeroshot-pets", []),
+    ],
+)  # fmt: skip
+def test_where_an_encoder_stands_is_said_of_calibrated_data_alone(tmp_path, changes, benchmark, said):
+    """By hand from the table; not on other data, by another protocol, or where the released model came not near."""
+    record = {
+        "model": "m",
+        "benchmark": benchmark,
+        "data_sha256": "d" * 64,
+        "protocol": "p",
+        "grade": "close",
+    } | changes
+    (tmp_path / f"{benchmark}.calibration.m.json").write_text(json.dumps(record))
+    assert list(standings([compared(75, 76, benchmark)], tmp_path)) == said
+    assert list(standings([compared(75, 76, benchmark)], tmp_path / "nowhere")) == []
+
+
+def test_the_places_table_agrees_with_the_rulers():
+    """Thirteen models each; the three that are kept whole have the numbers of both lists, within a rounding."""
+    for benchmark, models in TABLE["standing"].items():
+        assert len(models) == 13
+        at = list(TABLE["columns"]).index(benchmark)
+        names = ("ViT-L-14 openai", "ViT-L-14-336 openai", "ViT-H-14 h_256")
+        for name, ruler in zip(names, TABLE["models"].values(), strict=True):
+            assert models[name] == pytest.approx(ruler["numbers"][at], abs=0.011)

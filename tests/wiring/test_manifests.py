@@ -98,3 +98,26 @@ def test_names_are_those_of_the_pipeline() -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert account["metadata"]["name"] == NODE_ACCOUNT
     assert account["automountServiceAccountToken"] is False
+
+
+def test_the_served_champion_is_a_pod_that_runs_mlflows_server() -> None:
+    """KServe's own fields are three; what is below them is valid as a pod's, and the words are ones that MLflow has."""
+    import click
+    from mlflow.models.cli import serve
+
+    (service,) = source("serving/inference-service.yaml")
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    predictor = service["spec"].pop("predictor")
+    assert service["spec"] == {} and predictor.pop("minReplicas") == 1
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": predictor}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    (container,) = predictor["containers"]
+    assert container["command"] == ["mlflow", "models", "serve"]
+    options, rest, _ = serve.make_parser(click.Context(serve)).parse_args(list(container["args"]))
+    assert rest == [] and options["model_uri"] == "models:/un2clip@champion" and options["env_manager"] == "local"
+    port = container["ports"][0]["containerPort"]
+    assert str(port) == str(options["port"]) and port == container["readinessProbe"]["httpGet"]["port"]
+    assert container["envFrom"] == [{"secretRef": {"name": CLUSTER["mlflow_secret"]}}]
+    pod["spec"]["containers"][0]["comand"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)

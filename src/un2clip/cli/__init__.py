@@ -31,6 +31,8 @@ def add_commands(commands: Commands) -> None:
         weights.add_export,
         weights.add_embed,
         weights.add_rollback,
+        weights.add_publish,
+        weights.add_verify,
         runs.add_show,
         runs.add_explain,
         runs.add_plan,

@@ -123,6 +123,8 @@ def add_show(commands: Commands) -> None:
     parser = commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
 
     def run(args: Args) -> None:
+        from un2clip.evaluation.standing import standings
+        from un2clip.evidence.report import read_report
         from un2clip.evidence.summary import show
 
         reports = Path("reports")
@@ -133,6 +135,9 @@ def add_show(commands: Commands) -> None:
             scores=Path("scores"),
             encoder=Path("models/encoder"),
         )
+        data = Path(read_params(PARAMS)["benchmark_data"]) if PARAMS.is_file() else Path("data")
+        for sentence in standings(read_report(reports / "report/report.json").benchmarks, data):
+            print(sentence)
 
     parser.set_defaults(run=run)
 

@@ -117,3 +117,51 @@ def add_rollback(commands: Commands) -> None:
         rollback(args.model or read_params(PARAMS)["promote"]["registered_model"], args.reason, args.to)
 
     parser.set_defaults(run=run)
+
+
+def add_publish(commands: Commands) -> None:
+    parser = commands.add_parser("publish", help="a registered encoder with card, evidence and signature, for the hub")
+    parser.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
+    parser.add_argument("--to", required=True, type=Path, help="new folder; or the published one that --push sends")
+    parser.add_argument("--push", default="", metavar="ORG/NAME", help="to the hub; without it nothing leaves here")
+    parser.add_argument("--public", action="store_true", help="a repository that is made is for everybody")
+    parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="training data (default: data/shards)")
+    parser.add_argument("--licence", default="other", metavar="ID", help="of the weights, as the hub calls it")
+    parser.add_argument("--data-licence", default="not stated", metavar="TEXT", help="of the training data")
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="BENCHMARK=ORG/SET:TASK@COMMIT", dest="datasets",
+        help="which set of the hub a benchmark's data are; may be repeated",
+    )  # fmt: skip
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--sign-key", type=Path, metavar="FILE", help="private key (PEM, elliptic curve) that signs")
+    who.add_argument("--sign-keyless", action="store_true", help="sign by Sigstore, with a login")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.publishing import Wishes, publish
+
+        given = {key: value for key, value in vars(args).items() if key in Wishes.__dataclass_fields__}
+        model = args.model or read_params(PARAMS)["promote"]["registered_model"]
+        publish(model, args.alias, args.to, Wishes(**given))
+
+    parser.set_defaults(run=run)
+
+
+def add_verify(commands: Commands) -> None:
+    parser = commands.add_parser("verify", help="walk the chain from signature to source; names the first broken link")
+    parser.add_argument("place", metavar="FOLDER_OR_ALIAS", help="what `un2clip publish` wrote, or champion, ...")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="public key (PEM) of who must have signed")
+    parser.add_argument("--identity", default="", help="who must have signed, keyless: an address")
+    parser.add_argument("--issuer", default="", help="who vouches for the identity, such as an OpenID address")
+    parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
+
+    def run(args: Args) -> None:
+        from un2clip.models.publishing.chain import UNCHECKED, verify
+        from un2clip.models.publishing.signing import Trust
+
+        model = args.model or ("" if Path(args.place).is_dir() else read_params(PARAMS)["promote"]["registered_model"])
+        links = verify(args.place, model, Trust(key=args.key, identity=args.identity, issuer=args.issuer))
+        unchecked = [link.name for link in links if link.state == UNCHECKED]
+        print("Every link holds." if not unchecked else f"What was checked holds; not checked: {', '.join(unchecked)}.")
+
+    parser.set_defaults(run=run)

@@ -5,10 +5,16 @@ them, and the run of a stage whose pod was killed, which would count as running 
 """
 
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
+from un2clip.cluster import webhook
 from un2clip.cluster.secret_files import read_secrets
+from un2clip.config import read_record
 from un2clip.errors import reason
+from un2clip.evidence.lineage import DECISION
+from un2clip.evidence.summary import Decided
 from un2clip.stages import STAGES
 from un2clip.tracking import ERROR_TAG, store
 
@@ -47,12 +53,15 @@ def finish(state: str, message: str, *, nodes: int = 1, volume: str = "") -> Non
             free(trainjob.connect(), volume)
         except Exception as error:
             print(f"un2clip: nothing was freed: {reason(error)}", file=sys.stderr)
-    if store.is_off():
-        return
-    try:
-        record(state, message)
-    except Exception as error:
-        print(f"un2clip: MLflow did not take the outcome: {reason(error)}", file=sys.stderr)
+    tags, sentences = {"outcome": OUTCOMES.get(STATES.get(state, ""), ""), "message": message}, []
+    if not store.is_off():
+        try:
+            tags = record(state, message)
+            sentences = passed()
+        except Exception as error:
+            print(f"un2clip: MLflow did not take the outcome: {reason(error)}", file=sys.stderr)
+    if why := webhook.post(webhook.message(store.run_key(), tags, sentences)):
+        print(f"un2clip: the webhook was not told: {why}", file=sys.stderr)
 
 
 def refused(why: str) -> None:
@@ -66,8 +75,23 @@ def refused(why: str) -> None:
         print(f"un2clip: MLflow did not take the refusal: {reason(error)}", file=sys.stderr)
 
 
-def record(state: str, message: str) -> None:
+def passed() -> list[str]:
+    """The gate's sentences, if the run's challenger passed; from what `promote` kept with its run."""
+    client = store.connect()
+    promoted = [run for run in store.stage_runs(client, store.parent_run(client)) if run.info.run_name == STAGES[-1]]
+    if not promoted or not store.has_artifacts(client, promoted[-1].info.run_id, "evidence"):
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        kept = store.download(client, f"runs:/{promoted[-1].info.run_id}/evidence/{DECISION}", Path(folder))
+        decided = read_record(Decided, kept, "promote")
+    return list(decided.decision.sentences) if decided.passed else []
+
+
+def record(state: str, message: str) -> dict[str, str]:
     """Close the run's parent, with tags un2clip.outcome, un2clip.failed (the stages) and un2clip.message (theirs).
+
+    Returns:
+        The tags, without un2clip.
 
     Raises:
         UserError: MLflow cannot be reached.
@@ -91,6 +115,7 @@ def record(state: str, message: str) -> None:
         if value:
             client.set_tag(parent, f"un2clip.{name}", value)
     client.set_terminated(parent, status)
+    return tags
 
 
 def judge(stages: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ MOUNTED = "/run/secrets/un2clip"
 SECRETS = {
     "mlflow_secret": (
         "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+        "UN2CLIP_WEBHOOK",
     ),
     "hub_secret": ("HF_TOKEN",),
     "s3_secret": (

@@ -65,6 +65,14 @@ def best_grade(data: Path) -> Grade:
     return "exact" if "exact" in found else "close" if "close" in found else "none"
 
 
+def calibrated(data: Path, sha256: str, protocol: str) -> bool:
+    """Whether a released model came near its number on data of this hash, by this protocol; the data are not read."""
+    return any(
+        each.data_sha256 == sha256 and each.protocol == protocol and each.grade in ("exact", "close")
+        for each in _records(data)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Record:
     """What is read again of a record, of pairs (`apart`) or of a benchmark; the oldest ones have no grade."""
@@ -75,6 +83,7 @@ class _Record:
     passed: bool = False
     apart: dict[str, int] | None = None
     benchmark: str | None = None
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         if self.grade is None and (self.apart is not None or self.benchmark is not None):

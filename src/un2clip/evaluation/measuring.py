@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,11 @@ class Benchmark:
     name: str
     file: ModuleType
 
-    def run(self, model: Any, folder: Path, params: Evaluate | Ask) -> BenchmarkResult:
-        """What the model reaches on the data in the folder."""
+    def run(self, model: Any, folder: Path, params: Evaluate | Ask, reference: Any = None) -> BenchmarkResult:
+        """What the model reaches on the data in the folder; beside the reference, where the file's `run` takes one."""
         numbers, file = self._numbers(params), self.file
+        if hasattr(file, "run") and "reference" in inspect.signature(file.run).parameters:
+            numbers["reference"] = reference
         if hasattr(file, "run"):
             result: BenchmarkResult = file.run(model, folder, **numbers)
         else:
@@ -157,8 +160,9 @@ def measure(
     """
     sha256 = data_sha256(folder)
     found: list[Scores] = []
+    untouched = subjects.get("reference")
     for role, subject in subjects.items():
-        result = benchmark.run(subject.model, folder, params)
+        result = benchmark.run(subject.model, folder, params, untouched.model if untouched else None)
         named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
         found += [
             Scores(

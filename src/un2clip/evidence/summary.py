@@ -1,6 +1,6 @@
 """What a finished run says, for people: the table, the gate's sentences, where the pictures lie, how to go on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from un2clip.config import read_record
@@ -27,6 +27,13 @@ class Decided:
     rules: tuple[Finding, ...]
     objections: tuple[str, ...] = ()
     looks: int = 1
+    champion: dict[str, str | None] = field(default_factory=dict)
+    challenger: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def who(self) -> str:
+        """Whom the challenger had to beat, in words."""
+        return self.champion.get("who") or "the champion"
 
     @property
     def decision(self) -> Decision:

@@ -205,6 +205,13 @@ class Registry:
             return None
         return store.download(self.client, f"runs:/{run_id}/evidence/scores", to)
 
+    def fetch_evidence(self, version: Version, to: Path) -> Path:
+        """Download all that a version was judged by; a UserError where nothing is left of it."""
+        run_id = version.tags.get(EVIDENCE)
+        if not run_id or not store.has_artifacts(self.client, run_id, "evidence"):
+            raise UserError(f"nothing is left of the evidence for version {version.number} of {self.name}")
+        return store.download(self.client, f"runs:/{run_id}/evidence", to)
+
     def resolve_alias(self, alias: str) -> str:
         """Number of the version behind an alias; a UserError lists those there are."""
         aliases = self.aliases()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from un2clip import tracking
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
-from un2clip.evidence.lineage import DECISION, REGISTRY, read_lineage, tuned_pairs
+from un2clip.evidence.lineage import DECISION, LINEAGE, REGISTRY, read_lineage, tuned_pairs
 from un2clip.evidence.report import read_report
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.evidence.verdict import as_markdown, in_short
@@ -140,7 +140,7 @@ def promote(
     done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
         with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
-            registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report))
+            registry.log_artifacts(run_id, _gather(Path(folder), pairs, encoder, report, decision))
             shown = {"gate": "passed" if judged.passed else "refused", "method": lineage["method"]}
             shown |= {finding.rule.benchmark: in_short(finding) for finding in judged.findings}
             kept = _hashes(lineage, pairs) | {
@@ -229,12 +229,12 @@ def _objections(champion: Champion, text_sha256: str) -> tuple[str, ...]:
     )
 
 
-def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path) -> Path:
+def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path, decision: Path) -> Path:
     """Bring together what a later challenger, and a reader, need to know about this encoder."""
     for pair in pairs:
         for each in pair:
             each.save(folder / "scores" / each.benchmark / f"{each.role}.json")
-    for path in (encoder / "lineage.json", report / "report.json", report / "index.html"):
+    for path in (encoder / LINEAGE, report / "report.json", report / "index.html", decision / DECISION):
         shutil.copy(path, folder)
     return folder
 

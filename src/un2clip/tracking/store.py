@@ -118,6 +118,22 @@ def stage_runs(client: "MlflowClient", parent_id: str) -> list["Run"]:
     return list(client.search_runs([experiment(client)], wanted, order_by=["attributes.start_time ASC"]))
 
 
+def commit_of(client: "MlflowClient", run_id: str) -> str:
+    """The commit of the code that a run had; "" outside of a checkout."""
+    return str(client.get_run(run_id).data.tags.get("mlflow.source.git.commit", ""))
+
+
+def duration_beside(client: "MlflowClient", run_id: str, stage: str) -> float | None:
+    """How long the last finished run of a stage took, in seconds, below the same parent as a run; None without one."""
+    parent_id = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
+    found = [
+        run.data.metrics["duration_s"]
+        for run in stage_runs(client, parent_id)
+        if run.info.run_name == stage and run.info.status == "FINISHED" and "duration_s" in run.data.metrics
+    ]
+    return float(found[-1]) if found else None
+
+
 def scores_tags(scores: "Scores") -> dict[str, str]:
     """What a run that measured is tagged with: the hash of what it found, and of the encoder it found it for."""
     place = f"{scores.benchmark}.{scores.role}"

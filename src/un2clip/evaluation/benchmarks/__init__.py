@@ -7,6 +7,7 @@ A file has
   place, where an mllm is only asked, `read(folder)`, the questions, and `score(questions, answers)`;
 - where it has numbers of its own, a frozen dataclass `Options`: the section `evaluate.FILE` of params.yaml (of an mllm
   `ask.FILE`), which `run` then takes as `options`;
+  where it compares with the untouched model, `run` takes that as `reference`, None where there is none;
 - where it has pictures to show, `draw(models by role, folder, png, *, batch_size)`, with `options` as `run` has them.
 """
 

@@ -3,6 +3,11 @@
 How the number misleads: the score is the mean over all queries and k, and most queries are captions; the numbers
 that papers print are the types', R@1, R@5 and R@10 in each direction. R@1 punishes an encoder for captions that
 fit two images alike, which in COCO are many.
+
+Beside a reference there is a second score, NAME-index, for those who search: does a vector index that the reference
+filled survive the new encoder? Its images are the reference's, the queries are the encoder's own: a caption finds its
+image, and an image finds itself. The reference is scored likewise, on its own index, so a loss is what an index loses
+that is not filled anew. Where the text tower stays, captions lose nothing, and images are what counts.
 """
 
 from collections.abc import Iterator
@@ -19,9 +24,11 @@ from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
 from un2clip.evidence.items import Item
+from un2clip.hashes import tensors_sha256
 from un2clip.models.clip import Clip
 
 MODEL: Model = "clip"
+INDEX = "fp32; queries by the encoder, images by {sha256}; R@k: the query's image is among the first k, ties against it"
 PROTOCOL = "fp32; R@k: a positive is among the first k of the whole set, ties against it; the score is the mean of all"
 RECALLS = (1, 5, 10)
 
@@ -44,7 +51,7 @@ class Embedded:
     owner: Tensor
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, reference: Clip | None = None) -> BenchmarkResult:
     """Every query's outcomes, in both directions: value 1 if the rank of its best positive is at most k.
 
     Types are "image to text R@1", ...; a k that no query could miss, because there are not more candidates, is
@@ -53,6 +60,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     Args:
         folder: clip-benchmark's webdataset layout, dataset_type.txt ("retrieval") and test/*.tar, or plain *.tar:
             an image and .txt a sample, a caption a line.
+        reference: the encoder that filled an index; None for no second score.
     """
     data = _embed(clip, folder, batch_size)
     image = torch.arange(len(data.images))
@@ -62,7 +70,24 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
         *_items("image to text", data.image_ids, to_text, len(data.captions)),
         *_items("text to image", data.caption_ids, to_image, len(data.images)),
     ]
-    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items))
+    also = {} if reference is None else {"index": _index(data, clip, reference, folder, batch_size)}
+    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items), also=also)
+
+
+def _index(data: Embedded, clip: Clip, reference: Clip, folder: Path, batch_size: int) -> BenchmarkResult:
+    """The queries of `data` among the images as the reference embeds them."""
+    image = torch.arange(len(data.images))
+    images = data.images if reference is clip else _embed(reference, folder, batch_size, texts=False).images
+    if images.shape != data.images.shape:
+        raise UserError(f"embeddings of {data.images.shape[1]} fit no index of {images.shape[1]} numbers an image")
+    by_text = ranks(data.captions, images, data.owner, image, batch_size)
+    by_image = ranks(data.images, images, image, image, batch_size)
+    items = [
+        *_items("text to old image", data.caption_ids, by_text, len(images)),
+        *_items("image to old image", data.image_ids, by_image, len(images)),
+    ]
+    protocol = INDEX.format(sha256=tensors_sha256(reference.model.state_dict())[:12])
+    return BenchmarkResult(unit="%", protocol=protocol, items=tuple(items))
 
 
 def ranks(queries: Tensor, candidates: Tensor, of: Tensor, owner: Tensor, batch_size: int) -> list[int]:
@@ -83,7 +108,7 @@ def ranks(queries: Tensor, candidates: Tensor, of: Tensor, owner: Tensor, batch_
     return torch.cat(found).tolist()
 
 
-def _embed(clip: Clip, folder: Path, batch_size: int) -> Embedded:
+def _embed(clip: Clip, folder: Path, batch_size: int, *, texts: bool = True) -> Embedded:
     samples = _samples(clip, folder)
     image_ids: list[str] = []
     caption_ids: list[str] = []
@@ -92,11 +117,12 @@ def _embed(clip: Clip, folder: Path, batch_size: int) -> Embedded:
         while batch := list(islice(samples, batch_size)):
             pixel_values = torch.stack([each for _, each, _ in batch])
             images.append(normalize(clip.embed(pixel_values, [key for key, _, _ in batch]), dim=-1))
-            captions.append(normalize(clip.embed_texts([text for _, _, texts in batch for text in texts]), dim=-1))
-            for key, _, texts in batch:
-                owner += [len(image_ids)] * len(texts)
+            if texts:
+                captions.append(normalize(clip.embed_texts([text for _, _, lines in batch for text in lines]), dim=-1))
+            for key, _, lines in batch:
+                owner += [len(image_ids)] * len(lines)
                 image_ids.append(f"{key}@image")
-                caption_ids += [f"{key}@caption{n}" for n in range(len(texts))]
+                caption_ids += [f"{key}@caption{n}" for n in range(len(lines))]
             progress.update(len(batch))
     if len(image_ids) < 2:
         raise UserError(f"{folder} holds {len(image_ids)} images; retrieval needs at least 2 to choose from")
@@ -104,7 +130,7 @@ def _embed(clip: Clip, folder: Path, batch_size: int) -> Embedded:
         image_ids=image_ids,
         caption_ids=caption_ids,
         images=torch.cat(images),
-        captions=torch.cat(captions),
+        captions=torch.cat(captions) if texts else torch.empty(0),
         owner=torch.tensor(owner),
     )
 
