@@ -114,18 +114,8 @@ class Job:
         params = dataclasses.asdict(self.params)
         compute = {name: params["compute"][name] for name in DECIDING}
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
-        numbers = {
-            name: params[name]
-            for name in (
-                "batch_size",
-                "captions",
-                "words",
-                "statistics_images",
-                "anchors",
-                "conditions",
-                "contrast",
-                "scratch",
-            )
-        }
+        # all that is not how it is computed, nor how much damage it bears: a new number decides until it is named here
+        aside = ("phases", "compute", "corrupt_share")
+        numbers = {name: value for name, value in params.items() if name not in aside}
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         return state_folder(self.checkpoints, decides | numbers | compute)
