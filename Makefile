@@ -7,7 +7,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .DEFAULT_GOAL := help
 PAIR_SEED ?= 20
 PAIR_TO ?= src/un2clip/sources/pairs/laptop-pair
-.PHONY: help setup demo pair test golden same-numbers rooms schema download-env lint kfp-local images docker-e2e pipeline study clean
+.PHONY: help setup demo pair test golden same-numbers rooms schema download-env ceilings lint kfp-local images docker-e2e pipeline study clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ download-env: $(DOWNLOAD_READY)  ## img2dataset's own environment, for `un2clip 
 $(DOWNLOAD_READY): src/un2clip/sources/download/img2dataset.lock | $(READY)
 	un2clip download
 	touch $@
+
+ceilings: $(READY)  ## which bounds of pyproject.toml keep us behind newer releases; asks the registry
+	python -m tests.wiring.ceilings
 
 lint: $(READY)  ## style and types
 	ruff check .

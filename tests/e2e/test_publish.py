@@ -21,8 +21,10 @@ from transformers import AutoModel, AutoProcessor, CLIPVisionModel
 
 from tests.candidates import Candidate, new_weights
 from tests.hub import point
+from tests.toy_clips import write_folder
 from un2clip.__main__ import main
 from un2clip.datasets.shards import digest
+from un2clip.models.publishing import _add_hugging_face
 from un2clip.models.registry import EVIDENCE, FILES, Registry
 from un2clip.tracking import store
 
@@ -78,6 +80,21 @@ def test_the_folder_loads_in_open_clip_and_transformers(made, published) -> None
     assert torch.allclose(found, expected, atol=1e-5)
     assert AutoProcessor.from_pretrained(published)(text=["a"])["input_ids"]
     assert CLIPVisionModel.from_pretrained(published).config.hidden_size == 32
+
+
+def test_files_that_would_replace_each_other_lie_apart(tmp_path) -> None:
+    """SigLIP has a tokenizer.json for each library: transformers' own lie in a subfolder, and load from there."""
+    original = write_folder(tmp_path / "folder", "siglip").eval()
+    kept = (tmp_path / "folder/tokenizer.json").read_bytes()
+    assert _add_hugging_face(tmp_path / "folder", tmp_path / "scratch") == ("transformers", "")
+    assert (tmp_path / "folder/tokenizer.json").read_bytes() == kept
+    model = AutoModel.from_pretrained(tmp_path / "folder", subfolder="transformers").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "folder", subfolder="transformers")
+    pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.get_image_features(pixel_values=pixel_values).pooler_output
+        assert torch.allclose(found, original.encode_image(pixel_values), atol=1e-5)
+    assert processor(text=["a red circle"])["input_ids"]
 
 
 def test_the_card_says_what_was_measured_and_what_was_not(made, published) -> None:

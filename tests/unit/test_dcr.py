@@ -22,7 +22,7 @@ from un2clip.methods.features import Encoder
 from un2clip.models.clip import load_clip
 from un2clip.models.converting import architecture_config, new_model
 from un2clip.planning.published import new_generator
-from un2clip.stages.finetune_job import Finetune
+from un2clip.stages.finetune_job import Finetune, Job
 
 META = torch.device("meta")
 VIEW = ViewConfig(jitter=(0.1, 0.1, 0.1, 0.05), flips=(0.5, 0.5), crop=(0.9, 1.0))
@@ -186,3 +186,23 @@ def test_a_group_that_does_not_fit_is_said_before_a_step(tiny) -> None:
         UserError, match=r"a contrast group of 3 samples must fit .* a local batch \(8\) must hold whole"
     ):
         run(with_contrast(tiny, group=3), "dcr")
+
+
+def test_other_numbers_begin_another_training_and_leave_the_first_ones_state(tiny, tmp_path) -> None:
+    """A state has a folder by all that decides the result, contrast, faults and times too, and not by how it runs."""
+    paths = dict.fromkeys(("shards", "backbones", "latents", "encoder"), tmp_path)
+
+    def folder(**changes: object):
+        params = build(Finetune, merge(tiny.params["finetune"], changes), "finetune")
+        job = Job(params=params, method="dcr", seed=0, device="cpu", checkpoints=str(tmp_path), **paths)
+        return job.state_folder({})
+
+    changes: list[dict[str, object]] = [
+        {"contrast": {"temperature": 0.2}},
+        {"contrast": {"view": {"crop": [0.8, 1.0]}}},
+        {"faults": {"encoder": True}},
+        {"phases": {"genhancer-1": {"noise": {"time_scale": 0.5}}}},
+        {"phases": {"dcr-2": {"steps": 7}}},
+    ]
+    assert len({folder(), *(folder(**each) for each in changes)}) == 1 + len(changes)
+    assert folder(compute={"workers": 3}) == folder(phases={"tune": {"crop": [1.0, 1.0]}}) == folder()

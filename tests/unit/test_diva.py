@@ -21,7 +21,7 @@ from un2clip.models.converting import architecture_config, new_model
 from un2clip.planning.published import new_generator
 
 META = torch.device("meta")
-#: As docs/method.md has them: overlay of the encoder -> prompt, share, window; and length of what the U-Net is told.
+#: As docs/methods.md has them: overlay of the encoder -> prompt, share, window; and length of what the U-Net is told.
 CHOICES = {
     "openai-vit-l-14": ("tokens", 0.0, 1, 77),
     "openai-vit-l-14-336": ("tokens", 0.0, 1, 77),

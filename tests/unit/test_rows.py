@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from tests.rows import FAST, NOISE, batches, prepare, run, state
-from un2clip.decoders import load_generator
+from un2clip.decoders import Unclip, load_generator
+from un2clip.decoders.flow import Flow
+from un2clip.decoders.pixels import Pixels
+from un2clip.decoders.text_to_image import TextToImage
+from un2clip.errors import UserError
 from un2clip.methods.building import probe
-from un2clip.methods.conditions import new_condition
+from un2clip.methods.conditions import CONDITIONS, new_condition
 from un2clip.methods.features import Encoder, Features
 from un2clip.methods.table import METHODS
 from un2clip.models.clip import load_clip, text_sha256
+from un2clip.training.loop import fit
 
 #: What each row of the table moves, written out by hand: encoder, condition, decoder's network.
 MOVES = {
@@ -197,3 +202,51 @@ def test_the_shuffled_control_is_told_of_the_image_before(tiny) -> None:
     losses = [objective(given, sample)["diffusion_loss"] for objective, given in ((shuffled, batch), (own, moved))]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(losses[0], own(batch, sample)["diffusion_loss"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "condition", "message"),
+    [
+        (
+            "un2clip",
+            "dense",
+            "dense tells a sequence, and the decoder Unclip reads a vector; what fits it: identity, ",
+        ),
+        (
+            "diva",
+            "identity",
+            "identity tells a vector, and .* TextToImage reads a sequence; .*: dense, pooled-mlp, ",
+        ),
+        ("genhancer", "dense", "dense tells a sequence, and .* Flow reads a vector and a sequence; .*: pooled-mlp$"),
+        (
+            "unilip",
+            "pooled-mlp",
+            "pooled-mlp tells a vector and a sequence, .* Pixels reads a spatial; .*: spatial$",
+        ),
+    ],
+)
+def test_a_condition_that_does_not_fit_its_decoder_is_said(tiny, method: str, condition: str, message: str) -> None:
+    """With the conditions that would fit."""
+    clip, objective, params = prepare(tiny, method)
+    with pytest.raises(UserError, match=f"^condition {message}"):
+        new_condition(condition, probe(clip), objective.decoder, 0, params.conditions)
+
+
+@pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+def test_every_row_fits(row) -> None:
+    """Whatever its decoder reads, its condition tells."""
+    decoder = {"unclip": Unclip, "text_to_image": TextToImage, "flow": Flow, "pixels": Pixels}[row.decoder]
+    assert set(decoder.reads) <= set(CONDITIONS[row.condition].tells)
+
+
+def test_low_rank_updates_of_a_part_without_matrices_are_refused(tiny) -> None:
+    """A tower of convolutions alone; nothing has been trained or changed by then."""
+    _, objective, params = prepare(tiny, "un2clip")
+    phase = dataclasses.replace(params.phases["genhancer-2"], steps=1)
+    objective.encoder.visual = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    before = state(objective)
+    with pytest.raises(
+        UserError, match="^Sequential has no linear or attention layer.*take `encoder` out of the phase"
+    ):
+        fit(objective, ("encoder",), phase, params.compute, lambda start: batches(), torch.Generator(), [])
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())

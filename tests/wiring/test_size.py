@@ -68,7 +68,7 @@ def test_ten_benchmarks_are_no_larger_than_they_were(package) -> None:
     """With ten benchmarks the status stays below this many bytes; who adds to every task sees it here.
 
     It was 1,621,000 before the third output of `shapes` and the numbers of `conditions` and of the gate's power, and
-    1,628,000 before those of `contrast` and its phases.
+    1,628,000 before those of `contrast`, its phases and `faults`.
     """
     documents = list(yaml.safe_load_all(package.read_text()))
     found = estimate(documents, 10)

@@ -22,6 +22,7 @@ def add_commands(commands: Commands) -> None:
         data.add_fetch,
         data.add_download,
         data.add_calibrate,
+        data.add_draws,
         data.add_ask,
         runs.add_pair,
         runs.add_study,

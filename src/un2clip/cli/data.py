@@ -85,6 +85,25 @@ def add_calibrate(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_draws(commands: Commands) -> None:
+    parser = commands.add_parser("draws", help="MMVP-VLM as DIVA's code scores it, over several draws")
+    parser.add_argument("protocol", help="such as diva-openai; another word lists them")
+    parser.add_argument("--data", required=True, type=Path, help="MMVP-VLM's pairs")
+    parser.add_argument("--clip", required=True, type=Path, action="append", help="the reference, then others")
+    parser.add_argument("--draws", type=int, default=0, help="(default: as many as are needed)")
+
+    def run(args: Args) -> None:
+        from un2clip.evaluation.draws import drawn_scores
+        from un2clip.evaluation.measuring import Evaluate
+
+        params = read_params(PARAMS)
+        size = build(Evaluate, params["evaluate"], "evaluate").batch_size
+        given = {"data": args.data, "clips": args.clip, "draws": args.draws}
+        drawn_scores(args.protocol, device=params["device"], batch_size=size, **given)
+
+    parser.set_defaults(run=run)
+
+
 def add_ask(commands: Commands) -> None:
     parser = commands.add_parser("ask", help="a LLaVA's answers to an MLLM benchmark, and their score")
     parser.add_argument("--assistant", required=True, type=Path, help="folder of a LLaVA as transformers saves it")

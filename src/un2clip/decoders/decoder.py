@@ -107,9 +107,11 @@ class Decoder(nn.Module):
     """A decoder: frozen and in evaluation mode until something trains it.
 
     Attributes:
+        reads: what of a condition it reads, names of Cond.
         image_px: side of the square images that it draws and that `target` reads.
     """
 
+    reads: tuple[str, ...] = ("vector",)
     image_px: int
 
     @property

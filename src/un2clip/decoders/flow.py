@@ -48,6 +48,8 @@ class Flow(LatentDecoder):
         UserError: the size of the images is not a multiple of twice the VAE's step.
     """
 
+    reads = ("vector", "sequence")
+
     def __init__(self, transformer: FluxTransformer2DModel, vae: AutoencoderKL, image_px: int) -> None:
         super().__init__(vae, image_px)
         self.transformer = transformer

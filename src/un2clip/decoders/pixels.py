@@ -39,6 +39,8 @@ class Pixels(Decoder):
         image_px: side of the images that are held against what it draws, which is resized to it.
     """
 
+    reads = ("spatial",)
+
     def __init__(self, autoencoder: AutoencoderDC, image_px: int) -> None:
         super().__init__()
         self.decoder, self.config, self.image_px = autoencoder.decoder, dict(autoencoder.config), image_px

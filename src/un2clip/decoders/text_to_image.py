@@ -13,6 +13,8 @@ class TextToImage(Diffusion):
     A condition may add to `prompt_embeds`; where it is dropped, `empty_prompt_embeds` stand in its place.
     """
 
+    reads = ("sequence",)
+
     def told(self, cond: Cond, noise_sample: NoiseSample) -> Cond:
         """`cond.sequence` (B, L, C) stands in the place of the text's; the empty prompt's where it is dropped."""
         assert cond.sequence is not None

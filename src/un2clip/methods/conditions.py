@@ -70,9 +70,11 @@ class Condition(nn.Module):
 
     Attributes:
         tokens: which patch tokens it asks the encoder for.
+        tells: what it gives a decoder, names of Cond.
     """
 
     tokens: Tokens = "none"
+    tells: tuple[str, ...] = ("vector",)
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class Dense(Condition):
     """
 
     tokens = "projected"
+    tells = ("sequence",)
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__(features, decoder, config)
@@ -160,6 +163,8 @@ class Dense(Condition):
 class PooledAdded(Condition):
     """DCR (arXiv 2603.04803): the embedding through an MLP, added to every token of what the prompt says."""
 
+    tells = ("sequence",)
+
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__(features, decoder, config)
         assert isinstance(decoder, TextToImage)
@@ -172,6 +177,8 @@ class PooledAdded(Condition):
 
 class PooledMlp(Condition):
     """GenHancer (arXiv 2503.19480): the embedding through two MLPs, as a vector and as the only token of a sequence."""
+
+    tells = ("vector", "sequence")
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__(features, decoder, config)
@@ -188,6 +195,7 @@ class Spatial(Condition):
     """UniLIP (arXiv 2507.23278): patches merged two by two, an MLP, a bottleneck of the decoder's channels."""
 
     tokens = "raw"
+    tells = ("spatial",)
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__(features, decoder, config)
@@ -227,9 +235,15 @@ def new_condition(
         config: for those that are made with numbers.
 
     Raises:
-        UserError: there is no such condition, or it does not fit the encoder.
+        UserError: there is no such condition, or it does not fit the encoder or the decoder.
     """
     kind = lookup(CONDITIONS, name, "condition")
+    if not set(decoder.reads) <= set(kind.tells):
+        fitting = ", ".join(other for other, each in CONDITIONS.items() if set(decoder.reads) <= set(each.tells))
+        raise UserError(
+            f"condition {name} tells a {' and a '.join(kind.tells)}, and the decoder {type(decoder).__name__} reads a "
+            f"{' and a '.join(decoder.reads)}; what fits it: {fitting}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(features, decoder, config).to(decoder.device)

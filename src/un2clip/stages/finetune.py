@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -229,7 +230,8 @@ def _local_batches(
 
 def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | None:
     """The cached latents, where they are what this decoder makes of an image."""
-    if not isinstance(decoder, LatentDecoder) or phase.crop != loader.WHOLE or phase.image_px:
+    changed = phase.crop != loader.WHOLE or phase.image_px or job.params.faults.decoder
+    if not isinstance(decoder, LatentDecoder) or changed:
         return None
     made_by = decoder.vae_sha256()
     if job.row.decoder == "text_to_image" and vae_of(job.latents) != made_by:
@@ -238,8 +240,10 @@ def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | No
 
 
 def _reader(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> loader.Reader:
-    view = loader.generator_view(decoder.image_px)
-    reader = loader.open_split(job.shards, "train", clip.preprocess, view, cached)
+    faults, cfg = job.params.faults, cast(dict[str, Any], clip.model.visual.preprocess_cfg)
+    view = faults.decoder_view(loader.generator_view(decoder.image_px))
+    encoder_view = faults.encoder_view(clip.preprocess, cfg["mean"], cfg["std"])
+    reader = loader.open_split(job.shards, "train", encoder_view, view, cached)
     return dataclasses.replace(reader, second=job.params.contrast.view if job.row.contrasts else None)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from un2clip.config import at_least, lookup
 from un2clip.datasets.caption_bank import Words
+from un2clip.datasets.faults import FaultConfig
 from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
 from un2clip.errors import UserError
@@ -30,6 +31,7 @@ class Finetune:
         anchors: lambda of each anchor, for the methods that have it.
         conditions: what a condition is made with, for the methods that have it.
         contrast: numbers of the methods that contrast.
+        faults: of normalisation, which DIVA's code has.
         scratch: shapes of the decoders that begin from scratch.
         phases: what is learned in each phase; a method names its own.
         compute: how it is computed.
@@ -43,6 +45,7 @@ class Finetune:
     anchors: dict[str, float]
     conditions: ConditionConfig
     contrast: ContrastConfig
+    faults: FaultConfig
     scratch: Scratch
     phases: dict[str, PhaseConfig]
     compute: ComputeConfig
@@ -111,18 +114,8 @@ class Job:
         params = dataclasses.asdict(self.params)
         compute = {name: params["compute"][name] for name in DECIDING}
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
-        numbers = {
-            name: params[name]
-            for name in (
-                "batch_size",
-                "captions",
-                "words",
-                "statistics_images",
-                "anchors",
-                "conditions",
-                "contrast",
-                "scratch",
-            )
-        }
+        # all that is not how it is computed, nor how much damage it bears: a new number decides until it is named here
+        aside = ("phases", "compute", "corrupt_share")
+        numbers = {name: value for name, value in params.items() if name not in aside}
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         return state_folder(self.checkpoints, decides | numbers | compute)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from un2clip import devices
 from un2clip.config import lookup
+from un2clip.errors import UserError
 from un2clip.training.config import ComputeConfig, PhaseConfig, rate
 from un2clip.training.lora import add_lora, merge_lora
 
@@ -128,6 +129,11 @@ def _groups(name: str, part: nn.Module, phase: PhaseConfig, seed: int) -> list[d
     part.train()
     if name in phase.lora:
         parameters = add_lora(part, phase.lora[name], seed)
+        if not parameters:
+            raise UserError(
+                f"{type(part).__name__} has no linear or attention layer, which low-rank updates are for; take "
+                f"`{name}` out of the phase's lora, and its own weights train"
+            )
     else:
         parameters = list(part.requires_grad_(True).parameters())
     decaying = [each for each in parameters if each.ndim >= 2 or phase.decays == "all"]

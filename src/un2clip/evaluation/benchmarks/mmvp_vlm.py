@@ -59,8 +59,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
     """
     questions = read_questions(folder)
-    batches = tqdm(_batches(questions, batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
-    similarity = torch.cat([_similarities(clip, batch) for batch in batches])
+    similarity = similarities(clip, questions, batch_size)
     items = tuple(
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
         for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
@@ -75,6 +74,12 @@ def _protocol(folder: Path) -> str:
     if grade != "none" or revision:
         line += f"; {QUESTIONS} {file_sha256(folder / QUESTIONS)[:12]}"
     return f"{line} of revision {revision[:12]}" if revision else line
+
+
+def similarities(clip: Clip, questions: list[Question], batch_size: int) -> Tensor:
+    """Cosines of every pair, (P, 2 statements, 2 images)."""
+    batches = tqdm(_batches(questions, batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
+    return torch.cat([_similarities(clip, batch) for batch in batches])
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:

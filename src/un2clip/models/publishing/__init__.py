@@ -24,7 +24,16 @@ from un2clip.models.exporting import check_free, check_same, load_hugging_face, 
 from un2clip.models.publishing.card import Contents, card, sentences
 from un2clip.models.publishing.croissant import croissant
 from un2clip.models.publishing.hub import named_datasets, push, write_evals
-from un2clip.models.publishing.layout import CARD, CROISSANT, CUSTODY, EVIDENCE, Custody, list_files, read_custody
+from un2clip.models.publishing.layout import (
+    CARD,
+    CROISSANT,
+    CUSTODY,
+    EVIDENCE,
+    SUBFOLDER,
+    Custody,
+    list_files,
+    read_custody,
+)
 from un2clip.models.publishing.signing import sign
 from un2clip.models.registry import EVIDENCE as EVIDENCE_RUN
 from un2clip.models.registry import Registry, Version
@@ -96,7 +105,7 @@ def write_folder(registry: Registry, version: Version, folder: Path, wishes: Wis
     """Write all files of a version into an empty folder; return sentences on what it lacks."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         custody = gather(registry, version, folder, Path(scratch))
-        hugging_face = _add_hugging_face(folder, Path(scratch, "hf"))
+        subfolder, hugging_face = _add_hugging_face(folder, Path(scratch, "hf"))
     custody = dataclasses.replace(custody, signed=wishes.signed)
     report = read_report(folder / EVIDENCE / "report.json")
     evaluated, without = write_evals(report.benchmarks, folder, named_datasets(wishes.datasets))
@@ -105,6 +114,7 @@ def write_folder(registry: Registry, version: Version, folder: Path, wishes: Wis
         custody=custody,
         report=report,
         verdict=_verdict(folder, report),
+        subfolder=subfolder,
         hugging_face=hugging_face,
         licence=wishes.licence,
         data_licence=wishes.data_licence,
@@ -143,18 +153,22 @@ def _new(folder: Path) -> Path:
     return folder
 
 
-def _add_hugging_face(folder: Path, scratch: Path) -> str:
-    """Add the files that transformers loads, beside open_clip's; why not, where it has no place for this model."""
+def _add_hugging_face(folder: Path, scratch: Path) -> tuple[str, str]:
+    """Add the files that transformers loads, beside open_clip's, or in a subfolder where one would replace another.
+
+    Returns:
+        The subfolder, "" for none; and why there are no such files, "" where there are.
+    """
     try:
         write_export(folder, scratch, "hf")
     except UserError as error:
-        return str(error)
-    if taken := [path.name for path in scratch.iterdir() if (folder / path.name).exists() and _differ(path, folder)]:
-        return f"its {' and '.join(sorted(taken))} would replace open_clip's; `un2clip export --format hf` has a folder"
-    for path in scratch.iterdir():
-        shutil.copyfile(path, folder / path.name)
-    check_same(load_clip(folder), load_hugging_face(folder), "transformers")  # and open_clip's loader is not led astray
-    return ""
+        return "", str(error)
+    taken = any((folder / path.name).exists() and _differ(path, folder) for path in scratch.iterdir())
+    subfolder = SUBFOLDER if taken else ""  # of SigLIP: both have a tokenizer.json, each of its own
+    shutil.copytree(scratch, folder / subfolder, dirs_exist_ok=True)
+    # and open_clip's loader is not led astray
+    check_same(load_clip(folder), load_hugging_face(folder / subfolder), "transformers")
+    return subfolder, ""
 
 
 def _differ(path: Path, folder: Path) -> bool:

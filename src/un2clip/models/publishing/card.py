@@ -30,6 +30,7 @@ class Contents:
         custody: record of the folder, before its files are known.
         report: of the evidence.
         verdict: the gate's page, in Markdown; "" where it was not kept.
+        subfolder: where those for transformers lie; "" for beside the others.
         hugging_face: why there are no files for transformers; "" where there are.
         licence: of the weights, an id of the hub's.
         data_licence: of the training data, in words.
@@ -41,6 +42,7 @@ class Contents:
     custody: Custody
     report: Report
     verdict: str
+    subfolder: str
     hugging_face: str
     licence: str
     data_licence: str
@@ -76,10 +78,11 @@ text embeddings that are kept stay good. Version {custody.version} of `{_plain(c
 def _loading(made: Contents) -> str:
     transformers = f"It has no files for transformers: {_plain(made.hugging_face)}"
     if not made.hugging_face:
-        transformers = """```python
+        place = f'"FOLDER", subfolder="{made.subfolder}"' if made.subfolder else '"FOLDER"'
+        transformers = f"""```python
 from transformers import AutoModel, AutoProcessor
 
-model, processor = AutoModel.from_pretrained("FOLDER"), AutoProcessor.from_pretrained("FOLDER")
+model, processor = AutoModel.from_pretrained({place}), AutoProcessor.from_pretrained({place})
 ```"""
     return f"""## How to load it
 

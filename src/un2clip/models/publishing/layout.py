@@ -9,6 +9,8 @@ from un2clip.hashes import file_sha256
 
 CARD, CROISSANT, CUSTODY, SIGNATURE = "README.md", "croissant.json", "custody.json", "model.sig"
 EVALS, EVIDENCE = ".eval_results", "evidence"
+#: Of Hugging Face's files, where they cannot lie beside open_clip's.
+SUBFOLDER = "transformers"
 #: What the hub, and its client in a folder that it downloaded, put beside the files; nobody loads it.
 OF_THE_HUB = (".gitattributes", ".cache")
 
