@@ -67,7 +67,9 @@ def _run(
     function: Callable[[Task], None], tasks: list[Task], numbers: Iterable[int], processes: int
 ) -> Iterator[tuple[int, bool]]:
     """(number of a task, whether its worker died), until all are done or a worker died, which breaks the pool."""
-    context = multiprocessing.get_context("spawn")  # a GPU and torch's threads do not outlive a fork
+    # a GPU and torch's threads do not outlive a fork of this process; of one that has only imported they need not
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
     reader, writer = context.Pipe(duplex=False)
     places: SimpleQueue[int] = context.SimpleQueue()
     for place in range(processes):
