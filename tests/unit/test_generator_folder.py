@@ -213,6 +213,18 @@ def test_latents_are_the_posteriors(generator) -> None:
     assert torch.equal(generator.encode(images), mean) and mean.is_contiguous()
 
 
+def test_a_vae_with_a_shift_is_read_as_diffusers_reads_it(generator) -> None:
+    """FLUX's: its pipeline subtracts shift_factor before it scales, and adds it again before it decodes."""
+    images, plain = torch.rand(2, 3, 32, 32) * 2 - 1, generator.vae_sha256()
+    generator.vae.register_to_config(shift_factor=0.1159)
+    with torch.no_grad():
+        mean = generator.vae.encode(images).latent_dist.mean
+        shown = generator.vae.decode(mean).sample.clamp(-1, 1)
+    assert_close(generator.encode(images), (mean - 0.1159) * 0.18215)
+    assert_close(generator.decode(generator.encode(images)), shown)
+    assert generator.vae_sha256() != plain, "cached latents of the one are not the other's"
+
+
 def loss_and_gradient(generator: Unclip) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(3, *generator.target_shape, generator=rng)

@@ -48,6 +48,11 @@ class LatentDecoder(Decoder):
         side = self.image_px // self.vae_factor
         return int(self.vae.config.latent_channels), side, side
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(shift, scale): latents are (posterior - shift) * scale, as in diffusers; the shift is 0 before FLUX."""
+        return float(self.vae.config.get("shift_factor") or 0.0), float(self.vae.config.scaling_factor)
+
     def networks(self) -> Sequence[nn.Module]:
         return self.network, self.vae
 
@@ -65,8 +70,8 @@ class LatentDecoder(Decoder):
         The last convolution may leave its channels last, which a file of latents cannot hold.
         """
         images = images.to(self.device, self.vae.dtype, non_blocking=True)
-        posterior, scale = self.vae.encode(images).latent_dist, self.vae.config.scaling_factor
-        mean, std = posterior.mean.float() * scale, posterior.std.float() * scale
+        posterior, (shift, scale) = self.vae.encode(images).latent_dist, self.scale
+        mean, std = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
         return mean.contiguous(), std.contiguous()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -76,13 +81,15 @@ class LatentDecoder(Decoder):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, H, W) float32 in [-1, 1]."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        shift, scale = self.scale
+        latents = (latents / scale + shift).to(self.vae.dtype)
         return self.vae.decode(latents).sample.float().clamp(-1, 1)
 
     def vae_sha256(self) -> str:
         """Hash of all that decides the latents of an image: the VAE's weights, its scale, the image's size."""
-        scale = torch.tensor([self.vae.config.scaling_factor, self.image_px], dtype=torch.float64)
-        return tensors_sha256({"scale": scale} | self.vae.state_dict())
+        shift, scale = self.scale
+        decides = [scale, self.image_px, *([shift] if shift else [])]
+        return tensors_sha256({"scale": torch.tensor(decides, dtype=torch.float64)} | self.vae.state_dict())
 
 
 class Diffusion(LatentDecoder):
