@@ -288,7 +288,7 @@ def test_every_file_says_what_it_measures() -> None:
     names = [module.name for module in iter_modules(benchmarks.__path__)]
     kinds = {name: importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names}
     clips, mllms = ([name for name in names if kinds[name].MODEL == model] for model in ("clip", "mllm"))
-    assert {"mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
+    assert {"detail", "mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
     assert mllms == [
         "cv_bench", "gqa", "hallusion", "mmbench", "mme", "mmvp", "naturalbench", "pope", "scienceqa",
     ]  # fmt: skip
