@@ -12,8 +12,10 @@ import torch
 
 from tests.tasks import die, die_once, refuse, write
 from tests.unit.test_latents import encode
+from un2clip.config import build
 from un2clip.datasets.engine import run_tasks
 from un2clip.errors import UserError
+from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
 
 
 def test_latents_are_the_same_bytes_from_two_processes(tiny, tmp_path) -> None:
@@ -29,6 +31,19 @@ def test_latents_are_the_same_bytes_from_two_processes(tiny, tmp_path) -> None:
     encode(tiny, made, processes=2)
     assert kept.stat().st_mtime_ns == stamp and len(others) > 1
     assert bytes_below(made) == bytes_below(tiny.latents)
+
+
+def test_the_diffusion_loss_is_the_same_from_two_processes(tiny, tmp_path) -> None:
+    """Items to the last bit, of five batches that two processes share."""
+    for processes in (1, 2):
+        changed = {"images": 9, "batch_size": 2, "processes": processes}
+        section = build(DiffusionLoss, tiny.params["diffusion_loss"] | changed, "diffusion_loss")
+        diffusion_loss(
+            section, seed=3, device="cpu", shards=tiny.shards, backbones=tiny.backbones, latents=tiny.latents,
+            encoder=tiny.backbones / "clip", scores=tmp_path / str(processes),
+        )  # fmt: skip
+    for role in ("reference", "tuned"):
+        assert (tmp_path / "2" / f"{role}.json").read_bytes() == (tmp_path / "1" / f"{role}.json").read_bytes()
 
 
 def test_each_task_is_done_once_by_a_worker(tmp_path) -> None:

@@ -5,9 +5,13 @@ Both encoders meet the same images, noises and timesteps, so the difference is p
 stratified: each image meets one from every bin of equal width, drawn uniformly within the bin.
 """
 
+import functools
+import multiprocessing
+import tempfile
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -15,12 +19,15 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
+from un2clip.datasets.engine import run_tasks
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
-from un2clip.decoders import Cond, NoiseConfig, load_generator
+from un2clip.decoders import Cond, NoiseConfig, Unclip, load_generator
 from un2clip.devices import pick_device
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Item, Role, Scores
+from un2clip.files.outputs import write_json
+from un2clip.files.texts import read_json
 from un2clip.models.clip import encoder_sha256, load_clip
 
 matplotlib.use("Agg")
@@ -35,10 +42,11 @@ class DiffusionLoss:
     noise_level: int
     batch_size: int
     workers: int
+    processes: int
 
     def __post_init__(self) -> None:
         at_least(self, 1, "images", "bins", "batch_size")
-        at_least(self, 0, "workers", "noise_level")
+        at_least(self, 0, "workers", "noise_level", "processes")
 
 
 def diffusion_loss(
@@ -63,35 +71,38 @@ def diffusion_loss(
         encoder: the tuned checkpoint.
         scores: folder of the two scores files and the plot.
     """
-    where = pick_device(device)
-    generator = load_generator(backbones / "unclip", where)
+    processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
     made = encoder_pair(backbones, encoder)
-    clips = {role: load_clip(folder, where) for role, _, folder in made}
+    _generator.cache_clear()  # another may lie in the same folder by now
+    generator = _generator(backbones, "cpu" if processes > 1 else device)
     total = min(params.images, loader.count(shards, "heldout", at_least=1))
-    rng = torch.Generator().manual_seed(seed)
-    items: dict[Role, list[Item]] = {role: [] for role in clips}
-    view, cached = loader.generator_view(generator.image_px), open_latents(latents, shards, generator.vae_sha256())
     bins = _bins(generator.num_timesteps, params)
     for noise in bins.values():
         generator.check(noise)
-    reader = loader.open_split(shards, "heldout", clips["reference"].preprocess, view, cached)
-    indices = loader.batched(islice(loader.in_order(reader.sizes), total), params.batch_size)
-    with tqdm(total=total, unit="image", desc="diffusion_loss", mininterval=1) as progress:
-        for batch in loader.strict(loader.read(reader, indices, params.workers)):
-            target = generator.target(batch)
-            conds = {
-                role: Cond(vector=clip.embed(batch["pixel_values"], batch["keys"])) for role, clip in clips.items()
-            }
-            for name, noise in bins.items():
-                noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
-                for role, cond in conds.items():
-                    with torch.no_grad():
-                        (values,) = generator.loss(target, cond, noise_sample).values()
-                    items[role] += [
-                        Item(id=f"{key}@{name}", type=name, value=value)
-                        for key, value in zip(batch["keys"], values.tolist(), strict=True)
-                    ]
-            progress.update(len(batch["keys"]))
+    batches, rng = -(-total // params.batch_size), torch.Generator().manual_seed(seed)
+    bounds = [i * batches // min(processes, batches) for i in range(min(processes, batches) + 1)]
+    items: dict[Role, list[Item]] = {role: [] for role, _, _ in made}
+    with tempfile.TemporaryDirectory() as folder:
+        shares = list[Share]()
+        for first, last in zip(bounds, bounds[1:], strict=False):
+            first, last = first * params.batch_size, min(last * params.batch_size, total)
+            state, to = rng.get_state().numpy().tobytes(), Path(folder) / f"{first}.json"
+            shares.append(
+                Share(
+                    params=params, device=device, shards=shards, backbones=backbones, latents=latents,
+                    encoders={role: path for role, _, path in made}, first=first, last=last, state=state, to=to,
+                )
+            )  # fmt: skip
+            if last < total:  # what this share draws is drawn here too, so that the next begins where it ends
+                for size in (min(params.batch_size, last - n) for n in range(first, last, params.batch_size)):
+                    for noise in bins.values():
+                        generator.draw(size, rng, noise)
+        for _ in run_tasks(measure, shares, processes):
+            pass
+        for share in shares:
+            for role, measured in read_json(share.to).items():
+                items[role] += [Item(**each) for each in measured]
+    _generator.cache_clear()
     both = {
         role: Scores(
             benchmark="diffusion_loss",
@@ -109,6 +120,71 @@ def diffusion_loss(
         result.save(scores / f"{role}.json")
     _plot(both, scores / "diffusion_loss.png")
     print(f"diffusion_loss: reference {both['reference'].score:.5f}, tuned {both['tuned'].score:.5f} of {total} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Some batches of the images, as they are handed to a worker.
+
+    Attributes:
+        encoders: role -> folder.
+        first, last: of the held-out images, in their order.
+        state: of the random numbers before the first.
+        to: file that gets the items of each role.
+    """
+
+    params: DiffusionLoss
+    device: str
+    shards: Path
+    backbones: Path
+    latents: Path
+    encoders: dict[Role, Path]
+    first: int
+    last: int
+    state: bytes
+    to: Path
+
+    def __str__(self) -> str:
+        return f"images {self.first} to {self.last - 1}"
+
+
+def measure(share: Share) -> None:
+    """Measure some batches by both encoders."""
+    params, where, rng = share.params, pick_device(share.device), torch.Generator()
+    rng.set_state(torch.frombuffer(bytearray(share.state), dtype=torch.uint8))
+    generator = _generator(share.backbones, share.device)
+    clips = {role: load_clip(folder, where) for role, folder in share.encoders.items()}
+    items: dict[Role, list[dict[str, Any]]] = {role: [] for role in clips}
+    view = loader.generator_view(generator.image_px)
+    cached = open_latents(share.latents, share.shards, generator.vae_sha256())
+    reader = loader.open_split(share.shards, "heldout", clips["reference"].preprocess, view, cached)
+    indices = loader.batched(islice(loader.in_order(reader.sizes), share.first, share.last), params.batch_size)
+    hidden = multiprocessing.parent_process() is not None  # of several the first that ends would say little
+    with tqdm(
+        total=share.last - share.first, unit="image", desc="diffusion_loss", mininterval=1, disable=hidden
+    ) as progress:
+        for batch in loader.strict(loader.read(reader, indices, params.workers)):
+            target = generator.target(batch)
+            conds = {
+                role: Cond(vector=clip.embed(batch["pixel_values"], batch["keys"])) for role, clip in clips.items()
+            }
+            for name, noise in _bins(generator.num_timesteps, params).items():
+                noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
+                for role, cond in conds.items():
+                    with torch.no_grad():
+                        (values,) = generator.loss(target, cond, noise_sample).values()
+                    items[role] += [
+                        {"id": f"{key}@{name}", "type": name, "value": value}
+                        for key, value in zip(batch["keys"], values.tolist(), strict=True)
+                    ]
+            progress.update(len(batch["keys"]))
+    write_json(share.to, items)
+
+
+@functools.lru_cache(maxsize=1)
+def _generator(backbones: Path, device: str) -> Unclip:
+    """Read once a process."""
+    return load_generator(backbones / "unclip", pick_device(device))
 
 
 def _bins(num_timesteps: int, params: DiffusionLoss) -> dict[str, NoiseConfig]:
