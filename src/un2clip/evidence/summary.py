@@ -73,11 +73,11 @@ def show(
         UserError: the run is not finished.
     """
     made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
-    print(f"{shown(changes(made.benchmarks))}\n")
+    print(shown(changes(made.benchmarks)))
+    print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}\n")
     print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power, types=types)
     print_assistants(made.assistants, confidence=made.confidence)
     for sentence in decided.decision.sentences:
         print(shown(sentence))
-    print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
     print(NEXT.format(report=report, pictures=pictures, encoder=encoder))
