@@ -85,7 +85,7 @@ def build(cls: type[T], values: Any, name: str) -> T:
         if key not in fields:
             raise UserError(unknown(f"{name}.{key}", fields, values[key]))
     for key, field in fields.items():
-        if key not in values and field.default is dataclasses.MISSING:
+        if key not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"missing parameter {name}.{key}: {describe(hints[key])}")
     converted = {key: convert(hints[key], values[key], f"{name}.{key}") for key in fields if key in values}
     try:
