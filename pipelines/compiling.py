@@ -1,17 +1,18 @@
-"""Compile the pipeline, with the numbers of params.yaml, world.yaml and clusters/*.yaml as its parameters' defaults."""
+"""Compile the pipelines, with the numbers of params.yaml, world.yaml and clusters/*.yaml as defaults."""
 
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kfp import compiler
+from kfp.dsl.graph_component import GraphComponent
 
-from pipelines import resources
-from pipelines.resources import CLUSTER, Cluster, read_cluster
+from pipelines import assistants, resources
+from pipelines.resources import CLUSTER, Cluster, Compiled, read_cluster
 from pipelines.un2clip import pipeline
 from un2clip import config
 from un2clip.errors import UserError
@@ -20,20 +21,25 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
 #: The checked-in files, and the cluster that each is for.
 PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": resources.CLUSTERS / "gpu.yaml"}
-HEADER = (
-    "# Compiled from pipelines/un2clip.py, params.yaml and world.yaml by `python -m pipelines.un2clip`; do not edit.\n"
-)
+#: The pipeline of assistants, for plain nodes; for others it is compiled with a cluster's file.
+ASSISTANTS = ROOT / "pipelines" / "assistants.yaml"
+HEADER = "# Compiled from pipelines/{}.py, params.yaml and world.yaml by `python -m pipelines.un2clip`; do not edit.\n"
 #: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
-WORLD = {"images": "data/world/images", "benchmark_data": "data/world/benchmarks"}
+WORLD = {
+    "images": "data/world/images",
+    "benchmark_data": "data/world/benchmarks",
+    "instructions": "data/world/instructions",
+}
+Pipeline = Callable[[Compiled], GraphComponent]
 
 
-def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(params: Mapping[str, Any], of: Pipeline = pipeline) -> dict[str, Any]:
     """The run's pipeline arguments from the content of a params file; the cluster's are in `CLUSTER`.
 
     Raises:
         UserError: a section is missing, or holds a null, which Kubeflow cannot carry.
     """
-    inputs = pipeline(read_cluster().compiled).component_spec.inputs
+    inputs = of(read_cluster().compiled).component_spec.inputs
     keys = {name: name.removesuffix("_params") for name in inputs if name not in CLUSTER}
     missing = [key for key in keys.values() if key not in params]
     if missing:
@@ -44,15 +50,17 @@ def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "" if params[key] == WORLD.get(key) else params[key] for name, key in keys.items()}
 
 
-def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster) -> None:
-    """Compile the pipeline with `params` as the defaults of its parameters; the same input gives the same bytes."""
+def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster, of: Pipeline = pipeline) -> None:
+    """Compile a pipeline with `params` as the defaults of its parameters; the same input gives the same bytes."""
+    graph = of(cluster.compiled)
     with TemporaryDirectory() as folder:
         raw = Path(folder) / "un2clip.yaml"
-        defaults = cluster.arguments | arguments(params)
-        compiler.Compiler().compile(pipeline(cluster.compiled), str(raw), pipeline_parameters=defaults)
+        known = cluster.arguments | arguments(params, of)
+        defaults = {name: known[name] for name in graph.component_spec.inputs}
+        compiler.Compiler().compile(graph, str(raw), pipeline_parameters=defaults)
         text = raw.read_text()
     # kfp's own header prints the dict parameters in an order that changes from run to run
-    path.write_text(re.sub(r"\A(#.*\n)*", lambda _: HEADER, text))
+    path.write_text(re.sub(r"\A(#.*\n)*", lambda _: HEADER.format(graph.name), text))
 
 
 def read_params(*overlays: Path) -> dict[str, Any]:
@@ -78,14 +86,21 @@ def main(args: list[str] | None = None) -> None:
         "--params", type=Path, metavar="FILE", action="append", default=[], help="overlay on the numbers; repeatable"
     )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="overlay on pipelines/clusters/plain.yaml")
+    parser.add_argument("--assistants", action="store_true", help="of pipelines/assistants.py, not of un2clip.py")
     parser.add_argument("--to", type=Path, metavar="FILE", help="compiled pipeline (default: the checked-in ones)")
     options = parser.parse_args(args)
-    if not options.to and (options.params or options.cluster):
-        parser.error("--params and --cluster need --to: the checked-in files have the repository's numbers")
+    if not options.to and (options.params or options.cluster or options.assistants):
+        parser.error("other options need --to: the checked-in files have the repository's numbers")
     try:
         params = read_params(*options.params)
-        for path, overlay in {options.to: options.cluster}.items() if options.to else PACKAGES.items():
-            compile_to(path, params, read_cluster(overlay))
+        wanted: dict[Path, tuple[Path | None, Pipeline]] = {
+            **{path: (overlay, pipeline) for path, overlay in PACKAGES.items()},
+            ASSISTANTS: (None, assistants.pipeline),
+        }
+        if options.to:
+            wanted = {options.to: (options.cluster, assistants.pipeline if options.assistants else pipeline)}
+        for path, (overlay, of) in wanted.items():
+            compile_to(path, params, read_cluster(overlay), of)
             print(f"compiled {path}")
     except UserError as error:
         sys.exit(f"error: {error}")

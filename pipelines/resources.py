@@ -14,6 +14,7 @@ from kfp import dsl, kubernetes
 
 from components.image import IMAGE
 from pipelines.sources import shorten
+from un2clip.cluster.prerequisites import SEVERAL
 from un2clip.cluster.secret_files import MOUNTED, SECRETS
 from un2clip.config import at_least, build, read_yaml
 from un2clip.errors import UserError
@@ -113,6 +114,8 @@ STAGES = {
     "diffusion_loss": TaskResources(accelerated=True, retried=True),
     "evaluate": TaskResources(accelerated=True, retried=True, volume=True),
     "reconstruct": TaskResources(accelerated=True, retried=True),
+    "assistant": TaskResources(accelerated=True, retried=True, volume=True, secrets=tuple(SECRETS)),
+    "ask": TaskResources(accelerated=True, retried=True, volume=True),
     "compare": TaskResources(),
     "promote": TaskResources(retried=True, cached=False),
 }
@@ -133,7 +136,8 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
         arguments: the pipeline parameters named in `CLUSTER`.
     """
     component = task.component_spec.name.replace("-", "_")
-    name = component.removesuffix("_nodes")  # what it asks for goes to its TrainJob's nodes
+    # what finetune_nodes asks for goes to its TrainJob's nodes; of pipelines/assistants.py are the others
+    name = component.removesuffix("_nodes").removesuffix("_assistants")
     needs = (STAGES | EXTRAS)[name]
     task.container_spec.command = shorten(task.container_spec.command)
     task.set_container_image(arguments["image"])
@@ -147,7 +151,7 @@ def set_resources(task: dsl.PipelineTask, compiled: Compiled, arguments: Mapping
         cpu, memory = arguments[f"{name}_cpu"], arguments[f"{name}_memory"]
         task.register_pipeline_channels([cpu, memory])  # kfp 2.17 forgets to hand these to the tasks of a loop
     if needs.accelerated:
-        _accelerate(task, compiled, arguments, arguments[f"{'finetune_' * (name == 'finetune')}accelerator_limit"])
+        _accelerate(task, compiled, arguments, arguments[f"{name}_" * (name in SEVERAL) + "accelerator_limit"])
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory)
     # Kubeflow resolves no placeholder in an environment variable, but labels the pod with the run's id
     kubernetes.use_field_path_as_env(task, "UN2CLIP_RUN", "metadata.labels['pipeline/runid']")

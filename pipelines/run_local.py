@@ -1,6 +1,8 @@
-"""Run the compiled pipeline on this machine: no cluster, the same YAML and the same stages.
+"""Run a compiled pipeline on this machine: no cluster, the same YAML and the same stages.
 
-    python -m pipelines.run_local [--params OVERLAY.yaml] [--runner docker]
+    python -m pipelines.run_local [--params OVERLAY.yaml] [--runner docker] [--after RUN]
+
+With `--after local_outputs/RUN` it is pipelines/assistants.yaml, whose language models read that run's encoders.
 
 A task is a process, or with `--runner docker` a container of the image that a cluster would run (docs/containers.md).
 
@@ -21,7 +23,9 @@ from typing import Any
 from kfp import components, local
 
 from components.image import IMAGE
-from pipelines.compiling import PACKAGE, ROOT, arguments, read_params
+from pipelines import assistants
+from pipelines.compiling import ASSISTANTS, PACKAGE, ROOT, arguments, read_params
+from pipelines.un2clip import pipeline as un2clip
 from un2clip.errors import UserError
 from un2clip.evidence.scores import load_scores
 from un2clip.tracking import store
@@ -30,13 +34,16 @@ from un2clip.tracking import store
 TOLD = ("MLFLOW_", "UN2CLIP_", "OMP_")
 
 
-def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -> dict[str, Any]:
-    """Run pipelines/un2clip.yaml with its artifacts below `folder`.
+def run(
+    folder: Path, overlay: Path | None = None, runner: str = "subprocess", after: Path | None = None
+) -> dict[str, Any]:
+    """Run pipelines/un2clip.yaml, or assistants.yaml, with its artifacts below `folder`.
 
     Args:
         folder: a folder of this run alone.
         overlay: params file laid over the repository's numbers; without one the numbers compiled into the YAML count.
         runner: subprocess or docker.
+        after: folder of an earlier run, whose two encoders assistants read.
 
     Returns:
         What `find_outputs` says.
@@ -44,14 +51,18 @@ def run(folder: Path, overlay: Path | None = None, runner: str = "subprocess") -
     Raises:
         UserError: the overlay is unfit, or a stage failed; its own message is in the log above.
     """
-    changed = arguments(read_params(overlay)) if overlay else {}
-    pipeline = components.load_component_from_file(str(PACKAGE))
+    package, of = (ASSISTANTS, assistants.pipeline) if after else (PACKAGE, un2clip)
+    changed = arguments(read_params(overlay), of) if overlay else {}
+    if after:
+        changed |= _addresses(after)
+    pipeline = components.load_component_from_file(str(package))
     graph = pipeline.component_spec.implementation.graph
     for component in [graph.root, *graph.components.values()]:
         for task in component.dag.tasks.values():
             task.ClearField("retry_policy")
     for executor in graph.deployment_spec["executors"].values():
-        executor["container"]["image"] = IMAGE  # this runner would look for an image called {{$.inputs.parameters...
+        if "container" in executor:  # this runner would look for an image called {{$.inputs.parameters...
+            executor["container"]["image"] = IMAGE
     os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
     tasks = containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
     local.init(tasks, pipeline_root=str(folder))
@@ -88,16 +99,34 @@ def containers() -> local.DockerRunner:
 
 
 def find_outputs(folder: Path) -> dict[str, Any]:
-    """Where a run's results lie: {"report": page, "decision": file, "scores": {benchmark: {role: file}}}."""
+    """Where a run's results lie: {"report": page, "decision": file, "scores": {benchmark: {role: file}}}.
+
+    A run of assistants has a report alone, and "decision" is empty.
+    """
     scores: dict[str, dict[str, str]] = {}
     for path in sorted(folder.rglob("scores/*.json")):
         result = load_scores(path)
         scores.setdefault(result.benchmark, {})[result.role] = str(path)
     return {
         "report": str(next(folder.rglob("report/index.html"))),
-        "decision": str(next(folder.rglob("decision/decision.json"))),
+        "decision": str(next(folder.rglob("decision/decision.json"), "")),
         "scores": scores,
     }
+
+
+def _addresses(run: Path) -> dict[str, str]:
+    """The parameters of assistants.yaml that say where an earlier run left the two encoders.
+
+    Raises:
+        UserError: it left none.
+    """
+    found = {
+        "backbones_uri": next(run.rglob("backbones/clip"), None),
+        "encoder_uri": next(run.rglob("encoder/lineage.json"), None),
+    }
+    if missing := [name for name, path in found.items() if path is None]:
+        raise UserError(f"{run} has no {missing[0].removesuffix('_uri')}; name the folder of a finished run")
+    return {name: str(path.parent.resolve()) for name, path in found.items() if path is not None}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -112,9 +141,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--runner", choices=["subprocess", "docker"], default="subprocess", help="what a task is (default: %(default)s)"
     )
+    parser.add_argument("--after", type=Path, metavar="RUN", help="assistants, which read the encoders of this run")
     options = parser.parse_args(args)
+    folder = options.root / time.strftime("%Y-%m-%d-%H-%M-%S")
     try:
-        outputs = run(options.root / time.strftime("%Y-%m-%d-%H-%M-%S"), options.params, options.runner)
+        outputs = run(folder, options.params, options.runner, options.after)
     except UserError as error:
         sys.exit(f"error: {error}")
     rows = [f"report    {outputs['report']}", f"decision  {outputs['decision']}"]

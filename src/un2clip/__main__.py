@@ -14,7 +14,7 @@ from pathlib import Path
 from un2clip.cli import RENAMED, add_commands
 from un2clip.config import lookup, read_params
 from un2clip.errors import Stopped, Terminated, UserError, disks_in_words
-from un2clip.stages import APART, SEEDS, STAGES, get_stage, run_stage, sections
+from un2clip.stages import SEEDS, STAGES, get_stage, run_stage, sections
 
 #: Stages that are a command as well, and the flag that only the stage has.
 BOTH = {"ask": "--questions"}
@@ -58,7 +58,7 @@ def _run(args: list[str]) -> int:
 
 def is_stage(args: list[str]) -> bool:
     """Whether a stage is called: of one that has a command's name too, with the flag that only the stage has."""
-    if not args or args[0] not in (*STAGES, *APART):
+    if not args or args[0] not in STAGES:
         return False
     flag = BOTH.get(args[0])
     return flag is None or any(word.partition("=")[0] == flag for word in args)
@@ -68,7 +68,7 @@ def new_parser() -> argparse.ArgumentParser:
     """The parser of every command; a stage has one of its own, since making it imports the stage."""
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in (name for name in (*STAGES, *APART) if name not in BOTH):
+    for name in (name for name in STAGES if name not in BOTH):
         commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
     add_commands(commands)
     return parser

@@ -32,7 +32,7 @@ SPAWN.set_forkserver_preload(["un2clip.stages.assistant"])
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """instructions/, backbones/clip: the laptop pair's encoder."""
+    """instructions/, and backbones/clip: the laptop pair's encoder."""
     folder = tmp_path_factory.mktemp("assistant")
     write_instructions(folder / "instructions")
     (folder / "backbones").mkdir()
@@ -40,18 +40,19 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(data: Path, to: Path, encoder: Path = CLIP, role: str = "tuned", seed: int = 0, **changes: Any) -> Path:
-    names = {"role": role, "language_seed": seed, "device": "cpu", "checkpoints": str(to.parent / "state")}
+def train(data: Path, to: Path, encoder: Path | None = None, seed: int = 0, **changes: Any) -> Path:
+    """An assistant of that encoder; without one, of the folder of backbones."""
     assistant(
         build(Assistant, merge(NUMBERS, changes), "assistant"),
-        **names, instructions=data / "instructions", backbones=data / "backbones", encoder=encoder, assistant=to,
+        language_seed=seed, device="cpu", checkpoints=str(to.parent / "state"), instructions=data / "instructions",
+        encoder=encoder or data / "backbones", assistant=to,
     )  # fmt: skip
     return to
 
 
 @pytest.fixture(scope="module")
 def reference(data: Path) -> Path:
-    return train(data, data / "assistants" / "reference", role="reference")
+    return train(data, data / "assistants" / "reference")
 
 
 def differing(first: Path, second: Path) -> set[str]:
@@ -82,7 +83,7 @@ def answers(folder: Path) -> list[str]:
 
 def test_one_encoder_in_both_roles_is_one_assistant(data: Path, reference: Path, tmp_path: Path) -> None:
     """All weights, curves and answers are equal: difference exactly 0."""
-    tuned = train(data, tmp_path / "tuned", role="tuned")
+    tuned = train(data, tmp_path / "tuned", encoder=CLIP)
     assert differing(reference, tuned) == set()
     assert (reference / "history.json").read_bytes() == (tuned / "history.json").read_bytes()
     assert answers(reference) == answers(tuned)
@@ -109,7 +110,7 @@ def test_what_it_does_read_changes_it(data: Path, reference: Path, tmp_path: Pat
 
 
 def test_a_seed_is_another_language_model(data: Path, reference: Path, tmp_path: Path) -> None:
-    found = differing(reference, train(data, tmp_path / "other", role="reference", seed=1))
+    found = differing(reference, train(data, tmp_path / "other", seed=1))
     assert any("projector" in name for name in found) and any("language_model" in name for name in found)
     assert not any("vision_tower" in name for name in found)
 
@@ -131,7 +132,7 @@ def _watched(data: Path, to: Path, at: int, number: int) -> None:
 
     tracking.log_metrics = watch
     try:
-        train(data, to, role="reference")
+        train(data, to)
     except Stopped as stopped:
         raise SystemExit(128 + (stopped.signal or 0)) from None
 
@@ -144,7 +145,7 @@ def test_killed_and_started_again_it_is_the_same(
     status = in_a_process(data, tmp_path / "killed", at, number)
     assert status == (-number if number == signal.SIGKILL else 128 + number)
     assert not (tmp_path / "killed").exists()
-    train(data, tmp_path / "killed", role="reference")
+    train(data, tmp_path / "killed")
     for name in ("model.safetensors", "history.json", "lineage.json", "tokenizer.json"):
         assert file_sha256(tmp_path / "killed" / name) == file_sha256(reference / name), name
     assert [path.name for path in (tmp_path / "state").iterdir()] == []
@@ -152,7 +153,7 @@ def test_killed_and_started_again_it_is_the_same(
 
 def test_two_processes_learn_the_same(data: Path, reference: Path, tmp_path: Path) -> None:
     """Answers of other lengths on each of them: the mean is over all tokens of both."""
-    train(data, tmp_path / "two", role="reference", compute={"processes": 2})
+    train(data, tmp_path / "two", compute={"processes": 2})
     assert_close(reference, tmp_path / "two")
     losses = [json.loads((folder / "history.json").read_text()) for folder in (reference, tmp_path / "two")]
     assert [row["loss"] for row in losses[1]] == pytest.approx([row["loss"] for row in losses[0]], rel=1e-5)
@@ -165,7 +166,7 @@ def test_two_processes_learn_the_same(data: Path, reference: Path, tmp_path: Pat
 )
 def test_how_it_is_computed_changes_nothing(data: Path, reference: Path, tmp_path: Path, changes: dict) -> None:
     """The weights are those of the reference but for rounding, though the parts have answers of other lengths."""
-    assert_close(reference, train(data, tmp_path / "other", role="reference", **changes))
+    assert_close(reference, train(data, tmp_path / "other", **changes))
 
 
 def test_transformers_loads_it_alone(reference: Path) -> None:
@@ -179,6 +180,7 @@ def test_transformers_loads_it_alone(reference: Path) -> None:
     lineage = json.loads((reference / "lineage.json").read_text())
     assert lineage["parents"]["encoder"] == encoder_sha256(CLIP) and lineage["steps_done"] == 6
     assert set(lineage["parents"]) == {"encoder", "language", "pictures", "alignment", "instruction"}
+    assert (lineage["method"], lineage["seed"]) == ("reference", 0)
 
 
 def test_it_learns(data: Path, tmp_path: Path) -> None:
@@ -196,14 +198,14 @@ def test_a_picture_that_is_broken_is_left_out(data: Path, tmp_path: Path, capfd)
     other.mkdir()
     (other / "instructions").symlink_to(folder)
     (other / "backbones").symlink_to(data / "backbones")
-    train(other, tmp_path / "out", role="reference", cache=False, corrupt_share=0.1)
+    train(other, tmp_path / "out", cache=False, corrupt_share=0.1)
     assert "left out: c4: red/4.png cannot be read" in capfd.readouterr().err
     assert json.loads((tmp_path / "out/lineage.json").read_text())["corrupt"] >= 1
     with pytest.raises(UserError, match="red/4.png cannot be read"):
-        train(other, tmp_path / "cached", role="reference")
+        train(other, tmp_path / "cached")
     (folder / "images/red/8.png").write_bytes(b"neither")
     with pytest.raises(UserError, match="conversations read so far are left out, more than assistant.corrupt_share"):
-        train(other, tmp_path / "many", role="reference", cache=False)
+        train(other, tmp_path / "many", cache=False)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +223,3 @@ def test_numbers_that_do_not_fit(data: Path, tmp_path: Path, changes: dict, mess
     with pytest.raises(UserError, match=message):
         train(data, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
-
-
-def test_no_third_role(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="role must be reference or tuned, got 'other'"):
-        train(data, tmp_path / "out", role="other")

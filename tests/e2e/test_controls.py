@@ -55,11 +55,11 @@ def test_controls_from_nothing_to_their_tables(tmp_path: Path, monkeypatch, caps
     for text in ("blind, in the column of the tuned encoder", "random, in the column", "cv_bench (% by source)"):
         assert text in printed
     assert printed.count("nothing shown") == 8 and "worse" not in printed
-    made = {path.parent.parent.relative_to(tmp_path / "to/scores") for path in (tmp_path / "to").rglob("asked.json")}
+    made = {path.parents[2].relative_to(tmp_path / "to/scores") for path in (tmp_path / "to").rglob("asked.json")}
     assert {str(path) for path in made} == {
         f"{name}/{seed}" for name in ("reference", "blind", "random") for seed in "01"
     }
-    scores = load_scores(tmp_path / "to/scores/blind/0/pope/asked.json")
+    scores = load_scores(tmp_path / "to/scores/blind/0/pope/tuned/asked.json")
     assert (scores.role, scores.method) == ("tuned", "blind")
     before = folder_sha256(tmp_path / "to")
     assert main(["controls", *words]) == 0

@@ -297,7 +297,7 @@ def test_every_file_says_what_it_measures() -> None:
         [name for name in names if kinds[name].MODEL == model] for model in ("clip", "autoencoder", "mllm")
     )
     assert drawn == ["reconstruction"]
-    assert {"mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
+    assert {"detail", "mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
     assert mllms == [
         "cv_bench", "gqa", "hallusion", "mmbench", "mme", "mmvp", "naturalbench", "pope", "scienceqa",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WORLD
-from un2clip.__main__ import main
+from un2clip.__main__ import BOTH, main
 from un2clip.methods.table import METHODS
 from un2clip.stages import STAGES, run_stage
 
@@ -73,9 +73,9 @@ def test_help_lists_every_stage(capsys) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_has_its_own_help(capsys, name: str) -> None:
-    """`un2clip STAGE --help` lists its names."""
+    """`un2clip STAGE --help` lists its names; of `ask`, a command as well, with the flag that only the stage has."""
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, *([f"{BOTH[name]}=pope"] if name in BOTH else []), "--help"])
     assert "--params" in capsys.readouterr().out
 
 

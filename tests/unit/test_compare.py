@@ -118,7 +118,7 @@ def save_assistants(folder, seeds) -> None:
             items = tuple(Item(id=str(i), type="a", value=float(i < n)) for i in range(400))
             made = Scores(benchmark="pope", role=role, method=role, unit="%", protocol="asked", data_sha256="d",
                           encoder_sha256="e", items=items)  # fmt: skip
-            save_asked(made, seed, folder / f"{role}-{seed}")
+            save_asked(made, seed, SHA[role], folder / f"{role}-{seed}")
 
 
 def test_the_seed_of_a_language_model_is_a_level(world, capsys):
@@ -142,6 +142,24 @@ def test_the_seed_of_a_language_model_is_a_level(world, capsys):
         metrics = json.loads((world / "report/metrics.json").read_text())
         assert metrics["pope (assistants)"]["difference"] == found["difference"]["mean"]
     assert len(content["benchmarks"]) == 2, "no benchmark of encoders"
+
+
+def test_assistants_alone_are_a_report(world, capsys):
+    """Where the encoders were not scored, as in a run of assistants.yaml, there is their table, and no other."""
+    save_assistants(world / "asked", (280, 284))
+    content, page = run(world, scores=[world / "asked"])
+    assert (content["benchmarks"], len(content["assistants"])) == ([], 1)
+    assert "beyond the spread over 2 language models" in page and "mmvp_vlm" not in page
+    assert "better, beyond the spread over 2 language models" in " ".join(capsys.readouterr().out.split())
+
+
+def test_assistants_of_another_encoder_are_refused(world):
+    """Their answers would be taken for this one's: the hash of the encoder that each reads is in its scores."""
+    save_assistants(world / "scores/asked", (280, 284))
+    lineage = json.loads((world / "encoder/lineage.json").read_text())
+    (world / "encoder/lineage.json").write_text(json.dumps(lineage | {"encoder_sha256": "f" * 64}))
+    with pytest.raises(UserError, match=r"\(tuned\) reads encoder bbbbbbbbbbbb, and this is about ffffffffffff"):
+        run(world)
 
 
 def test_a_loss_that_rises_is_worse(world):

@@ -56,7 +56,15 @@ def test_what_the_rules_could_show(tmp_path, monkeypatch, capsys):
     assert main(["explain", "promote.rules"]) == 0
     said = capsys.readouterr().out
     assert "mmvp_vlm, superiority: 135 published items: 9.1 points where 15 % change, 12 points where 25 %" in said
-    assert "zeroshot, non-inferiority with a margin of 2: its scores, or an entry" in said
+    assert "zeroshot, non-inferiority with a margin of 2: its scores, its data, or an entry" in said
+    pairs = tmp_path / "data/world/benchmarks/mmvp_vlm"
+    (pairs / "MLLM_VLM Images/Color").mkdir(parents=True)
+    for i in (1, 2, 3, 4):
+        (pairs / f"MLLM_VLM Images/Color/{i}.png").touch()
+    rows = "".join(f"{i},Color,a dog\n" for i in (1, 2, 3, 4))
+    (pairs / "Questions.csv").write_text(f"Question ID,Type,Statement\n{rows}")
+    assert main(["explain", "promote.rules"]) == 0
+    assert "superiority: 2 items in data/world/benchmarks/mmvp_vlm: no outcome could pass" in capsys.readouterr().out
     for role, right in (("reference", 300), ("tuned", 310)):
         items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(400))
         Scores(benchmark="zeroshot", role=role, method="m", unit="%", protocol="", data_sha256="d", items=items,

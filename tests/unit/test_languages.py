@@ -145,11 +145,14 @@ def test_files_of_assistants_are_read_back(tmp_path: Path) -> None:
     given = pairs(1.0, 2.0)
     for seed, pair in given.items():
         for place, each in enumerate(pair):
-            save_asked(each, seed, tmp_path / f"asked/{seed}{place}")
+            save_asked(each, seed, each.role, tmp_path / f"asked/{seed}{place}")
     scores("reference", 10.0).save(tmp_path / "reference.json")
     assert collect_asked([tmp_path]) == {"b": given}
     assert collect_scores([tmp_path])["b"].keys() == {"reference"}
-    save_asked(given[0][0], 0, tmp_path / "again")
+    assert collect_asked([tmp_path], {"reference": "reference", "tuned": "tuned"}) == {"b": given}
+    with pytest.raises(UserError, match=r"\(tuned\) reads encoder tuned, and this is about another; run `assistant`"):
+        collect_asked([tmp_path], {"reference": "reference", "tuned": "another"})
+    save_asked(given[0][0], 0, "reference", tmp_path / "again")
     with pytest.raises(UserError, match=r"two files of reference, seed 0, on b; the second is .*asked/00/asked.json"):
         collect_asked([tmp_path])
     (tmp_path / f"again/{ASKED}").unlink()
@@ -157,6 +160,7 @@ def test_files_of_assistants_are_read_back(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="b has no answers of the tuned assistant of seed 1; run `ask` for it"):
         collect_asked([tmp_path])
     content = json.loads((tmp_path / f"asked/10/{ASKED}").read_text())
-    (tmp_path / f"asked/10/{ASKED}").write_text(json.dumps(content | {"language_seed": "1"}))
-    with pytest.raises(UserError, match="does not say the seed of its language model"):
-        collect_asked([tmp_path])
+    for changed in ({"language_seed": "1"}, {"read_sha256": None}):
+        (tmp_path / f"asked/10/{ASKED}").write_text(json.dumps(content | changed))
+        with pytest.raises(UserError, match="does not say the seed of its language model and its encoder"):
+            collect_asked([tmp_path])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from un2clip.evaluation.benchmarks import naturalbench, pope
 from un2clip.evaluation.mllm import asking
 from un2clip.evaluation.mllm.asking import ask
 from un2clip.evaluation.mllm.llava import Llava, load_llava
-from un2clip.evidence.languages import collect_asked
-from un2clip.evidence.scores import load_scores
+from un2clip.evidence.languages import AssistantLineage, collect_asked
+from un2clip.evidence.scores import ROLES, load_scores
+from un2clip.files.outputs import write_json
 from un2clip.hashes import folder_sha256
 from un2clip.stages import run_stage
 
@@ -352,40 +353,65 @@ def test_the_stage_is_a_command_line_of_its_own(folder: Path, data: Path, tmp_pa
     """`un2clip ask` with --questions is the stage, as a graph calls it; a seed that is none is one sentence."""
     monkeypatch.chdir(Path(__file__).parents[2])
     (tmp_path / "laptop.yaml").write_text(yaml.safe_dump({"ask": {"dtype": "float32", "max_new_tokens": 2}}))
-    words = ["--questions=pope", "--role=tuned", "--method=un2clip", "--device=cpu", "--checkpoints="]
-    words += [f"--benchmarks={data.parent}", f"--assistant={folder}", f"--scores={tmp_path / 'to'}"]
-    assert main(["ask", f"--overlay={tmp_path / 'laptop.yaml'}", "--language_seed=3", *words]) == 0
-    assert json.loads((tmp_path / "to/pope/asked.json").read_text())["language_seed"] == 3
-    assert main(["ask", "--language_seed=x", *words]) == 2
-    assert "--language_seed must be an integer, got 'x'" in capsys.readouterr().err
+    words = ["--questions=pope", "--device=cpu", "--checkpoints=", f"--benchmarks={data.parent}"]
+    words += [f"--{role}={trained(folder, tmp_path / role, role, 3)}" for role in ROLES] + [
+        f"--scores={tmp_path / 'to'}"
+    ]
+    assert main(["ask", f"--overlay={tmp_path / 'laptop.yaml'}", *words]) == 0
+    assert json.loads((tmp_path / "to/pope/tuned/asked.json").read_text())["language_seed"] == 3
+    assert main(["ask", *[word for word in words if "--tuned" not in word], f"--tuned={folder}"]) == 2
+    assert "has no lineage.json, so `assistant` did not train it; `un2clip ask --assistant=" in capsys.readouterr().err
 
 
-def asked(numbers: dict, to: Path, assistant: Path, benchmarks: Path, **names) -> None:
-    usual = {"questions": ["pope"], "role": "tuned", "language_seed": 7, "method": "un2clip", "device": "cpu"}
-    folders = {"checkpoints": "", "benchmarks": benchmarks, "assistant": assistant, "scores": to}
-    run_stage("ask", numbers["ask"], **(usual | folders | names))
+def trained(folder: Path, to: Path, role: str = "tuned", seed: int = 7) -> Path:
+    """The toy with a lineage, as the stage `assistant` leaves it."""
+    shutil.copytree(folder, to)
+    lineage = AssistantLineage(method="un2clip" if role == "tuned" else "reference", seed=seed, params={}, steps_done=1,
+                               corrupt=0, parents={"encoder": role}, assistant_sha256="a")  # fmt: skip
+    write_json(to / "lineage.json", asdict(lineage))
+    return to
 
 
-def test_the_stage_writes_what_the_command_does(folder: Path, data: Path, tmp_path: Path, numbers: dict) -> None:
-    """Items, answers and columns; and beside them the seed of the language model."""
-    asked(numbers, tmp_path / "stage", folder, data.parent)
-    run(numbers, folder, data, tmp_path / "command", role="tuned")
-    made = load_scores(tmp_path / "stage/pope/asked.json")
-    assert made == replace(load_scores(tmp_path / "command/tuned.json"), method="un2clip")
-    assert json.loads((tmp_path / "stage/pope/asked.json").read_text())["language_seed"] == 7
-    for ours, theirs in (("answers.jsonl", "tuned.answers.jsonl"), ("columns.json", "tuned.columns.json")):
-        assert (tmp_path / "stage/pope" / ours).read_bytes() == (tmp_path / "command" / theirs).read_bytes()
-    asked(numbers, tmp_path / "other", folder, data.parent, role="reference", language_seed=8)
-    assert load_scores(tmp_path / "other/pope/asked.json").method == "reference"
-    with pytest.raises(UserError, match="pope has no answers of the tuned assistant of seed 8"):
-        collect_asked([tmp_path])
+@pytest.fixture(scope="module")
+def pair(folder: Path, tmp_path_factory) -> dict[str, Path]:
+    """Both assistants of seed 7."""
+    return {role: trained(folder, tmp_path_factory.mktemp("pair") / role, role) for role in ROLES}
 
 
-def test_the_stage_goes_on_where_it_stopped(
-    folder: Path, data: Path, tmp_path: Path, numbers: dict, monkeypatch
+def asked(numbers: dict, to: Path, pair: dict[str, Path], benchmarks: Path, **names) -> None:
+    usual = {"questions": ["pope"], "device": "cpu", "checkpoints": "", "benchmarks": benchmarks, "scores": to}
+    run_stage("ask", numbers["ask"], **(usual | pair | names))
+
+
+def test_the_stage_writes_what_the_command_does(pair: dict, data: Path, tmp_path: Path, numbers: dict) -> None:
+    """Items, answers and columns of both; beside them the seed of the language model and the encoder's hash."""
+    asked(numbers, tmp_path / "stage", pair, data.parent)
+    for role, method in (("reference", "reference"), ("tuned", "un2clip")):
+        run(numbers, pair[role], data, tmp_path / "command", role=role)
+        ours = tmp_path / "stage/pope" / role
+        made = load_scores(ours / "asked.json")
+        assert made == replace(load_scores(tmp_path / f"command/{role}.json"), method=method)
+        content = json.loads((ours / "asked.json").read_text())
+        assert (content["language_seed"], content["read_sha256"]) == (7, role)
+        for name in ("answers.jsonl", "columns.json"):
+            assert (ours / name).read_bytes() == (tmp_path / f"command/{role}.{name}").read_bytes()
+    assert collect_asked([tmp_path / "stage"])["pope"].keys() == {7}
+
+
+def test_two_language_models_are_not_compared(
+    folder: Path, pair: dict, data: Path, tmp_path: Path, numbers: dict
 ) -> None:
+    """Their own difference would be taken for the encoders'."""
+    other = pair | {"tuned": trained(folder, tmp_path / "other", "tuned", 8)}
+    with pytest.raises(
+        UserError, match=r"other seeds, 7 \(reference\) and 8 \(tuned\), and would differ by themselves"
+    ):
+        asked(numbers, tmp_path / "to", other, data.parent)
+
+
+def test_the_stage_goes_on_where_it_stopped(pair: dict, data: Path, tmp_path: Path, numbers: dict, monkeypatch) -> None:
     """Although a graph deletes the outputs of what it runs anew: unfinished answers lie outside of it."""
-    asked(numbers, tmp_path / "whole", folder, data.parent)
+    asked(numbers, tmp_path / "whole", pair, data.parent)
     seen, generate, kept = [], Llava.generate, {"checkpoints": str(tmp_path / "checkpoints")}
 
     def stopping(self, questions):
@@ -396,17 +422,17 @@ def test_the_stage_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Llava, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        asked(numbers, tmp_path / "stopped", folder, data.parent, **kept)
-    assert not any((tmp_path / "stopped/pope").iterdir())
-    asked(numbers, tmp_path / "stopped", folder, data.parent, **kept)
-    assert len(seen) == 8 + 1, "the fourth is asked twice"
+        asked(numbers, tmp_path / "stopped", pair, data.parent, **kept)
+    assert not any((tmp_path / "stopped/pope/reference").iterdir())
+    asked(numbers, tmp_path / "stopped", pair, data.parent, **kept)
+    assert len(seen) == 2 * 8 + 1, "the fourth is asked twice"
     assert folder_sha256(tmp_path / "stopped") == folder_sha256(tmp_path / "whole")
     assert not any((tmp_path / "checkpoints/ask").iterdir())
 
 
-def test_the_stage_refuses_what_it_cannot_ask(folder: Path, data: Path, tmp_path: Path, numbers: dict) -> None:
-    """Before anything is loaded: a role that is none, a seed below 0, data that are not there."""
-    with pytest.raises(UserError, match="unknown role 'random'; known: reference, tuned"):
-        asked(numbers, tmp_path / "to", folder, data.parent, role="random")
+def test_the_stage_refuses_what_it_cannot_ask(pair: dict, data: Path, tmp_path: Path, numbers: dict) -> None:
+    """Before anything is loaded: data that are not there, an assistant that is not there."""
     with pytest.raises(UserError, match="no benchmark data at .*mme; `un2clip fetch mme` gets it.*questions.of_each"):
-        asked(numbers, tmp_path / "to", folder, data.parent, questions=["pope", "mme"])
+        asked(numbers, tmp_path / "to", pair, data.parent, questions=["pope", "mme"])
+    with pytest.raises(UserError, match="none/lineage.json.*run `un2clip assistant` to make it"):
+        asked(numbers, tmp_path / "to", pair | {"tuned": tmp_path / "none"}, data.parent)

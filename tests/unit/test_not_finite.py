@@ -1,6 +1,7 @@
 """An encoder that is not finite gets no score: NaN compares as false with everything, and would be class 0's share."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +29,14 @@ def data(tiny, tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "sugarcrepe/images/a.png").write_bytes(red)
     row = '{"0": {"filename": "a.png", "caption": "a", "negative_caption": "b"}}'
     (tmp_path / "sugarcrepe/add_att.json").write_text(row)
-    given = {name: tmp_path / name for name in ("zeroshot", "retrieval", "sugarcrepe")}
+    shutil.copytree(tiny.benchmarks / "mmvp_vlm", tmp_path / "detail/laptop")
+    given = {name: tmp_path / name for name in ("zeroshot", "retrieval", "sugarcrepe", "detail")}
     return given | {name: tiny.benchmarks / name for name in ("mmvp_vlm", "segmentation", "probe")}
 
 
 def names() -> list[str]:
     """Every file of benchmarks/ that measures a CLIP, also one that is new."""
-    return [name for name in measuring._files() if measuring._file(name).MODEL == "clip"]
+    return [name for name in measuring.file_names() if measuring.get_file(name).MODEL == "clip"]
 
 
 #: Benchmarks that ask the image tower alone.

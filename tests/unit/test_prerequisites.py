@@ -176,6 +176,20 @@ def test_what_no_node_gives_is_said(cluster, stage: str, name: str, amount: str,
     assert check.state == "FAIL" and check.message.startswith(f"{stage}: {said}")
 
 
+def test_a_run_of_assistants_names_what_is_empty(tmp_path: Path) -> None:
+    """Without a language model, or without the addresses of the encoders, nothing is started; folders are looked at."""
+    named = {"language_seeds": [], "questions": ["pope"], "encoder_uri": "", "backbones_uri": "s3://there/backbones"}
+    with pytest.raises(UserError) as refused:
+        check_prerequisites(**NOTHING | {"named": named, "instructions": "data/llava"})
+    for said in ("language_seeds: is empty", "submit with encoder_uri=...", "instructions: data/llava does not exist"):
+        assert said in str(refused.value)
+    assert "questions" not in str(refused.value) and "backbones_uri" not in str(refused.value)
+    (tmp_path / "data/llava").mkdir(parents=True)
+    (tmp_path / "data/llava/alignment.json").write_text("[]")
+    full = {"language_seeds": [0], "encoder_uri": "s3://there/encoder"}
+    assert states(named=full, instructions="data/llava")["instructions"] == "ok"
+
+
 def test_a_wrong_quantity_is_refused(cluster) -> None:
     """What no pod's spec could hold ends the run by the parameter's name."""
     with pytest.raises(UserError, match="finetune_memory must be a quantity of Kubernetes"):

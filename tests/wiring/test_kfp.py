@@ -16,8 +16,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from pipelines import resources
-from pipelines.compiling import PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
+from pipelines import assistants, resources
+from pipelines.compiling import ASSISTANTS, PACKAGE, PACKAGES, WORLD, arguments, compile_to, main, read_params
 from pipelines.resources import CLUSTERS, read_cluster
 from un2clip import __version__
 from un2clip.cluster import prerequisites
@@ -31,17 +31,23 @@ PARAMETERS = SPEC["root"]["inputDefinitions"]["parameters"]
 EXECUTORS = SPEC["deploymentSpec"]["executors"]
 KUBERNETES = PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 GPU, GPU_PLATFORM = yaml.safe_load_all((ROOT / "pipelines/un2clip-gpu.yaml").read_text())
-ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct")
+OF_ASSISTANTS, OF_ASSISTANTS_PLATFORM = yaml.safe_load_all(ASSISTANTS.read_text())
+ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct", "assistant", "ask")
+# those of assistants.yaml that un2clip.yaml has not
+EXECUTORS = {**OF_ASSISTANTS["deploymentSpec"]["executors"], **EXECUTORS}
+KUBERNETES = {**OF_ASSISTANTS_PLATFORM["platforms"]["kubernetes"]["deploymentSpec"]["executors"], **KUBERNETES}
+ALL_PARAMETERS = {**OF_ASSISTANTS["root"]["inputDefinitions"]["parameters"], **PARAMETERS}
 
 
 def label(stage: str) -> str:
     return f"exec-{stage.replace('_', '-')}"
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("package", [*PACKAGES, ASSISTANTS], ids=lambda path: path.name)
 def test_compiled_yaml_is_fresh(package: Path, tmp_path: Path) -> None:
     """Compiling again gives each checked-in file; kfp's patch version alone may differ."""
-    compile_to(tmp_path / "again.yaml", read_params(), read_cluster(PACKAGES[package]))
+    of = [assistants.pipeline] if package == ASSISTANTS else []
+    compile_to(tmp_path / "again.yaml", read_params(), read_cluster(PACKAGES.get(package)), *of)
     again, checked_in = (path.read_text() for path in (tmp_path / "again.yaml", package))
     version = re.compile(r"^sdkVersion: .*$", re.MULTILINE)
     assert version.sub("", again) == version.sub("", checked_in), "run `python -m pipelines.un2clip`"
@@ -55,16 +61,17 @@ def test_compiling_is_deterministic(tmp_path: Path) -> None:
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("package", [*PACKAGES, ASSISTANTS], ids=lambda path: path.name)
 def test_both_documents_parse_strictly(package: Path) -> None:
     """The documents are a PipelineSpec and a PlatformSpec of KubernetesExecutorConfigs, without an unknown field."""
     documents = list(yaml.safe_load_all(package.read_text()))
     spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
     platform = json_format.ParseDict(documents[1], pipeline_spec_pb2.PlatformSpec())
-    assert spec.pipeline_info.name == "un2clip"
+    assert spec.pipeline_info.name == ("assistants" if package == ASSISTANTS else "un2clip")
     assert set(platform.platforms) == {"kubernetes"}
     executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(executors) == set(documents[0]["deploymentSpec"]["executors"])
+    pods = {name for name, each in documents[0]["deploymentSpec"]["executors"].items() if "importer" not in each}
+    assert set(executors) == pods
     for executor in executors.values():
         json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
 
@@ -88,8 +95,8 @@ def test_the_two_files_are_one_pipeline() -> None:
 
 def test_defaults_are_the_repositorys_numbers() -> None:
     """Each parameter's default is that of the repository's numbers, or the cluster's; none is without."""
-    expected = arguments(read_params()) | resources.CLUSTER
-    assert {name: each["defaultValue"] for name, each in PARAMETERS.items()} == expected
+    expected = arguments(read_params()) | arguments(read_params(), assistants.pipeline) | resources.CLUSTER
+    assert {name: each["defaultValue"] for name, each in ALL_PARAMETERS.items()} == expected
 
 
 def test_default_run_needs_no_accelerator() -> None:
@@ -153,7 +160,7 @@ def test_every_task_finds_mlflow_and_its_run(task: str) -> None:
         each["secretNameParameter"]["componentInputParameter"].removeprefix("pipelinechannel--"): each
         for each in platform["secretAsVolume"]
     }
-    with_hub = {"hub_secret"} if task in ("backbones", "prerequisites") else set()
+    with_hub = {"hub_secret"} if task in ("backbones", "assistant", "prerequisites") else set()
     assert set(given) == {"mlflow_secret", "s3_secret"} | with_hub
     for name, secret in given.items():
         assert secret["optional"] is True
@@ -224,17 +231,17 @@ def test_a_stages_resources_are_its_own(stage: str) -> None:
     """Cores and memory are in a task's cache key: a stage's own are no other's, and finetune's accelerators are its."""
     asked = json.dumps(EXECUTORS[label(stage)]["container"]["resources"])
     found = set(re.findall(r"pipelinechannel--(\w+)", asked))
-    limit = {"finetune": {"finetune_accelerator_limit"}}.get(stage, {"accelerator_limit"})
-    accelerators = {"accelerator_type", *limit} if stage in ACCELERATED else set()
+    limit = f"{stage}_accelerator_limit" if stage in ("finetune", "assistant") else "accelerator_limit"
+    accelerators = {"accelerator_type", limit} if stage in ACCELERATED else set()
     assert found == {f"{stage}_cpu", f"{stage}_memory"} | accelerators
     everything = json.dumps([EXECUTORS[label(other)] for other in resources.STAGES if other != stage])
     assert f"{stage}_cpu'" not in everything and f"{stage}_memory'" not in everything
 
 
-@pytest.mark.parametrize("name", [name for name in PARAMETERS if name.endswith(("_cpu", "_memory"))])
+@pytest.mark.parametrize("name", [name for name in ALL_PARAMETERS if name.endswith(("_cpu", "_memory"))])
 def test_a_node_of_two_cores_is_enough(name: str) -> None:
     """By default no stage asks for more than what Kubernetes leaves of a node of two cores and 8 GiB."""
-    assert quantity(PARAMETERS[name]["defaultValue"], name) <= (1 if name.endswith("_cpu") else 5 * 2**30)
+    assert quantity(ALL_PARAMETERS[name]["defaultValue"], name) <= (1 if name.endswith("_cpu") else 5 * 2**30)
 
 
 @pytest.mark.parametrize("task", resources.EXTRAS)
@@ -250,31 +257,46 @@ def test_accelerated_stages_are_those_that_prerequisites_looks_for() -> None:
     assert {*prerequisites.ACCELERATED} == {*ACCELERATED}
 
 
-def dags() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    for component in (SPEC["root"], *SPEC["components"].values()):
+def dags(spec: dict[str, Any] = SPEC) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for component in (spec["root"], *spec["components"].values()):
         if "dag" in component:
             yield component["dag"]["tasks"], component["inputDefinitions"]["parameters"]
 
 
-def test_every_reference_reaches_its_task() -> None:
+@pytest.mark.parametrize(("spec", "least"), [(SPEC, 50), (OF_ASSISTANTS, 30)], ids=["un2clip", "assistants"])
+def test_every_reference_reaches_its_task(spec: dict[str, Any], least: int) -> None:
     """No placeholder and no name in the YAML points at an input that its task or loop was not given.
 
     kfp 2.17 compiles such references (accelerators and memory within a loop) without a word.
     """
     checked = 0
-    for tasks, given in dags():
+    for tasks, given in dags(spec):
         for task in tasks.values():
             inputs = task.get("inputs", {}).get("parameters", {})
             wanted = [each["componentInputParameter"] for each in inputs.values() if "componentInputParameter" in each]
-            component = SPEC["components"][task["componentRef"]["name"]]
-            if "executorLabel" in component:
+            component = spec["components"][task["componentRef"]["name"]]
+            if component.get("executorLabel") in KUBERNETES:
                 at = component["executorLabel"]
                 placeholders = re.findall(r"inputs\.parameters\['([^']+)'\]", json.dumps(EXECUTORS[at]["container"]))
                 assert set(placeholders) <= set(inputs), at
                 wanted += re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps(KUBERNETES[at]))
             assert set(wanted) <= set(given), task["taskInfo"]["name"]
             checked += len(wanted)
-    assert checked > 50
+    assert checked > least
+
+
+def test_assistants_have_their_volume_and_their_tries(tmp_path: Path) -> None:
+    """Compiled for GPUs: training and asking mount the volume, where their unfinished state is, and are tried again."""
+    overlay, to = CLUSTERS / "gpu.yaml", tmp_path / "assistants.yaml"
+    main(["--assistants", "--cluster", str(overlay), "--to", str(to)])
+    spec, platform = yaml.safe_load_all(to.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounted = {name for name, each in executors.items() if each.get("pvcMount")}
+    assert mounted == {*map(label, ("assistant", "assistant_2", "ask", "prerequisites_assistants", "finish"))}
+    retried = {name for tasks, _ in dags(spec) for name, task in tasks.items() if "retryPolicy" in task}
+    assert retried == {"assistant", "assistant-2", "ask"}
+    assert spec["root"]["inputDefinitions"]["parameters"]["checkpoints"]["defaultValue"] == "models/checkpoints"
+    assert executors["exec-assistant"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
 def test_what_looks_at_the_world_outside_is_never_cached() -> None:
@@ -342,6 +364,7 @@ def test_unfit_cluster_is_one_line(overlay: str, message: str, tmp_path: Path) -
 def test_the_worlds_own_folders_are_the_task_shapes(tmp_path: Path) -> None:
     """`images` is empty where it is what dvc.yaml's shapes writes, and otherwise the overlay's own folder."""
     outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["shapes"]["outs"]
+    assert ALL_PARAMETERS["instructions"]["defaultValue"] == ""
     assert set(WORLD.values()) <= set(outs)
     assert (PARAMETERS["images"]["defaultValue"], PARAMETERS["benchmark_data"]["defaultValue"]) == ("", "")
     given = arguments(read_params(ROOT / "configs/photos.yaml"))

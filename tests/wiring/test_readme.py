@@ -11,7 +11,7 @@ import pytest
 from un2clip.__main__ import is_stage, main, new_parser, stage_parser
 from un2clip.config import read_params
 from un2clip.methods.table import METHODS
-from un2clip.stages import APART, STAGES, get_stage, stage_params
+from un2clip.stages import STAGES, get_stage, stage_params
 from un2clip.study.figure import plot_changes
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_overlays_are_short_and_fit(overlay: Path) -> None:
     """An overlay is at most 20 lines, changes known parameters only, and every stage reads the result."""
     assert len(overlay.read_text().splitlines()) <= 20
     params = read_params(ROOT / "params.yaml", [overlay])
-    for name in (*STAGES, *APART):
+    for name in STAGES:
         stage_params(name, params[name])
     assert params["method"] in METHODS
 

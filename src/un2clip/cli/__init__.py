@@ -21,6 +21,7 @@ def add_commands(commands: Commands) -> None:
         runs.add_flags,
         data.add_fetch,
         data.add_download,
+        data.add_edits,
         data.add_calibrate,
         data.add_draws,
         data.add_ask,

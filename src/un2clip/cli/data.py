@@ -62,6 +62,19 @@ def add_download(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_edits(commands: Commands) -> None:
+    parser = commands.add_parser("edits", help="photographs with masks -> pairs that differ in one thing, for `detail`")
+    parser.add_argument("data", type=Path, help="a folder as the benchmark segmentation reads it")
+    parser.add_argument("--to", type=Path, default=Path("data/detail/edits"), help="(default: data/detail/edits)")
+
+    def run(args: Args) -> None:
+        from un2clip.evaluation.edits import make_edits
+
+        print(make_edits(args.data, args.to))
+
+    parser.set_defaults(run=run)
+
+
 def add_calibrate(commands: Commands) -> None:
     parser = commands.add_parser("calibrate", help="does a released model reach its published numbers?")
     parser.add_argument("model", help="such as openai-vit-l-14-224; another word lists them")

@@ -12,6 +12,7 @@ import un2clip
 from un2clip.cli.keys import HINTS, Explain, Key, has_entries, is_section, read_keys
 from un2clip.config import RENAMED, build, describe, flatten, read_files, read_params, read_yaml
 from un2clip.errors import UserError
+from un2clip.evaluation.measuring import file_names, get_file
 from un2clip.evidence.gate import Rule
 from un2clip.evidence.power import smallest_gain, smallest_shown
 from un2clip.evidence.scores import ROLES, load_scores, mismatch
@@ -132,7 +133,8 @@ def _shown(numbers: Mapping[str, Any]) -> Iterator[str]:
         f"{100 * compare.confidence:g} % confidence:"
     )
     for rule in stage_params("promote", numbers["promote"]).rules:
-        said = _measured(rule, compare, numbers["seed"]) or _assumed(rule, compare, assumed)
+        data = Path(numbers["benchmark_data"]) / rule.benchmark
+        said = _measured(rule, compare, numbers["seed"]) or _assumed(rule, compare, assumed, data)
         yield f"  {rule.benchmark}, {rule.kind}: {said}"
 
 
@@ -157,13 +159,23 @@ def _measured(rule: Rule, compare: Compare, seed: int) -> str:
     return f"{changed}: {gain:.3g} {unit.change}" if math.isfinite(gain) else f"{changed}: no outcome could pass"
 
 
-def _assumed(rule: Rule, compare: Compare, discordances: Iterable[float]) -> str:
-    entry = catalogue().get(rule.benchmark)
-    n = (entry.items or entry.samples) if entry else 0
-    if not n or "segmentation" in rule.benchmark:
-        return "its scores, or an entry of the catalogue with its number of items, would say"
+def _assumed(rule: Rule, compare: Compare, discordances: Iterable[float], data: Path) -> str:
+    """By the items of the data where they are and can be counted, or of the published set."""
+    n, whose = _items(rule.benchmark, data)
+    if not n:
+        return "its scores, its data, or an entry of the catalogue with its number of items, would say"
     points = []
     for each in discordances:
         gain = smallest_gain(n, each, bound=rule.gain_above / 100.0, confidence=compare.confidence, power=compare.power)
+        if math.isinf(gain):
+            return f"{n} {whose}: no outcome could pass"
         points.append(f"{100 * gain:.2g} points where {100 * each:g} % change")
-    return f"{n} published items: {', '.join(points)}"
+    return f"{n} {whose}: {', '.join(points)}"
+
+
+def _items(benchmark: str, data: Path) -> tuple[int, str]:
+    file = benchmark.partition("-")[0]
+    if data.is_dir() and file in file_names() and hasattr(counting := get_file(file), "count"):
+        return counting.count(data), f"items in {data}"
+    entry = catalogue().get(benchmark)
+    return (entry.items or entry.samples) if entry and "segmentation" not in benchmark else 0, "published items"

@@ -17,7 +17,7 @@ from un2clip.devices import DEVICES
 from un2clip.files.texts import yaml_nodes
 from un2clip.methods.table import METHODS
 from un2clip.sources.download import Download
-from un2clip.stages import APART, STAGES, get_stage
+from un2clip.stages import STAGES, get_stage
 from un2clip.study.pair_measures import PairMeasures
 from un2clip.study.run import Study
 
@@ -46,7 +46,10 @@ HINTS: dict[str, Any] = {
     "images": str,
     "benchmark_data": str,
     "benchmarks": tuple[str, ...],
-    **{name: get_type_hints(get_stage(name))["params"] for name in (*STAGES, *APART)},
+    "instructions": str,
+    "language_seeds": tuple[int, ...],
+    "questions": tuple[str, ...],
+    **{name: get_type_hints(get_stage(name))["params"] for name in STAGES},
     "pair": PairMeasures,
     "explain": Explain,
     "study": Study,

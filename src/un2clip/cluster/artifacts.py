@@ -3,16 +3,18 @@
 Equal artifacts give equal descriptions (no clock, no place), for they are part of a cache key.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from un2clip.config import convert
+from un2clip.config import convert, read_record
 from un2clip.datasets.latents import read_cache
 from un2clip.datasets.shards import digest, read_index
-from un2clip.evidence.lineage import read_lineage
+from un2clip.evidence.languages import ASKED, AssistantLineage
+from un2clip.evidence.lineage import LINEAGE, read_lineage
 from un2clip.evidence.report import data_uri
-from un2clip.evidence.scores import load_scores
+from un2clip.evidence.scores import ROLES, Scores, load_scores
 from un2clip.evidence.summary import read_decision
 from un2clip.files.texts import read_json, read_text
 from un2clip.models.clip import encoder_sha256
@@ -24,7 +26,7 @@ def describe(name: str, folder: str) -> Description:
     """The metadata of an artifact.
 
     Args:
-        name: shards, backbones, latents, encoder, scores, report or decision.
+        name: shards, backbones, latents, encoder, assistant, scores, report or decision.
         folder: where it lies.
     """
     return DESCRIPTIONS[name](Path(folder))
@@ -32,8 +34,7 @@ def describe(name: str, folder: str) -> Description:
 
 def scores_of(folder: str) -> dict[str, float]:
     """The score of each scores file, by benchmark and role, for Kubeflow's table of metrics."""
-    found = map(load_scores, sorted(Path(folder).rglob("*.json")))
-    return {f"{scores.benchmark} {scores.role}": scores.score for scores in found}
+    return {f"{scores.benchmark} {scores.role}": scores.score for scores in _all_scores(Path(folder))}
 
 
 def pictures(folder: str) -> str:
@@ -71,11 +72,23 @@ def _encoder(folder: Path) -> Description:
 
 
 def _scores(folder: Path) -> Description:
-    found = [load_scores(path) for path in sorted(folder.glob("*.json"))]
     kept = ("unit", "n", "data_sha256", "encoder_sha256", "score")
-    return {"benchmark": found[0].benchmark} | {
-        scores.role: {key: getattr(scores, key) for key in kept} for scores in found
-    }
+    described: Description = {}
+    for scores in _all_scores(folder):
+        of_role = {scores.role: {key: getattr(scores, key) for key in kept}}
+        described[scores.benchmark] = described.get(scores.benchmark, {}) | of_role
+    (name, first), *others = described.items()
+    return described if others else {"benchmark": name} | first
+
+
+def _all_scores(folder: Path) -> list[Scores]:
+    names = (*(f"{role}.json" for role in ROLES), ASKED)
+    return [load_scores(path) for path in sorted(folder.rglob("*.json")) if path.name in names]
+
+
+def _assistant(folder: Path) -> Description:
+    lineage = read_record(AssistantLineage, folder / LINEAGE, "assistant")
+    return {key: value for key, value in dataclasses.asdict(lineage).items() if key != "params"}
 
 
 def _report(folder: Path) -> Description:
@@ -94,6 +107,7 @@ DESCRIPTIONS: dict[str, Callable[[Path], Description]] = {
     "backbones": _backbones,
     "latents": _latents,
     "encoder": _encoder,
+    "assistant": _assistant,
     "scores": _scores,
     "report": _report,
     "decision": _decision,

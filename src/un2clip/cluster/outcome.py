@@ -121,9 +121,10 @@ def record(state: str, message: str) -> dict[str, str]:
 def judge(stages: Mapping[str, str]) -> str:
     """How a run ended whose word says nothing: MLflow's status, from that of the latest run of each stage.
 
-    The last stage needs all others and never comes from the cache, so a run that went to its end has a run of it.
+    The last stage needs all others, and `promote` never comes from the cache, so a run that went to its end has a run
+    of it. A run of assistants ends with `compare`.
     """
-    if stages.get(STAGES[-1]) == "FINISHED":
+    if stages.get("compare" if {"assistant", "ask"} & stages.keys() else STAGES[-1]) == "FINISHED":
         return "FINISHED"
     return "FAILED" if "FAILED" in stages.values() else "KILLED"
 

@@ -15,7 +15,6 @@ from un2clip.cluster.scheduling import Pool, Unanswered, quantity, read_nodes, s
 from un2clip.cluster.secret_files import read_secrets
 from un2clip.doctor import Check
 from un2clip.errors import UserError
-from un2clip.stages import STAGES
 from un2clip.tracking import store
 
 #: Keys of `requires`: the environment variables that a Secret must bring, or the nodes.
@@ -26,7 +25,9 @@ SECRETS = {
 }
 NODES = "nodes"
 #: Stages that run where node_selector and tolerations say, with accelerators if any (pipelines/resources.py).
-ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct")
+ACCELERATED = ("backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct", "assistant", "ask")
+#: Those that use several on one machine, of which there is a parameter of their own.
+SEVERAL = ("finetune", "assistant")
 
 
 def check_prerequisites(**names: Any) -> None:
@@ -58,6 +59,8 @@ def examine(
     requests: Mapping[str, str],
     node_selector: Mapping[str, str],
     tolerations: Sequence[Mapping[str, Any]],
+    instructions: str = "",
+    named: Mapping[str, object] | None = None,
 ) -> Iterator[Check]:
     """Every check; what nobody asked for is not mentioned.
 
@@ -70,10 +73,12 @@ def examine(
         benchmark_data: folder with one folder of data a benchmark; "" for the laptop world's.
         benchmarks: their names.
         accelerator_type: resource name of the accelerators.
-        accelerators: how many of them an accelerated task wants, and how many finetune, as texts.
+        accelerators: how many of them an accelerated task wants, and how many one of SEVERAL, as texts.
         requests: cores and memory of each stage, as STAGE_cpu and STAGE_memory in Kubernetes' quantities.
         node_selector: labels of the nodes for accelerated tasks.
         tolerations: of accelerated tasks, as in a pod's spec.
+        instructions: folder of what assistants learn from; "" for the laptop world's.
+        named: parameters of the run that must not be empty, and their values.
 
     Raises:
         UserError: a word of `requires`, a number of accelerators, or on a cluster a quantity, is none.
@@ -88,8 +93,8 @@ def examine(
     common, own = _counts(accelerators)
     if within():
         pools = {stage: Pool(wanted=wanted) for stage, wanted in _wanted(requests).items()}
-        for stage in ACCELERATED:
-            count = Decimal(own if stage == "finetune" else common)
+        for stage in (stage for stage in ACCELERATED if stage in pools):
+            count = Decimal(own if stage in SEVERAL else common)
             wanted = {**pools[stage].wanted} | ({accelerator_type: count} if count else {})
             pools[stage] = Pool(wanted=wanted, selector=node_selector, tolerations=tolerations)
         yield _nodes(pools, needed=NODES in requires)
@@ -100,6 +105,10 @@ def examine(
     yield doctor.space(Path.cwd(), space_gib)
     if images:
         yield _folder("images", Path(images), "*.tar", mounted)
+    if instructions:
+        yield _folder("instructions", Path(instructions), "*.json", mounted)
+    for name in [name for name, value in (named or {}).items() if not value]:
+        yield Check(name, "FAIL", "is empty, and there is nothing to do without it", f"submit with {name}=...")
     for name in benchmarks if benchmark_data else ():
         yield _folder("benchmark_data", Path(benchmark_data) / name, "*", mounted)
 
@@ -134,10 +143,10 @@ def _counts(accelerators: Sequence[str]) -> list[int]:
 
 def _wanted(requests: Mapping[str, str]) -> dict[str, dict[str, Decimal]]:
     """What each stage asks of a node, by resource."""
-    wanted: dict[str, dict[str, Decimal]] = {stage: {} for stage in STAGES}
+    wanted: dict[str, dict[str, Decimal]] = {}
     for name, text in requests.items():
         stage, _, resource = name.rpartition("_")
-        wanted[stage][resource] = quantity(text, name)
+        wanted.setdefault(stage, {})[resource] = quantity(text, name)
     return wanted
 
 

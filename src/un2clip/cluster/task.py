@@ -13,7 +13,7 @@ from un2clip.cluster.secret_files import read_secrets
 from un2clip.stages import run_stage
 
 #: Of the stages that read a folder on the volume, the argument whose place `folder` takes where it is not empty.
-ON_VOLUME = {"ingest": "images", "evaluate": "benchmarks"}
+ON_VOLUME = {"ingest": "images", "evaluate": "benchmarks", "assistant": "instructions", "ask": "benchmarks"}
 
 
 def run(stage: str, given: Mapping[str, Any], output: str = "") -> None:
@@ -31,7 +31,7 @@ def run(stage: str, given: Mapping[str, Any], output: str = "") -> None:
     names.pop("version", None)  # for the cache's key alone
     if folder := names.pop("folder", ""):
         names[ON_VOLUME[stage]] = folder
-    if isinstance(names.get("scores"), list):
+    if "diffusion_loss" in names:
         names["scores"] = [names.pop("diffusion_loss"), *names["scores"]]
     run_stage(stage, params, **names)
     if output in DESCRIPTIONS:

@@ -20,11 +20,13 @@ from un2clip.evidence.scores import Role, Scores
 T = TypeVar("T")
 
 
-def _files() -> list[str]:
+def file_names() -> list[str]:
+    """The names of the files of benchmarks/."""
     return [module.name for module in iter_modules(benchmarks.__path__)]
 
 
-def _file(name: str) -> ModuleType:
+def get_file(name: str) -> ModuleType:
+    """The file of benchmarks/ called so."""
     return importlib.import_module(f"{benchmarks.__name__}.{name}")
 
 
@@ -32,7 +34,7 @@ def _with_options(*models: Model) -> Callable[[type[T]], type[T]]:
     """The dataclass with one field more for each benchmark of such models that has options, called as its file."""
 
     def complete(section: type[T]) -> type[T]:
-        files = {name: _file(name) for name in _files()}
+        files = {name: get_file(name) for name in file_names()}
         fields = [
             (name, file.Options) for name, file in files.items() if file.MODEL in models and hasattr(file, "Options")
         ]
@@ -119,9 +121,9 @@ def get_benchmark(name: str, *models: Model) -> Benchmark:
         UserError: there is no such file (lists those there are), or it measures another kind of model.
     """
     file = name.partition("-")[0]
-    if file not in _files():
-        raise UserError(f"unknown benchmark {name!r}; known: {', '.join(_files())}")
-    found = Benchmark(name=name, file=_file(file))
+    if file not in file_names():
+        raise UserError(f"unknown benchmark {name!r}; known: {', '.join(file_names())}")
+    found = Benchmark(name=name, file=get_file(file))
     # The one place where a model is held against what a benchmark needs, before anything is loaded: an encoder
     # without a pooled embedding is to be refused here too.
     if found.file.MODEL not in models:

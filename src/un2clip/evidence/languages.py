@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from un2clip.errors import UserError
 from un2clip.evidence.scores import ROLES, Scores, load_scores, mismatch
@@ -20,8 +21,34 @@ from un2clip.files.texts import read_json
 
 #: A scores file of an assistant, whose name keeps it apart from those of encoders.
 ASKED = "asked.json"
-SEED = "language_seed"
+SEED, READ = "language_seed", "read_sha256"
 Pairs = Mapping[int, tuple[Scores, Scores]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistantLineage:
+    """lineage.json of an assistant.
+
+    Attributes:
+        method: what made the encoder that it reads: a row of the method table, reference, or imported.
+        seed: of the language model.
+        params: the section `assistant` that it trained with.
+        steps_done, corrupt: steps of both phases, and conversations that were left out.
+        parents: encoder, language, pictures, alignment, instruction -> hash.
+        assistant_sha256: of its weights.
+    """
+
+    method: str
+    seed: int
+    params: dict[str, Any]
+    steps_done: int
+    corrupt: int
+    parents: dict[str, str]
+    assistant_sha256: str
+
+    def __post_init__(self) -> None:
+        if "encoder" not in self.parents:
+            raise ValueError("parents does not say which encoder it reads (parents.encoder)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,22 +155,31 @@ def in_words(found: OverSeeds) -> str:
     return f"nothing shown: the interval over {what} holds 0"
 
 
-def save_asked(scores: Scores, seed: int, folder: Path) -> None:
-    """Write the scores of an assistant and the seed of its language model."""
-    write_json(folder / ASKED, {SEED: seed} | scores.content())
+def save_asked(scores: Scores, seed: int, read: str, folder: Path) -> None:
+    """Write the scores of an assistant, the seed of its language model, and the hash of the encoder that it reads."""
+    write_json(folder / ASKED, {SEED: seed, READ: read} | scores.content())
 
 
-def collect_asked(folders: Sequence[Path]) -> dict[str, Pairs]:
+def collect_asked(folders: Sequence[Path], encoders: Mapping[str, str] | None = None) -> dict[str, Pairs]:
     """Benchmark -> seed -> (reference, tuned), of every scores file of an assistant below the folders.
 
+    Args:
+        encoders: role -> hash of the encoder that its assistants must read; None where any will do.
+
     Raises:
-        UserError: a file is broken, a role is there twice, or lacks the other.
+        UserError: a file is broken, a role is there twice, lacks the other, or read another encoder.
     """
     found: dict[str, dict[int, dict[str, Scores]]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(path for folder in folders for path in folder.rglob(ASKED)):
-        scores, seed = load_scores(path), read_json(path).get(SEED)
-        if type(seed) is not int:
-            raise UserError(f"{path} does not say the seed of its language model; run `ask` again")
+        scores, said = load_scores(path), read_json(path)
+        seed, read = said.get(SEED), said.get(READ)
+        if type(seed) is not int or type(read) is not str:
+            raise UserError(f"{path} does not say the seed of its language model and its encoder; run `ask` again")
+        if encoders is not None and read != encoders[scores.role]:
+            raise UserError(
+                f"{path}: the assistant ({scores.role}) reads encoder {read[:12]}, and this is about "
+                f"{encoders[scores.role][:12]}; run `assistant` and `ask` again"
+            )
         of_seed = found[scores.benchmark][seed]
         if scores.role in of_seed:
             raise UserError(f"two files of {scores.role}, seed {seed}, on {scores.benchmark}; the second is {path}")

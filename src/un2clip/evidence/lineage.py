@@ -69,26 +69,28 @@ def _is_record(row: object) -> bool:
 
 
 def encoder_pair(backbones: Path, encoder: Path) -> list[tuple[Role, str, Path]]:
-    """Role, method and checkpoint folder of the two encoders that every score compares.
-
-    A folder without a lineage was not made by `finetune`: its method is "imported". It can be scored, not promoted.
-    """
-    method = read_lineage(encoder)["method"] if (encoder / LINEAGE).is_file() else "imported"
-    return [("reference", "reference", backbones / "clip"), ("tuned", method, encoder)]
+    """Role, method and checkpoint folder of the two encoders that every score compares."""
+    return [("reference", "reference", backbones / "clip"), ("tuned", method_of(encoder), encoder)]
 
 
-def tuned_pairs(folders: list[Path], lineage: dict[str, Any]) -> list[tuple[Scores, Scores]]:
+def method_of(encoder: Path) -> str:
+    """The method that made an encoder; "imported" where no lineage says so: it can be scored, and not promoted."""
+    return str(read_lineage(encoder)["method"]) if (encoder / LINEAGE).is_file() else "imported"
+
+
+def tuned_pairs(folders: list[Path], lineage: dict[str, Any], *, needed: bool = True) -> list[tuple[Scores, Scores]]:
     """(reference, tuned) of each benchmark: a comparable pair, of this encoder and of the CLIP it was tuned from.
 
     Args:
         folders: with the scores files of both.
         lineage: of the tuned encoder, as `read_lineage` gives it.
+        needed: whether there must be one.
 
     Raises:
         UserError: it is not so; the message names the benchmark.
     """
     pairs = []
-    for benchmark, found in collect_scores(folders).items():
+    for benchmark, found in collect_scores(folders, needed=needed).items():
         if missing := [role for role in ROLES if role not in found]:
             raise UserError(f"{benchmark} has no scores of the {missing[0]} encoder; run its evaluation again")
         reference, tuned = found["reference"], found["tuned"]

@@ -158,11 +158,11 @@ def _typed(value: Any, *types: type) -> Any:
     return value
 
 
-def collect_scores(folders: list[Path]) -> dict[str, dict[str, Scores]]:
+def collect_scores(folders: list[Path], *, needed: bool = True) -> dict[str, dict[str, Scores]]:
     """All scores files (reference.json, tuned.json) below the folders: benchmark -> role -> Scores.
 
     Raises:
-        UserError: there is none, one is broken, or two tell the same role on the same benchmark.
+        UserError: there is none where one is needed, one is broken, or two tell the same role on the same benchmark.
     """
     found: dict[str, dict[str, Scores]] = defaultdict(dict)
     names = [f"{role}.json" for role in ROLES]
@@ -171,7 +171,7 @@ def collect_scores(folders: list[Path]) -> dict[str, dict[str, Scores]]:
         if scores.role in found[scores.benchmark]:
             raise UserError(f"two scores files of {scores.role} on {scores.benchmark}; the second is {path}")
         found[scores.benchmark][scores.role] = scores
-    if not found:
+    if needed and not found:
         raise UserError(f"no scores files below {', '.join(map(str, folders))}; run `evaluate` first")
     return dict(sorted(found.items()))
 

@@ -20,18 +20,16 @@ from un2clip.processes import terminable
 #: In the order of the graph (dvc.yaml).
 STAGES = (
     "shapes", "ingest", "backbones", "latents", "finetune", "diffusion_loss", "evaluate", "reconstruct",
-    "compare", "promote",
+    "assistant", "ask", "compare", "promote",
 )  # fmt: skip
-#: Stages that no graph has: by `run_stage` and the shell alone.
-APART = ("assistant", "ask")
 #: Names of seeds, which must not be negative.
 SEEDS = ("seed", "language_seed")
 
 
 def get_stage(name: str) -> Callable[..., None]:
     """The stage function called `name`, imported on demand so that `--help` stays quick."""
-    if name not in (*STAGES, *APART):
-        raise UserError(f"unknown stage {name!r}; known: {', '.join((*STAGES, *APART))}")
+    if name not in STAGES:
+        raise UserError(f"unknown stage {name!r}; known: {', '.join(STAGES)}")
     stage: Callable[..., None] = getattr(importlib.import_module(f"un2clip.stages.{name}"), name)
     return stage
 
@@ -40,7 +38,7 @@ def run_stage(name: str, params: Mapping[str, Any], **names: Any) -> None:
     """Run one stage: its section read strictly, its names converted, a run in MLflow around it.
 
     Args:
-        name: a stage of STAGES or APART.
+        name: a stage of STAGES.
         params: the stage's own section of params.yaml, as plain data.
         names: the stage's inputs and outputs by name; paths may be text.
 

@@ -28,7 +28,8 @@ from un2clip.assistants.prompts import PLAIN
 from un2clip.assistants.reading import Talks, batches, cached_features, grouped, pictures_of
 from un2clip.datasets.loader import Batch
 from un2clip.errors import Stopped, UserError
-from un2clip.evidence.scores import ROLES
+from un2clip.evidence.languages import AssistantLineage
+from un2clip.evidence.lineage import HISTORY, LINEAGE
 from un2clip.files.outputs import replaced, write_json
 from un2clip.hashes import file_sha256, tensors_sha256
 from un2clip.models.clip import encoder_sha256, load_clip
@@ -43,38 +44,34 @@ FILES = {"alignment": ALIGNMENT, "instruction": INSTRUCTION}
 def assistant(
     params: Assistant,
     *,
-    role: str,
     language_seed: int,
     device: str,
     checkpoints: str,
     instructions: Path,
-    backbones: Path,
     encoder: Path,
     assistant: Path,
 ) -> None:
     """Train one assistant. A training that was cut off goes on where it was.
 
-    With one seed both roles begin alike and meet the same conversations in the same order.
+    With one seed the assistants of all encoders begin alike and meet the same conversations in the same order.
 
     Args:
-        role: whose patch tokens are read: reference, backbones/clip; or tuned, encoder.
         language_seed: of the language model: what begins from scratch, and the order.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
         instructions: alignment.json, instruction.json (LLaVA's format) and images/.
-        backbones: clip/.
-        encoder: folder of the tuned encoder.
+        encoder: whose patch tokens are read: a folder of an encoder, or what `backbones` made, whose clip/ it is then.
         assistant: folder that gets the model as transformers saves it, lineage.json and history.json.
 
     Raises:
         UserError: the parts do not fit, a conversation is broken, memory is short, or the loss is not finite.
         Stopped: a signal asked for it; the same call goes on.
     """
-    if role not in ROLES:
-        raise UserError(f"role must be {' or '.join(ROLES)}, got {role!r}")
-    paths = {"instructions": instructions, "backbones": backbones, "encoder": encoder, "assistant": assistant}
-    job = Job(params=params, role=role, seed=language_seed, device=device, checkpoints=checkpoints, **paths)
-    start("assistant", _assistant, job)
+    start(
+        "assistant", _assistant,
+        Job(params=params, seed=language_seed, device=device, checkpoints=checkpoints, instructions=instructions,
+            encoder=encoder, assistant=assistant),
+    )  # fmt: skip
 
 
 def _assistant(job: Job, device: torch.device) -> None:
@@ -95,16 +92,16 @@ def _assistant(job: Job, device: torch.device) -> None:
     if params.max_tokens > longest:
         raise UserError(f"assistant.max_tokens is {params.max_tokens}, and the language model reads {longest} at most")
     llava = build_assistant(
-        load_clip(job.read_encoder),
+        load_clip(job.folder),
         language,
         tokenizer,
         layer=params.layer,
         system=params.system,
         seed=job.seed,
-        encoder=str(job.read_encoder),
+        encoder=str(job.folder),
     )
     parents = {
-        "encoder": encoder_sha256(job.read_encoder),  # as the encoder's own lineage and scores say it
+        "encoder": encoder_sha256(job.folder),  # as the encoder's own lineage and scores say it
         "language": llava.language_sha256(),
         "pictures": _pictures_sha256(talks, images),
         **{phase: file_sha256(job.instructions / file) for phase, file in FILES.items()},
@@ -202,14 +199,14 @@ def _save(job: Job, llava: Llava, parents: dict[str, str], history: list[Record]
     """The folder, whole or not at all."""
     with replaced(job.assistant) as folder:
         save_assistant(llava, folder, getattr(torch, job.params.dtype))
-        lineage = {
-            "role": job.role,
-            "seed": job.seed,
-            "params": dataclasses.asdict(job.params),
-            "steps_done": len(history),
-            "corrupt": int(history[-1]["corrupt"]) if history else 0,
-            "parents": parents,
-            "assistant_sha256": tensors_sha256(llava.model.state_dict()),
-        }
-        write_json(folder / "lineage.json", lineage)
-        (folder / "history.json").write_text(json.dumps(history) + "\n")
+        lineage = AssistantLineage(
+            method=job.method,
+            seed=job.seed,
+            params=dataclasses.asdict(job.params),
+            steps_done=len(history),
+            corrupt=int(history[-1]["corrupt"]) if history else 0,
+            parents=parents,
+            assistant_sha256=tensors_sha256(llava.model.state_dict()),
+        )
+        write_json(folder / LINEAGE, dataclasses.asdict(lineage))
+        (folder / HISTORY).write_text(json.dumps(history) + "\n")

@@ -9,6 +9,7 @@ from un2clip.assistants.language import Language, ToySize
 from un2clip.assistants.pictures import Way
 from un2clip.config import at_least, lookup
 from un2clip.errors import UserError
+from un2clip.evidence.lineage import method_of
 from un2clip.training.config import DECIDING, ComputeConfig, PhaseConfig
 from un2clip.training.starting import state_folder
 
@@ -85,12 +86,10 @@ class Job:
     """One call of the stage, as it is handed to each process."""
 
     params: Assistant
-    role: str
     seed: int
     device: str
     checkpoints: str
     instructions: Path
-    backbones: Path
     encoder: Path
     assistant: Path
 
@@ -103,9 +102,14 @@ class Job:
         return [self.assistant, Path(self.checkpoints)]
 
     @property
-    def read_encoder(self) -> Path:
-        """The folder of the encoder that this assistant reads."""
-        return self.backbones / "clip" if self.role == "reference" else self.encoder
+    def folder(self) -> Path:
+        """The encoder's own folder."""
+        return untouched if (untouched := self.encoder / "clip").is_dir() else self.encoder
+
+    @property
+    def method(self) -> str:
+        """What made the encoder, as scores say it: a row of the method table, reference, or imported."""
+        return "reference" if self.folder != self.encoder else method_of(self.encoder)
 
     def check_read(self, corrupt: int, read: int) -> None:
         """Stop a training of which too many conversations are left out; the first batch may meet the only one.
@@ -125,5 +129,5 @@ class Job:
         params = dataclasses.asdict(self.params)
         compute = params.pop("compute")
         params["compute"] = {name: compute[name] for name in DECIDING}
-        decides = {"assistant": params, "role": self.role, "seed": self.seed, "parents": parents}
+        decides = {"assistant": params, "method": self.method, "seed": self.seed, "parents": parents}
         return state_folder(self.checkpoints, decides)

@@ -44,7 +44,7 @@ def compare(
     Args:
         params: how intervals are made.
         seed: of the bootstrap.
-        scores: folders with the scores files of both encoders, and perhaps plots and those of assistants.
+        scores: folders with the scores files of both encoders, of their assistants, or of both, and perhaps plots.
         encoder: the tuned checkpoint: its lineage and its training history.
         reconstructions: folder of pictures.
         report: output folder.
@@ -53,13 +53,14 @@ def compare(
         UserError: scores are missing, come from another encoder, or cannot be compared.
     """
     lineage = read_lineage(encoder)
-    comparisons = [
-        compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed, power=params.power)
-        for pair in tuned_pairs(scores, lineage)
-    ]
+    encoders = {"reference": lineage["parents"]["clip"], "tuned": lineage["encoder_sha256"]}
     assistants = [
         over_seeds(pairs, confidence=params.confidence, resamples=params.resamples, seed=seed)
-        for pairs in collect_asked(scores).values()
+        for pairs in collect_asked(scores, encoders).values()
+    ]
+    comparisons = [
+        compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed, power=params.power)
+        for pair in tuned_pairs(scores, lineage, needed=not assistants)
     ]
     report.mkdir(parents=True, exist_ok=True)
     content = {
@@ -103,7 +104,8 @@ def compare(
     )
     (report / "index.html").write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))
-    print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)
+    if comparisons:
+        print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)
     print_assistants(assistants, confidence=params.confidence)
 
 

@@ -14,10 +14,13 @@ import torch
 
 from un2clip.config import build
 from un2clip.errors import UserError
+from un2clip.evaluation.measuring import Ask
 from un2clip.evidence.languages import OverSeeds, collect_asked, over_seeds
+from un2clip.evidence.scores import Role
 from un2clip.files.outputs import replaced
 from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage
+from un2clip.stages.ask import ask_assistant, check_questions
 from un2clip.stages.compare import Compare
 from un2clip.world.asking import ASKED
 
@@ -85,17 +88,18 @@ def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> di
 
 def _answers(params: Mapping[str, Any], to: Path, name: str, seed: int) -> None:
     """Train one assistant and ask it, where that is not done."""
-    role, scores = REFERENCE if name == REFERENCE else "tuned", to / "scores" / name / str(seed)
-    folder, made = to / "assistants" / name / str(seed), to / "backbones"
-    of_both = {"role": role, "language_seed": seed, "device": params["device"], "checkpoints": str(to / "checkpoints")}
-    encoder = made / "clip" if name == REFERENCE else to / "encoders" / name
+    role: Role = "reference" if name == REFERENCE else "tuned"
+    folder, scores = to / "assistants" / name / str(seed), to / "scores" / name / str(seed)
+    of_both = {"device": params["device"], "checkpoints": str(to / "checkpoints")}
+    encoder = to / "backbones" if name == REFERENCE else to / "encoders" / name
     if not folder.is_dir():
         run_stage(
-            "assistant", params["assistant"], instructions=to / "world/instructions", backbones=made, encoder=encoder,
-            assistant=folder, **of_both,
+            "assistant", params["assistant"], language_seed=seed, instructions=to / "world/instructions",
+            encoder=encoder, assistant=folder, **of_both,
         )  # fmt: skip
-    if missing := [each for each in ASKED if not (scores / each / "asked.json").is_file()]:
-        run_stage(
-            "ask", params["ask"], questions=missing, method=name, benchmarks=to / "world/benchmarks", assistant=folder,
-            scores=scores, **of_both,
+    if missing := [each for each in ASKED if not (scores / each / role / "asked.json").is_file()]:
+        benchmarks = to / "world/benchmarks"
+        ask_assistant(
+            build(Ask, params["ask"], "ask"), role=role, method=name, assistant=folder, benchmarks=benchmarks,
+            data=check_questions(missing, benchmarks), scores=scores, **of_both,
         )  # fmt: skip

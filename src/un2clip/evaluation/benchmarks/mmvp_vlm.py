@@ -58,13 +58,22 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     Args:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
     """
-    questions = read_questions(folder)
-    similarity = similarities(clip, questions, batch_size)
-    items = tuple(
-        Item(id=f"{left.id}-{right.id}", type=left.type, value=float(correct))
-        for left, right, correct in zip(questions[::2], questions[1::2], pair_correct(similarity), strict=True)
-    )
+    items = pair_items(clip, read_questions(folder), batch_size)
     return BenchmarkResult(unit="%", protocol=_protocol(folder), items=items)
+
+
+def count(folder: Path) -> int:
+    """Number of pairs."""
+    return len(read_questions(folder)) // 2
+
+
+def pair_items(clip: Clip, questions: list[Question], batch_size: int, *, said: str = "mmvp_vlm") -> tuple[Item, ...]:
+    """An item a pair, in order; `said` stands before the progress bar."""
+    correct = pair_correct(similarities(clip, questions, batch_size, said=said))
+    return tuple(
+        Item(id=f"{left.id}-{right.id}", type=left.type, value=float(each))
+        for left, right, each in zip(questions[::2], questions[1::2], correct, strict=True)
+    )
 
 
 def _protocol(folder: Path) -> str:
@@ -76,9 +85,9 @@ def _protocol(folder: Path) -> str:
     return f"{line} of revision {revision[:12]}" if revision else line
 
 
-def similarities(clip: Clip, questions: list[Question], batch_size: int) -> Tensor:
+def similarities(clip: Clip, questions: list[Question], batch_size: int, *, said: str = "mmvp_vlm") -> Tensor:
     """Cosines of every pair, (P, 2 statements, 2 images)."""
-    batches = tqdm(_batches(questions, batch_size), unit="batch", desc="mmvp_vlm", mininterval=1)
+    batches = tqdm(_batches(questions, batch_size), unit="batch", desc=said, mininterval=1)
     return torch.cat([_similarities(clip, batch) for batch in batches])
 
 
