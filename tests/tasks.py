@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from un2clip.datasets.parts import Part, check_tar
 from un2clip.errors import UserError
 
 
@@ -36,3 +37,12 @@ def wait_long(path: Path) -> None:
     path.with_suffix(".partial").write_text(str(os.getpid()))
     path.with_suffix(".partial").rename(path)
     time.sleep(300)
+
+
+def check_and_die_once(part: Part) -> None:
+    """The first worker that is done with the first tar dies before it can say so."""
+    died = part.folder / "died"
+    check_tar(part)
+    if part.tar.name == "0.tar" and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)

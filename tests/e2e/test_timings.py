@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "timings").glob("*.py") if "__main__" in path.read_text())
-#: rows of each table: two benchmarks for each of three encoders; one step
-ROWS = {"evaluate": 6, "full_width_step": 1}
+#: rows of each table: two benchmarks for each of three encoders; one step; two numbers of samples
+ROWS = {"evaluate": 6, "full_width_step": 1, "ingest_memory": 2}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,6 +1,7 @@
 """The parts of an assistant: conversations, prompts and their labels, order, and the LLaVA that is put together."""
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -243,6 +244,20 @@ def test_a_model_without_an_image_token_gets_one(clip: Clip, tmp_path: Path) -> 
     assert torch.allclose(after[..., : before.shape[-1]], before, atol=1e-6)
     save_assistant(built, tmp_path / "out", torch.float32)
     load_llava(tmp_path / "out", torch.device("cpu"), dtype="float32", max_new_tokens=2)
+
+
+def test_a_gguf_file_says_what_reads_it(tmp_path: Path, monkeypatch) -> None:
+    """The package gguf, which need not be there; any other file is refused, and a wrong hash first of all."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"a\.gguf is read by the package gguf; `pip install gguf` gets it"):
+        open_language(Language(weights=str(file), revision="", sha256={}), SIZE, [], seed=0)
+    with pytest.raises(UserError, match="is not what was pinned"):
+        open_language(Language(weights=str(file), revision="", sha256={"a.gguf": "0" * 64}), SIZE, [], seed=0)
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is a file; name the folder that transformers saves, or a \.gguf"):
+        open_language(Language(weights=str(tmp_path / "a.safetensors"), revision="", sha256={}), SIZE, [], seed=0)
 
 
 def test_models_and_tokenizers_that_do_not_fit(tmp_path: Path) -> None:

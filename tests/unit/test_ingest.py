@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "heldout_fraction": 0.0,
     "duplicates": "keep",
     "near_distance": 4,
+    "processes": 1,
 }
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 Member = tuple[str | tarfile.TarInfo, bytes]

@@ -132,6 +132,12 @@ def test_the_likeliest_option_is_that_of_a_plain_sum(llava: Llava, tmp_path: Pat
     assert len({*chosen[:4]}) + len({*chosen[4:]}) > 2, "not one option for all"
 
 
+def test_a_question_without_options_has_no_likeliest_one(llava: Llava, data: Path) -> None:
+    question = replace(pope.read(data)[0], options={})
+    with pytest.raises(UserError, match=r"question COCO_0@random 0 has no options of which one could be the likeliest"):
+        llava.likeliest(question)
+
+
 def test_an_encoder_without_a_class_token(tmp_path: Path, data: Path) -> None:
     """SigLIP: all tokens are taken, none is added, and the picture is padded too."""
     images = SiglipImageProcessor(size={"height": SIDE, "width": SIDE})

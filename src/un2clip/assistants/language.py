@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from un2clip.errors import UserError, reason
 from un2clip.sources.hub import Source, obtain
 
 TOY = "toy"
+GGUF = ".gguf"
 PAD = "<pad>"
 BEGIN, END = "<s>", "</s>"  # of the toy's texts, as Llama's
 #: A vocabulary is a multiple of it, as in llava-hf's copies of LLaVA-1.5 (32,064).
@@ -51,7 +53,8 @@ class Language:
     """`assistant.language` of params.yaml.
 
     Attributes:
-        weights: toy | a local folder | a hub id; of any model that AutoModelForCausalLM and AutoTokenizer load.
+        weights: toy | a local folder | a local GGUF file | a hub id; of any model that AutoModelForCausalLM and
+            AutoTokenizer load. Of GGUF the quantised weights are made whole again.
         revision, sha256: of a hub id, as of every other source.
     """
 
@@ -61,7 +64,7 @@ class Language:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError("weights must be toy, a folder or a hub id, got ''")
+            raise ValueError("weights must be toy, a folder, a GGUF file or a hub id, got ''")
         _ = self.source
 
     @property
@@ -153,19 +156,24 @@ def add_tokens(model: Any, tokenizer: Any) -> None:
 
 
 def _load(language: Language) -> tuple[Any, Any]:
-    folder = obtain(language.source, files=("config.json", "tokenizer*"), name="assistant.language")
-    if not folder.is_dir():
-        raise UserError(f"assistant.language: {folder} is a file; name the folder that transformers saves")
+    place = obtain(language.source, files=("config.json", "tokenizer*"), name="assistant.language")
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    folder = place
+    if place.suffix == GGUF:
+        if find_spec("gguf") is None:
+            raise UserError(f"assistant.language: {place} is read by the package gguf; `pip install gguf` gets it")
+        folder, given["gguf_file"] = place.parent, place.name
+    elif not place.is_dir():
+        raise UserError(f"assistant.language: {place} is a file; name the folder that transformers saves, or a {GGUF}")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **given
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **given)
     except Exception as error:  # transformers raises whatever its parts do
-        raise UserError(f"assistant.language: {folder} is no language model of transformers: {reason(error)}") from None
+        raise UserError(f"assistant.language: {place} is no language model of transformers: {reason(error)}") from None
     if lost := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
-        raise UserError(f"assistant.language: {folder} lacks weights, such as {lost[0]}; fetch it again")
+        raise UserError(f"assistant.language: {place} lacks weights, such as {lost[0]}; fetch it again")
     return model, tokenizer
 
 

@@ -1,10 +1,12 @@
 """Check captions, and describe them in numbers."""
 
-import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from un2clip.datasets.tables import StoredCounts, StoredSet, Tables
 from un2clip.datasets.tars import Rejected
 
 _COMMON_WORDS = 20
@@ -30,31 +32,63 @@ def check_caption(data: bytes) -> str:
 
 
 class CaptionStatistics:
-    """Counts captions; remembers word counts and 16 bytes a caption, not the captions."""
+    """Counts captions, and which words they have; remembers neither."""
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Tables | None = None) -> None:
+        """Args: tables: in which words and hashes of captions are kept; None for some of its own."""
+        tables = tables or Tables()
+        self._unique = StoredSet(tables, "captions")
+        self._words = StoredCounts(tables, "words")
         self._lengths: Counter[int] = Counter()
-        self._words: Counter[str] = Counter()
-        self._seen: set[bytes] = set()
 
     def add(self, caption: str) -> None:
         """Count one caption."""
-        words = caption.lower().split()
-        self._lengths[len(words)] += 1
-        self._words.update(words)
-        self._seen.add(hashlib.blake2b(caption.encode(), digest_size=16).digest())
+        self._unique.add(caption)
+        self.add_counts(WordCounts.of([caption]))
 
-    def summary(self) -> dict[str, Any]:
-        """Number of captions, how many differ, mean and median length in words, the most common words."""
+    def add_counts(self, counts: "WordCounts") -> None:
+        """Count captions that were held against each other elsewhere."""
+        self._lengths.update({int(length): count for length, count in counts.lengths.items()})
+        self._words.update(counts.words)
+
+    def summary(self, unique: int | None = None) -> dict[str, Any]:
+        """Number of captions, how many differ, mean and median length in words, the most common words.
+
+        Args:
+            unique: how many differ, where that was counted elsewhere.
+        """
         lengths = sorted(self._lengths.items())
         n = self._lengths.total()
         return {
             "n": n,
-            "unique": len(self._seen),
+            "unique": len(self._unique) if unique is None else unique,
             "words_mean": sum(length * count for length, count in lengths) / n if n else None,
             "words_median": _median(lengths, n) if n else None,
-            "common_words": dict(sorted(self._words.items(), key=lambda item: (-item[1], item[0]))[:_COMMON_WORDS]),
+            "common_words": self._words.most_common(_COMMON_WORDS),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordCounts:
+    """What some captions add to the statistics.
+
+    Attributes:
+        lengths: number of words, as a text -> number of captions.
+        words: word in lower case -> how often.
+    """
+
+    lengths: dict[str, int]
+    words: dict[str, int]
+
+    @staticmethod
+    def of(captions: Iterable[str]) -> "WordCounts":
+        """The counts of these captions."""
+        lengths, words = Counter[str](), Counter[str]()
+        for caption in captions:
+            found = caption.lower().split()
+            lengths[str(len(found))] += 1
+            words.update(found)
+        return WordCounts(lengths=dict(lengths), words=dict(words))
 
 
 def _median(counts: list[tuple[int, int]], n: int) -> float:

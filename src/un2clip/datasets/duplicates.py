@@ -6,13 +6,13 @@ in eight lines of numpy; ImageHash's `phash`, which agrees with it, would bring 
 
 import functools
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from un2clip.datasets.tables import Tables
 from un2clip.datasets.tars import Rejected
 
 Mode = Literal["keep", "exact", "near"]
@@ -56,10 +56,10 @@ def _cosines() -> np.ndarray:
 class Duplicates:
     """The pictures seen so far, by fingerprint."""
 
-    def __init__(self, mode: Mode, near_distance: int) -> None:
-        self._mode = mode
-        self._pixels: dict[bytes, str] = {}
-        self._near = NearIndex(near_distance)
+    def __init__(self, mode: Mode, near_distance: int, tables: Tables) -> None:
+        self._mode, self._tables = mode, tables
+        self._near = NearIndex(near_distance, tables)
+        tables.execute("CREATE TABLE pixels (sha256 BLOB PRIMARY KEY, key TEXT) WITHOUT ROWID")
 
     def claim(self, key: str, image: Fingerprint | None) -> None:
         """Remember the picture of sample `key`; None (mode keep) is never a duplicate.
@@ -69,13 +69,14 @@ class Duplicates:
         """
         if image is None:
             return
-        if (earlier := self._pixels.get(image.pixels)) is not None:
-            raise Rejected("duplicate image", f"same pixels as {earlier}")
+        earlier = self._tables.execute("SELECT key FROM pixels WHERE sha256 = ?", (image.pixels,)).fetchone()
+        if earlier is not None:
+            raise Rejected("duplicate image", f"same pixels as {earlier[0]}")
         if self._mode == "near":
-            if (earlier := self._near.find(image.perceptual)) is not None:
-                raise Rejected("near duplicate image", f"looks like {earlier}")
+            if (near := self._near.find(image.perceptual)) is not None:
+                raise Rejected("near duplicate image", f"looks like {near}")
             self._near.add(image.perceptual, key)
-        self._pixels[image.pixels] = key
+        self._tables.execute("INSERT INTO pixels VALUES (?, ?)", (image.pixels, key))
 
 
 class NearIndex:
@@ -86,25 +87,40 @@ class NearIndex:
     its bits flipped.
     """
 
-    def __init__(self, distance: int) -> None:
-        self._distance = distance
+    def __init__(self, distance: int, tables: Tables | None = None) -> None:
+        self._distance, self._tables = distance, tables or Tables()
         edges = np.linspace(0, _BITS, distance // 2 + 2).astype(int).tolist()
         self._bands = [(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
-        self._tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._bands]
-        self._keys: dict[int, str] = {}
+        self._count = 0
+        self._tables.execute("CREATE TABLE pictures (number INTEGER PRIMARY KEY, key TEXT)")
+        for band in range(len(self._bands)):
+            self._tables.execute(
+                f"CREATE TABLE band_{band} (bits BLOB, number INTEGER, perceptual BLOB, PRIMARY KEY (bits, number)) "
+                "WITHOUT ROWID"
+            )
 
     def find(self, perceptual: int) -> str | None:
-        """Key of a hash within the distance, or None."""
-        for (shift, width), table in zip(self._bands, self._tables, strict=True):
-            band = perceptual >> shift & (1 << width) - 1
-            for probe in (band, *(band ^ 1 << bit for bit in range(width))):
-                for other in table.get(probe, ()):
-                    if (perceptual ^ other).bit_count() <= self._distance:
-                        return self._keys[other]
-        return None
+        """Key of the earliest hash within the distance, or None."""
+        near: list[int] = []
+        for band, (shift, width) in enumerate(self._bands):
+            bits = perceptual >> shift & (1 << width) - 1
+            probes = tuple(each.to_bytes(8, "big") for each in (bits, *(bits ^ 1 << bit for bit in range(width))))
+            sql = f"SELECT perceptual, number FROM band_{band} WHERE bits IN ({', '.join('?' * len(probes))})"
+            near += [
+                number
+                for other, number in self._tables.execute(sql, probes)
+                if (perceptual ^ int.from_bytes(other, "big")).bit_count() <= self._distance
+            ]
+        if not near:
+            return None
+        key: str = self._tables.execute("SELECT key FROM pictures WHERE number = ?", (min(near),)).fetchone()[0]
+        return key
 
     def add(self, perceptual: int, key: str) -> None:
         """Remember a hash that `find` did not find."""
-        self._keys[perceptual] = key
-        for (shift, width), table in zip(self._bands, self._tables, strict=True):
-            table[perceptual >> shift & (1 << width) - 1].append(perceptual)
+        self._count += 1
+        packed = perceptual.to_bytes(8, "big")  # SQLite's integers have a sign
+        self._tables.execute("INSERT INTO pictures VALUES (?, ?)", (self._count, key))
+        for band, (shift, width) in enumerate(self._bands):
+            bits = (perceptual >> shift & (1 << width) - 1).to_bytes(8, "big")
+            self._tables.execute(f"INSERT INTO band_{band} VALUES (?, ?, ?)", (bits, self._count, packed))

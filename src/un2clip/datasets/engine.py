@@ -4,6 +4,7 @@ A task is a pure function of its argument that writes its own output, beside it 
 end in any order, and be done again.
 """
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -15,7 +16,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 
 from un2clip.errors import UserError
@@ -74,7 +74,10 @@ def _run(
     places: SimpleQueue[int] = context.SimpleQueue()
     for place in range(processes):
         places.put(place)
-    pool = ProcessPoolExecutor(processes, context, _begin, (places, processes, torch.get_num_threads(), reader))
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    begin = (function.__module__, places, processes, threads, reader)
+    pool = ProcessPoolExecutor(processes, context, _begin, begin)
     ahead, running, broken = iter(list(numbers)), dict[Future[None], int](), False
     try:
         while True:
@@ -97,11 +100,14 @@ def _run(
         reader.close()
 
 
-def _begin(places: "SimpleQueue[int]", processes: int, threads: int, alive: Connection) -> None:
+def _begin(module: str, places: "SimpleQueue[int]", processes: int, threads: int, alive: Connection) -> None:
     """What each worker does first: its GPU, its threads, and to end when the process that began it does."""
-    os.environ["LOCAL_RANK"] = str(places.get() % max(1, torch.cuda.device_count()))
+    importlib.import_module(module)
+    torch = sys.modules.get("torch")  # tasks that only read are of modules without it, and quick to begin
+    if torch and threads:
+        torch.set_num_threads(threads)
+    os.environ["LOCAL_RANK"] = str(places.get() % max(1, torch.cuda.device_count() if torch else 0))
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    torch.set_num_threads(threads)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
 
 

@@ -1,23 +1,21 @@
-"""The checker of `ingest`: every input sample of some tars, checked by itself, in order, and what became of it."""
+"""The checker of `ingest`: every input sample of a tar, checked by itself, in order."""
 
 import hashlib
-import json
-import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 
-from un2clip.datasets.captions import CaptionStatistics, check_caption
+from un2clip.config import at_least
+from un2clip.datasets.captions import check_caption
 from un2clip.datasets.duplicates import Fingerprint, Mode, fingerprint
 from un2clip.datasets.images import STRIP, check_image
-from un2clip.datasets.shards import EncodedSample, Index, Shard
-from un2clip.datasets.sources import Reading, Source
+from un2clip.datasets.shards import EncodedSample
 from un2clip.datasets.tars import Group, Rejected
-from un2clip.errors import UserError, shown
+from un2clip.errors import UserError
 from un2clip.files.texts import decode, parse_json
 
 _BYTES_PER_PIXEL = 4
@@ -34,6 +32,7 @@ class Ingest:
     heldout_fraction: float
     duplicates: Mode
     near_distance: int
+    processes: int
 
     def __post_init__(self) -> None:
         pillow = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
@@ -49,6 +48,7 @@ class Ingest:
             raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 0 <= self.near_distance < 32:
             raise ValueError(f"near_distance must be 0 to 31 bits (chance is 32 of 64), got {self.near_distance}")
+        at_least(self, 0, "processes")
 
     @property
     def max_bytes(self) -> int:
@@ -65,28 +65,27 @@ class Checked:
     fingerprint: Fingerprint | None
 
 
-def check_in_order(sources: Iterable[Source], params: Ingest) -> Iterator[tuple[Source, "Future[Checked]"]]:
+def check_in_order(groups: Iterable[Group], params: Ingest, threads: int) -> Iterator[tuple[Group, "Future[Checked]"]]:
     """Check samples in threads, in order, a bounded number at a time (Executor.map would take all at once).
 
-    Threads and not processes: Pillow and hashlib let go of the interpreter's lock where the time goes.
+    Threads of one process: Pillow and hashlib let go of the interpreter's lock where the time goes.
     """
-    workers = os.cpu_count() or 1
-    waiting: deque[tuple[Source, Future[Checked]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for source in sources:
-            waiting.append((source, pool.submit(check, source, params)))
-            if len(waiting) > 2 * workers:
+    waiting: deque[tuple[Group, Future[Checked]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for group in groups:
+            waiting.append((group, pool.submit(check, group, params)))
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft()
         yield from waiting
 
 
-def check(source: Source, params: Ingest) -> Checked:
+def check(group: Group, params: Ingest) -> Checked:
     """Check one input sample by itself. It needs an image; a caption it may have.
 
     Raises:
         Rejected: with the reason.
     """
-    if (group := source.group).fault is not None:
+    if group.fault is not None:
         raise group.fault
     caption, metadata = check_caption(group.members.get("txt", b"")), _metadata(group)
     if len(group.image_extensions) != 1:
@@ -97,7 +96,7 @@ def check(source: Source, params: Ingest) -> Checked:
         original, params.short_side_px, params.max_megapixels, params.max_aspect_ratio
     )
     return Checked(
-        sample=EncodedSample(key=source.key, image=encoded, extension=extension, caption=caption, metadata=metadata),
+        sample=EncodedSample(key=group.key, image=encoded, extension=extension, caption=caption, metadata=metadata),
         # The file and not the pixels, so that equal images share a split whatever the parameters are.
         draw=int.from_bytes(hashlib.sha256(original).digest()[:6], "big") / 2**48,
         fingerprint=fingerprint(image, params.duplicates),
@@ -114,36 +113,3 @@ def _metadata(group: Group) -> dict[str, Any] | None:
     if not isinstance(metadata, dict):
         raise Rejected("broken json", f"an object is needed, got {type(metadata).__name__}")
     return metadata
-
-
-class Report:
-    """Counts what comes in, what is kept and why the rest is not; writes every reject as it comes."""
-
-    def __init__(self, rejects: IO[str]) -> None:
-        self.reading = Reading()
-        self.without_caption = 0
-        self.first = "nothing was read"
-        self._rejects = rejects
-        self._reasons: Counter[str] = Counter()
-        self._captions = CaptionStatistics()
-
-    def keep(self, caption: str) -> None:
-        """Count one sample kept; "" is no caption."""
-        if caption:
-            self._captions.add(caption)
-        else:
-            self.without_caption += 1
-
-    def reject(self, source: Source, why: Rejected) -> None:
-        """Count and list one sample that is not kept."""
-        if not self._reasons:
-            self.first = shown(f"{source.tar} {source.group.key!r}: {why}")
-        self._reasons[why.reason] += 1
-        line = {"tar": source.tar, "key": source.group.key, "reason": why.reason, "detail": why.detail}
-        self._rejects.write(json.dumps(line) + "\n")
-
-    def index(self, splits: dict[str, tuple[Shard, ...]]) -> Index:
-        """The index of the finished shards."""
-        rejected = dict(sorted(self._reasons.items(), key=lambda item: (-item[1], item[0])))
-        captions = self._captions.summary()
-        return Index(splits=splits, rejected=rejected, captions=captions, damaged_tars=self.reading.damaged)

@@ -25,7 +25,7 @@ from un2clip.errors import UserError
 from un2clip.hashes import file_sha256_once
 
 INDEX = "index.json"
-_END = tarfile.NUL * 2 * tarfile.BLOCKSIZE
+END = tarfile.NUL * 2 * tarfile.BLOCKSIZE
 _COPY_BYTES = 1 << 20
 
 
@@ -47,6 +47,13 @@ class EncodedSample:
     extension: str
     caption: str
     metadata: Mapping[str, Any] | None
+
+    def members(self) -> dict[str, bytes]:
+        """Extension -> content of each of its members, in the order in which they stand in a shard."""
+        members = {self.extension: self.image, "txt": self.caption.encode()}
+        if self.metadata is not None:
+            members["json"] = json.dumps(self.metadata, sort_keys=True).encode()
+        return dict(sorted(members.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,17 +247,13 @@ class ShardWriter:
     def add(self, sample: EncodedSample) -> None:
         """Append one sample. Keys must differ; the last part of a key has no dot."""
         assert "." not in sample.key.rpartition("/")[2], f"a key ends at its first dot: {sample.key}"
-        members = {sample.extension: sample.image, "txt": sample.caption.encode()}
-        if sample.metadata is not None:
-            members["json"] = json.dumps(sample.metadata, sort_keys=True).encode()
-        blocks = [_member(f"{sample.key}.{extension}", members[extension]) for extension in sorted(members)]
+        blocks = [tar_member(f"{sample.key}.{extension}", each) for extension, each in sample.members().items()]
         self._sizes.append(self._spool.write(b"".join(blocks)))
 
     def close(self) -> tuple[Shard, ...]:
         """Write the shards; no shard for no samples."""
         self._spool.seek(0)
-        count = -(-len(self._sizes) // self._samples_per_shard)
-        bounds = [i * len(self._sizes) // count for i in range(count + 1)] if count else []
+        bounds = shard_bounds(len(self._sizes), self._samples_per_shard)
         return tuple(
             self._write_shard(f"{i:05d}.tar", self._sizes[first:last])
             for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))
@@ -264,12 +267,18 @@ class ShardWriter:
                 chunk = self._spool.read(min(left, _COPY_BYTES))
                 left -= tar.write(chunk)
                 sha256.update(chunk)
-            tar.write(_END)
-            sha256.update(_END)
+            tar.write(END)
+            sha256.update(END)
             return Shard(name=name, samples=len(sizes), bytes=tar.tell(), sha256=sha256.hexdigest())
 
 
-def _member(name: str, content: bytes) -> bytes:
+def shard_bounds(samples: int, samples_per_shard: int) -> list[int]:
+    """Where a split is cut so that its shards have equally many samples, give or take one; nothing for no samples."""
+    count = -(-samples // samples_per_shard)
+    return [i * samples // count for i in range(count + 1)] if count else []
+
+
+def tar_member(name: str, content: bytes) -> bytes:
     """A tar member: header (TarInfo's own defaults: time 0, owner 0, mode 644), content, zeros to a full block."""
     info = tarfile.TarInfo(name)
     info.size = len(content)

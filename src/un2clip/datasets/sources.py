@@ -1,9 +1,9 @@
-"""Where `ingest` reads: the tars of a folder, every input sample of them in order, and what is not read there."""
+"""Where `ingest` reads: the tars of a folder, every input sample of one in order, and what is not read there."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip.datasets.tars import DamagedTar, Group, Keys, Rejected, groups, scattered_keys
@@ -18,35 +18,16 @@ _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|zip)$", re.IGNORECASE)
 _NAMED = 3  # of each kind of file that is not read
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """An input sample and where it stands.
-
-    Attributes:
-        split: "" where the source has none.
-        tar: its path within the source.
-        group: the sample, whose key is local to the tar.
-        key: unique over all tars.
-    """
-
-    split: str
-    tar: str
-    group: Group
-    key: str
-
-
 @dataclass
 class Reading:
-    """What is counted while sources are read.
+    """What is counted while a tar is read.
 
     Attributes:
-        samples: read, whatever becomes of them.
-        damaged: tar -> why it cannot be read to its end.
-        hidden: members of tars that are dot-files.
+        damaged: why it cannot be read to its end; "" where it can.
+        hidden: members that are dot-files.
     """
 
-    samples: int = 0
-    damaged: dict[str, str] = field(default_factory=dict)
+    damaged: str = ""
     hidden: int = 0
 
 
@@ -79,38 +60,26 @@ def not_read(images: Path, shards: Path, sources: Iterable[tuple[str, Path]]) ->
     return ", ".join(f"{_some(names)} ({kind})" for kind, names in others.items())
 
 
-def read_sources(
-    sources: Iterable[tuple[str, Path]], images: Path, max_bytes: int, reading: Reading
-) -> Iterator[Source]:
-    """Every input sample in order. The first of a key in its tar has it, be it kept or not; the others get a fault."""
+def read_tar(path: Path, max_bytes: int, reading: Reading) -> Iterator[Group]:
+    """Every input sample of a tar, in order. The first of a key has it, be it kept or not; the others get a fault."""
     keys = Keys()
-    for split, path in sources:
-        tar = path.relative_to(images).as_posix()
-        keys.open(tar)
-        hidden: list[str] = []
-        scattered: set[str] | None = None
-        try:
-            for group in groups(path, max_bytes, hidden):
-                reading.samples += 1
-                if scattered is None and not group.is_pair:
-                    scattered = scattered_keys(path)
-                if scattered and group.key in scattered:
-                    group.fault = group.fault or Rejected(SCATTERED, f"here stand {', '.join(group.members)}")
-                key = _claim(group, keys)
-                yield Source(split=split, tar=tar, group=group, key=key)
-        except DamagedTar as damage:
-            reading.damaged[tar] = str(damage)
-        reading.hidden += len(hidden)
-
-
-def _claim(group: Group, keys: Keys) -> str:
-    """The sample's key for all tars; one with a fault takes none away from another."""
-    if group.fault is None:
-        try:
-            return keys.claim(group.key)
-        except Rejected as duplicate:
-            group.fault = duplicate
-    return group.key
+    hidden: list[str] = []
+    scattered: set[str] | None = None
+    try:
+        for group in groups(path, max_bytes, hidden):
+            if scattered is None and not group.is_pair:
+                scattered = scattered_keys(path)
+            if scattered and group.key in scattered:
+                group.fault = group.fault or Rejected(SCATTERED, f"here stand {', '.join(group.members)}")
+            if group.fault is None:  # one with a fault takes no key away from another
+                try:
+                    keys.claim(group.key)
+                except Rejected as duplicate:
+                    group.fault = duplicate
+            yield group
+    except DamagedTar as damage:
+        reading.damaged = str(damage)
+    reading.hidden = len(hidden)
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Protocol
 
 from un2clip.hashes import is_hidden
 
@@ -71,11 +71,20 @@ class Group:
         return len(self.image_extensions) == 1 and "txt" in self.members
 
 
+class Taken(Protocol):
+    """What keys are kept in: a set of texts, in memory or not."""
+
+    def __contains__(self, text: str, /) -> bool: ...
+
+    def add(self, text: str, /) -> None: ...
+
+
 class Keys:
     """Names of samples are local to their tar, and two downloads number from zero: keys that are unique over all."""
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
+    def __init__(self, taken: "Taken | None" = None) -> None:
+        """Args: taken: keeps the keys of all tars; a set in memory where nothing is given."""
+        self._taken: Taken = set() if taken is None else taken
         self._of_tar: set[str] = set()
         self._tar = ""
 

@@ -92,9 +92,14 @@ def replaced(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial)
         raise
+    put(partial, folder)
+
+
+def put(made: Path, folder: Path) -> None:
+    """Move a finished folder to where another may be, which is deleted once it is replaced."""
     older = folder.with_name(f".{folder.name}.older")
+    shutil.rmtree(older, ignore_errors=True)  # of a call that was killed while it deleted it
     if folder.exists():
-        shutil.rmtree(older, ignore_errors=True)  # of a call that was killed while it deleted it
         folder.rename(older)
-    partial.rename(folder)
+    made.rename(folder)
     shutil.rmtree(older, ignore_errors=True)

@@ -27,7 +27,7 @@ Kind = Literal["model", "dataset"]
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
 #: What may be fetched and opened. Torch files are read with weights_only=True, so none of it can run code.
 OPENED: Mapping[Kind, tuple[str, ...]] = {
-    "model": (".safetensors", ".json", ".txt", ".model", *TORCH_FILES),
+    "model": (".safetensors", ".gguf", ".json", ".txt", ".model", *TORCH_FILES),
     "dataset": (".tar", ".zip", ".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".jpg", ".jpeg", ".png"),
 }  # fmt: skip
 #: Under which names trainers keep the state dict beside epoch and optimizer, in the order in which they are tried.

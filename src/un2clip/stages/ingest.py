@@ -1,23 +1,31 @@
 """Image-text tars to checked shards: every input sample is kept, or rejected with its reason.
 
 Takes tars of `jpg|png|webp (+ txt) (+ json)` as CC3M is distributed, or the laptop world's. Nothing in them is
-trusted, nothing is unpacked to disk, and what comes out can be read without further checks.
+trusted, nothing of them is unpacked under its own name, and what comes out can be read without further checks.
+
+Map, reduce, map: samples are checked tar by tar (`parts`), then all are looked at together by key and fingerprint
+(`deciding`), then shards are written one by one (`cutting`). What is made so far lies in a hidden folder beside the
+shards until they are whole; the same command goes on there, whatever ended the one before.
 """
 
-from contextlib import ExitStack
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from un2clip.datasets.duplicates import Duplicates
-from un2clip.datasets.ingesting import Ingest, Report, check_in_order
-from un2clip.datasets.shards import INDEX, Index, ShardWriter
-from un2clip.datasets.sources import SPLITS, find_sources, not_read, read_sources
-from un2clip.datasets.tars import Rejected
+from un2clip.datasets.captions import CaptionStatistics
+from un2clip.datasets.cutting import Cut, write_shard
+from un2clip.datasets.deciding import REJECTED, Decided, decide
+from un2clip.datasets.engine import run_tasks
+from un2clip.datasets.ingesting import Ingest
+from un2clip.datasets.parts import Part, check_tar
+from un2clip.datasets.shards import INDEX, Index, Shard
+from un2clip.datasets.sources import find_sources, not_read
+from un2clip.datasets.tables import opened
 from un2clip.errors import UserError, shown
-from un2clip.files.outputs import is_empty, replaced
-
-REJECTED = "rejected.jsonl"
+from un2clip.files.outputs import is_empty, only_one, put
 
 
 def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
@@ -29,65 +37,115 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
         shards: output {train,heldout}/*.tar, index.json, rejected.jsonl. Appears whole or not at all.
 
     Raises:
-        UserError: no tars, no usable sample of a split, or `shards` is a folder that something else made.
+        UserError: no tars, no usable sample of a split, a tar changes while it is read, or `shards` is a folder that
+            something else made.
     """
     sources = find_sources(images, shards)
     _check_replaceable(shards)
     other = not_read(images, shards, sources)
-    with replaced(shards) as partial, ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(ShardWriter(partial / split, params.samples_per_shard)) for split in SPLITS
-        }
-        report = Report(stack.enter_context((partial / REJECTED).open("w")))
-        duplicates = Duplicates(params.duplicates, params.near_distance)
-        size = sum(tar.stat().st_size for _, tar in sources)
-        bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc="ingest"))
-        for source, checking in check_in_order(read_sources(sources, images, params.max_bytes, report.reading), params):
-            bar.update(source.group.tar_bytes)
-            try:
-                checked = checking.result()
-                duplicates.claim(source.key, checked.fingerprint)
-            except Rejected as rejected:
-                report.reject(source, rejected)
-            else:
-                split = source.split or ("heldout" if checked.draw < params.heldout_fraction else "train")
-                writers[split].add(checked.sample)
-                report.keep(checked.sample.caption)
-        index = report.index({split: writer.close() for split, writer in writers.items()})
-        samples = report.reading.samples
-        assert samples == index.read, f"read {samples} samples, but kept + rejected is {index.read}"
-        summary = _summary(index, report, other)
-        _check_splits(index, images, {split for split, _ in sources}, f"{summary}; first: {report.first}")
-        index.save(partial)
-    print(
-        f"ingest: {shown(summary)}",
-        f"; each is listed in {shards / REJECTED}" if index.rejected else "",
-        sep="",
-    )
+    folder = shards.resolve()  # one that is a link to another disk stays one
+    work = folder.with_name(f".{folder.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    processes = min(params.processes or os.cpu_count() or 1, len(sources))
+    parts = [
+        Part(
+            params=params, images=images, tar=tar, split=split, folder=work / "parts",
+            threads=max(1, (os.cpu_count() or 1) // processes),
+        )
+        for split, tar in sources
+    ]  # fmt: skip
+    with only_one(work / "lock", f"another `un2clip ingest` writes {shards}; let it end"):
+        try:
+            _check(parts, processes)
+            decided = decide(parts, params, work / "plans")
+            summary = _summary(decided, other)
+            splits = {split for split, _ in sources}
+            if fault := _fault(decided, images, splits):
+                shutil.rmtree(work)  # other images are needed, or other numbers
+                raise UserError(f"{fault}: {summary}; first: {decided.first}")
+            written, captions = _write(decided, params, work, processes)
+        except BaseException:
+            if work.is_dir():
+                print(f"un2clip: {work} has what was made so far; the same command goes on there", file=sys.stderr)
+            raise
+        made = work / "shards"
+        index = Index(splits=written, rejected=decided.rejected, captions=captions, damaged_tars=decided.damaged)
+        index.save(made)
+        shutil.copyfile(work / "plans" / REJECTED, made / REJECTED)
+        put(made, folder)
+        shutil.rmtree(work)
+    listed = f"; each is listed in {shards / REJECTED}" if index.rejected else ""
+    print(f"ingest: {shown(summary)}{listed}")
 
 
-def _summary(index: Index, report: Report, other: str) -> str:
-    parts = [f"kept {index.kept} of {index.read}"]
-    parts += [f"{split} {index.count(split)}" for split in index.splits]
-    parts += ["nothing is held out to measure on"] * (not index.count("heldout"))
-    parts += [f"{report.without_caption} without a caption"] * bool(report.without_caption)
-    parts += [f"{report.reading.hidden} dot-files passed over"] * bool(report.reading.hidden)
-    parts += [f"rejected {count}: {reason}" for reason, count in index.rejected.items()]
-    parts += [shown(f"damaged tar {tar} ({damage})") for tar, damage in index.damaged_tars.items()]
+def _check(parts: list[Part], processes: int) -> None:
+    """The first map: what is missing of the parts."""
+    parts[0].folder.mkdir(exist_ok=True)
+    missing = [part for part in parts if not part.is_done()]
+    sizes = {part.tar: part.stamp()[0] for part in parts}
+    left = sum(sizes[part.tar] for part in missing)
+    total = sum(sizes.values())
+    with tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc="ingest", mininterval=1) as bar:
+        for part in run_tasks(check_tar, missing, processes):
+            bar.update(sizes[part.tar])
+
+
+def _write(
+    decided: Decided, params: Ingest, work: Path, processes: int
+) -> tuple[dict[str, tuple[Shard, ...]], dict[str, object]]:
+    """The second map: what is missing of the shards. Returns all of them, and the statistics of their captions."""
+    cuts = {
+        split: [
+            Cut(plan=plan, parts=work / "parts", shard=work / "shards" / split / f"{plan.stem}.tar")
+            for plan in sorted((work / "plans" / split).glob("*.jsonl"))
+        ]
+        for split in decided.samples
+    }
+    for split in cuts:
+        (work / "shards" / split).mkdir(parents=True, exist_ok=True)
+    every = [cut for split in cuts.values() for cut in split]
+    missing = [cut for cut in every if not cut.is_done()]
+    bar = tqdm(total=len(every), initial=len(every) - len(missing), unit="shard", desc="ingest: shards", delay=2)
+    with bar, opened(work / "words.sqlite") as tables:
+        for _ in run_tasks(write_shard, missing, processes):
+            bar.update()
+        statistics = CaptionStatistics(tables)
+        splits = dict[str, tuple[Shard, ...]]()
+        for split, listed in cuts.items():
+            found = [written for cut in listed if (written := cut.written())]
+            assert sum(written.shard.samples for written in found) == decided.samples[split], split
+            for written in found:
+                statistics.add_counts(written.words)
+            splits[split] = tuple(written.shard for written in found)
+            for path in (work / "shards" / split).iterdir():
+                if path not in {cut.shard for cut in listed}:
+                    path.unlink()  # of an earlier call with other images
+        return splits, statistics.summary(unique=decided.captions)
+
+
+def _summary(decided: Decided, other: str) -> str:
+    kept, rejected = sum(decided.samples.values()), sum(decided.rejected.values())
+    parts = [f"kept {kept} of {kept + rejected}"]
+    parts += [f"{split} {samples}" for split, samples in decided.samples.items()]
+    parts += ["nothing is held out to measure on"] * (not decided.samples["heldout"])
+    parts += [f"{decided.without_caption} without a caption"] * bool(decided.without_caption)
+    parts += [f"{decided.hidden} dot-files passed over"] * bool(decided.hidden)
+    parts += [f"rejected {count}: {reason}" for reason, count in decided.rejected.items()]
+    parts += [shown(f"damaged tar {tar} ({damage})") for tar, damage in decided.damaged.items()]
     parts += [f"not read: {other}"] * bool(other)
     return "; ".join(parts)
 
 
-def _check_splits(index: Index, images: Path, named: set[str], found: str) -> None:
-    """Refuse shards without anything to train on, and an empty split where the source has folders for both."""
-    empty = [split for split in index.splits if not index.count(split)]
-    if not index.kept:
-        raise UserError(f"no usable sample in {images}: {found}")
-    for split in empty:
-        if split in named:
-            raise UserError(f"no usable sample in {images / split}: {found}")
-        if split == "train":
-            raise UserError(f"nothing is left to train on; lower ingest.heldout_fraction or add images: {found}")
+def _fault(decided: Decided, images: Path, named: set[str]) -> str:
+    """What keeps the shards from being used: nothing to train on, or nothing of a split for which there is a folder."""
+    if not any(decided.samples.values()):
+        return f"no usable sample in {images}"
+    for split, samples in decided.samples.items():
+        if not samples and split in named:
+            return f"no usable sample in {images / split}"
+        if not samples and split == "train":
+            return "nothing is left to train on; lower ingest.heldout_fraction or add images"
+    return ""
 
 
 def _check_replaceable(folder: Path) -> None:
