@@ -64,14 +64,40 @@ def is_stage(args: list[str]) -> bool:
     return flag is None or any(word.partition("=")[0] == flag for word in args)
 
 
-def new_parser() -> argparse.ArgumentParser:
-    """The parser of every command; a stage has one of its own, since making it imports the stage."""
+def new_parser(*, flags: bool = False) -> argparse.ArgumentParser:
+    """The parser of every command; a stage has one of its own, since making it imports the stage.
+
+    Args:
+        flags: import every stage, so that the parser knows their flags too.
+    """
     parser = argparse.ArgumentParser(prog="un2clip", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in (name for name in STAGES if name not in BOTH):
-        commands.add_parser(name, add_help=False, help=f"stage; `un2clip {name} --help` lists its names")
+        parents = [stage_parser(name)] if flags else []
+        said = f"stage; `un2clip {name} --help` lists its names"
+        commands.add_parser(name, add_help=False, parents=parents, help=said)
     add_commands(commands)
+    completion = commands.add_parser("completion", help="a script for your shell; docs/README.md")
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    completion.set_defaults(run=_complete)
     return parser
+
+
+def _complete(options: argparse.Namespace) -> None:
+    """Print a script that completes commands, flags and the names of files; nothing of un2clip runs at a TAB."""
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("completion is written by shtab, which is not installed; pip install shtab") from None
+    parser = new_parser(flags=True)
+    waiting = [parser]
+    while waiting:
+        for action in waiting.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+            elif action.type is Path or (action.option_strings and not action.help and action.nargs != 0):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, options.shell))
 
 
 def stage_parser(name: str) -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ def test_an_encoder(tiny, tmp_path, monkeypatch) -> None:
 def test_a_benchmark(tiny, tmp_path, monkeypatch) -> None:
     """It is found by its name, and the stage writes scores of both encoders."""
     made = module("un2clip.evaluation.benchmarks.contrast", "A benchmark is a file", monkeypatch)
-    monkeypatch.setattr(measuring, "_files", lambda: ["contrast"])
+    monkeypatch.setattr(measuring, "file_names", lambda: ["contrast"])
     (tmp_path / "data/contrast").mkdir(parents=True)
     for name in ("a", "b"):
         Image.new("RGB", (32, 32), "red").save(tmp_path / f"data/contrast/{name}.png")

@@ -67,8 +67,8 @@ def method_of(place: Place) -> str:
 
 def tried(place: Place, value: int, base: Path) -> str:
     """What happens in the stage: "" where it works, a line, or what must not be."""
-    from tests.robustness.pipeline import names
-    from un2clip.stages import STAGES, run_stage
+    from tests.robustness.pipeline import STAGES, names
+    from un2clip.stages import run_stage
 
     whole = changed(place, value)
     try:

@@ -38,6 +38,21 @@ def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, words: list[str], 
     assert status == 2 and message in error and error.count("\n") == 1
 
 
+def test_a_shell_completes_commands_and_flags(capsys, tmp_path) -> None:
+    """A real bash with the script: a command, a command's flag, a stage's flag, and a file after it."""
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "photographs.tar").touch()
+    for words, found in (("publ", "publish"), ("show --ty", "--types"), ("finetune --back", "--backbones"),
+                         ("embed photo", "photographs.tar")):  # fmt: skip
+        typed = f"COMP_WORDS=(un2clip {words}); COMP_CWORD={len(words.split())}; _shtab_un2clip"
+        done = subprocess.run(
+            ["bash", "-c", f'source ./script; {typed}; echo "${{COMPREPLY[@]}}"'],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split() == [found], (words, done.stderr)
+
+
 def test_no_traceback_reaches_the_shell(tmp_path) -> None:
     """The real process: an overlay with an unknown key ends with status 2 and one line on stderr."""
     (tmp_path / "o.yaml").write_text("ingest: {short_side: 3}\n")

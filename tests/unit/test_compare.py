@@ -223,6 +223,23 @@ def test_an_encoder_without_history_or_pictures_has_a_report(world):
     assert "data:image" not in run(world)[1]
 
 
+def test_the_table_fits_into_100_columns(world, capsys):
+    """Cut off nowhere, with long names and numbers; what changed is said before everything else on the page."""
+    for role, value in (("reference", 0.123456), ("tuned", 1.234567)):
+        save(world / "scores", "diffusion_loss", role, [value] * 40, unit="mse", types=("a timestep of a long name",))
+    page = run(world)[1]
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 100 and "…" not in printed
+    head = page.partition('<div class="cards">')[0]
+    assert "<strong>Better: mmvp_vlm (+25.0 points). Worse: diffusion_loss (+1.11111 mse).</strong>" in head
+
+
+def test_a_place_among_published_models_is_on_the_page(world):
+    """The sentence that `evaluate` wrote beside the scores, as text."""
+    (world / "scores/mmvp_vlm/standing.txt").write_text("mmvp_vlm: number 4 of <14>.\n")
+    assert "<p>mmvp_vlm: number 4 of &lt;14&gt;.</p>" in run(world)[1]
+
+
 def test_many_types_are_folded_and_not_printed(world, capsys):
     """Twenty classes would bury the table in the shell; the page has them all."""
     types = tuple(f"class {i}" for i in range(20))

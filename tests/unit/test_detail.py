@@ -103,7 +103,7 @@ def test_an_edit_that_would_not_show_is_none() -> None:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Twelve photographs with masks, of two objects; one has a name that a CSV must quote."""
+    """Twelve photographs with masks, of two objects; one has a name with quotes and a control character."""
     folder = tmp_path / "photographs"
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
@@ -111,7 +111,7 @@ def photographs(tmp_path: Path) -> Path:
         pixels, labels = scene(i, ((2, 10, 24, 40), (50, 10, 78, 50), (30, 20, 50, 40))[i % 3])
         Image.fromarray(pixels).save(folder / f"images/{i:02d}.png")
         Image.fromarray(np.where(labels == 1, 1 + i % 2, 0).astype(np.uint8)).save(folder / f"masks/{i:02d}.png")
-    (folder / "classes.yaml").write_text('{0: background, 1: dog, 2: "\\"cat\\"\\n=1", 3: bird}\n')
+    (folder / "classes.yaml").write_text('{0: background, 1: dog, 2: "\\"cat\\"\\e\\n=1", 3: bird}\n')
     (folder / "segmentation.yaml").write_text("layout: images_and_masks\n")
     return folder
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from statistics import mean
 
 from tests.null_pairs import Population, of_population, of_scores, rate, worst_of_losses
+from tests.retrained import judge
 from un2clip.evidence.items import Item
 from un2clip.evidence.scores import Scores
 
@@ -38,6 +39,24 @@ def test_the_gate_seldom_promotes_without_a_gain() -> None:
     assert found.promoted <= 15 and found.many == 300
     lax = rate("lax", -20.0, of_population(population, 100, seed=0), 100, **HOW)
     assert lax.promoted > 90 and "margin of 20" in lax.row
+
+
+def test_two_encoders_in_a_row_are_judged_both_ways() -> None:
+    """By hand: of three pairs one is 40 of 100 better, whichever stands first, one alike, one apart in 10 items."""
+    fields = {"benchmark": "x", "unit": "%", "protocol": "", "data_sha256": "d", "method": "m", "role": "tuned"}
+
+    def scores(sha256: str, *right: range) -> Scores:
+        values = [float(any(i in each for each in right)) for i in range(100)]
+        items = tuple(Item(id=str(i), type="all", value=value) for i, value in enumerate(values))
+        return Scores(items=items, encoder_sha256=sha256, **fields)
+
+    some, more = range(20), range(60)
+    found = judge([scores("a", more), scores("b", some), scores("c", some), scores("d", some),
+                   scores("e", range(20)), scores("f", range(15), range(20, 25))], **HOW)  # fmt: skip
+    assert (found.pairs, found.promoted) == (3, 1)
+    assert abs(found.changed - (0.4 + 0.0 + 0.1) / 3) < 1e-9
+    assert abs(found.noise - 100 * (0.004**0.5 + 0.001**0.5) / 3) < 1e-9
+    assert found.sentence.startswith("1 of 6 judgements promoted: 16.7 % (95 % interval 0.4 to 45.3, 3 independent")
 
 
 def test_what_is_added_up_is_what_is_drawn() -> None:

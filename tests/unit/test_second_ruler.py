@@ -14,7 +14,7 @@ from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.evaluation.second_ruler import Ruler, get_ruler, hold, rulers
-from un2clip.evaluation.standing import standings
+from un2clip.evaluation.standing import STANDING, save_standing, standings
 from un2clip.evidence.items import Item
 from un2clip.evidence.report import compare_scores
 from un2clip.evidence.scores import Scores, score_of
@@ -91,14 +91,19 @@ def test_the_command_lists_what_it_knows(tiny, tmp_path, monkeypatch, capsys) ->
         assert says in capsys.readouterr().err
 
 
-def compared(reference, tuned, benchmark="zeroshot-imagenet1k", protocol="p"):
-    """A report's row of a benchmark, of items that give these scores in %."""
+def measured(reference, tuned, benchmark="zeroshot-imagenet1k", protocol="p"):
+    """Scores of a reference and a tuned encoder, of items that give these scores in %."""
     both = []
     for role, right in (("reference", reference), ("tuned", tuned)):
         items = tuple(Item(id=str(i), type="all", value=float(i < right)) for i in range(100))
         both.append(Scores(benchmark=benchmark, role=role, method=role, unit="%", protocol=protocol,
                            data_sha256="d" * 64, encoder_sha256=role, items=items))  # fmt: skip
-    return compare_scores(*both, confidence=0.95, resamples=100, seed=0, power=0.8)
+    return both
+
+
+def compared(*words, **more):
+    """A report's row of them."""
+    return compare_scores(*measured(*words, **more), confidence=0.95, resamples=100, seed=0, power=0.8)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,10 @@ def test_where_an_encoder_stands_is_said_of_calibrated_data_alone(tmp_path, chan
     (tmp_path / f"{benchmark}.calibration.m.json").write_text(json.dumps(record))
     assert list(standings([compared(75, 76, benchmark)], tmp_path)) == said
     assert list(standings([compared(75, 76, benchmark)], tmp_path / "nowhere")) == []
+    for data in (tmp_path, tmp_path / "nowhere"):  # beside the scores, and gone again where it holds no more
+        save_standing(*measured(75, 76, benchmark), data / benchmark, tmp_path)
+        path = tmp_path / STANDING
+        assert (path.read_text().splitlines() if path.exists() else []) == (said if data == tmp_path else [])
 
 
 def test_the_places_table_agrees_with_the_rulers():

@@ -121,6 +121,7 @@ def add_aggregate(commands: Commands) -> None:
 
 def add_show(commands: Commands) -> None:
     parser = commands.add_parser("show", help="table, decision and paths of the finished `dvc repro`")
+    parser.add_argument("--types", action="store_true", help="a row for each type of each benchmark too")
 
     def run(args: Args) -> None:
         from un2clip.evaluation.standing import standings
@@ -134,6 +135,7 @@ def add_show(commands: Commands) -> None:
             reconstructions=reports / "reconstructions",
             scores=Path("scores"),
             encoder=Path("models/encoder"),
+            types=args.types,
         )
         data = Path(read_params(PARAMS)["benchmark_data"]) if PARAMS.is_file() else Path("data")
         for sentence in standings(read_report(reports / "report/report.json").benchmarks, data):

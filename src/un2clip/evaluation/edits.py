@@ -201,11 +201,16 @@ def _objects(data: DataSet, photograph: Photograph, numbers: Edits, turn: int) -
     if data.background:
         areas[0] = 0.0
     fits = [each for each in np.argsort(-areas, kind="stable") if numbers.area[0] <= areas[each] <= numbers.area[1]]
-    names = [" ".join(data.names[each][0].split()) for each in fits]
+    names = [_printable(data.names[each][0]) for each in fits]
     return [
         Object(pixels=pixels, region=classes == each, name=name, turn=turn)
         for each, name in zip(fits, names, strict=True)
     ]
+
+
+def _printable(name: str) -> str:
+    """A name on one line, without control characters, which no reader of Questions.csv takes."""
+    return " ".join("".join(each if each.isprintable() else " " for each in name).split()) or "thing"
 
 
 def _fitted(image: Image.Image, long_side: int) -> Image.Image:

@@ -7,6 +7,10 @@ from pathlib import Path
 from un2clip.config import read_yaml
 from un2clip.evaluation.calibration import calibrated
 from un2clip.evidence.report import Comparison, number
+from un2clip.evidence.scores import Scores
+
+#: Beside a benchmark's scores: the sentence, where there is one.
+STANDING = "standing.txt"
 
 
 def standings(comparisons: Iterable[Comparison], data: Path) -> Iterator[str]:
@@ -19,17 +23,33 @@ def standings(comparisons: Iterable[Comparison], data: Path) -> Iterator[str]:
         comparisons: of a report.
         data: folder with one folder of data a benchmark, beside which `un2clip calibrate` keeps its records.
     """
-    table = read_yaml(files("un2clip.evaluation") / "clip_benchmark.yaml")["standing"]
     for each in comparisons:
-        models: dict[str, float] = table.get(each.benchmark, {})
-        if not models or not calibrated(data / each.benchmark, each.data_sha256, each.protocol):
-            continue
-        before, now = (
-            1 + sum(other > score for other in models.values()) for score in (each.whole.reference, each.whole.tuned)
-        )
+        if calibrated(data / each.benchmark, each.data_sha256, each.protocol):
+            yield from _standing(each.benchmark, each.unit, each.whole.reference, each.whole.tuned)
+
+
+def save_standing(reference: Scores, tuned: Scores, data: Path, folder: Path) -> None:
+    """Write the sentence of two scores of one benchmark beside them, for the report; nothing where there is none.
+
+    Args:
+        data: the benchmark's own folder.
+        folder: of the scores.
+    """
+    (folder / STANDING).unlink(missing_ok=True)
+    if calibrated(data, tuned.data_sha256, tuned.protocol):
+        for sentence in _standing(tuned.benchmark, tuned.unit, reference.score, tuned.score):
+            (folder / STANDING).write_text(sentence + "\n", encoding="utf-8")
+
+
+def _standing(benchmark: str, unit: str, reference: float, tuned: float) -> Iterator[str]:
+    models: dict[str, float] = read_yaml(files("un2clip.evaluation") / "clip_benchmark.yaml")["standing"].get(
+        benchmark, {}
+    )
+    if models:
+        before, now = (1 + sum(other > score for other in models.values()) for score in (reference, tuned))
         best = max(models, key=lambda name: models[name])
         yield (
-            f"{each.benchmark}: with {number(each.whole.tuned, each.unit)} {each.unit} it is number {now} of "
+            f"{benchmark}: with {number(tuned, unit)} {unit} it is number {now} of "
             f"{len(models) + 1} beside clip-benchmark's {len(models)} models, and was number {before} "
             f"(first there: {best}, {models[best]:.2f})."
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from un2clip.errors import shown
 from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.report import interval, number
+from un2clip.evidence.table import WIDTH
 
 
 def print_assistants(found: Sequence[OverSeeds], *, confidence: float) -> None:
@@ -33,7 +34,7 @@ def print_assistants(found: Sequence[OverSeeds], *, confidence: float) -> None:
         )
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=WIDTH)
     console.print(table)
     for each in found:
         print(f"{shown(each.benchmark)}: {in_words(each)}")

@@ -164,6 +164,16 @@ def interval(difference: Difference, unit: str) -> str:
     return f"{number(difference.low, unit, signed=True)} to {number(difference.high, unit, signed=True)}"
 
 
+def changes(comparisons: Sequence[Comparison]) -> str:
+    """What changed, as a sentence or two: `Better: mmvp_vlm (+4.1 points). Inside the noise: zeroshot.`"""
+    words = {"better": "Better", "worse": "Worse", "noise": "Inside the noise", "unknown": "Without an interval"}
+    found: dict[str, list[str]] = {reading: [] for reading in words}
+    for each in comparisons:
+        gain = f"{number(each.whole.difference.mean, each.unit, signed=True)} {get_unit(each.unit).change}"
+        found[each.whole.reading].append(each.benchmark + f" ({gain})" * (each.whole.reading != "noise"))
+    return " ".join(f"{words[reading]}: {', '.join(names)}." for reading, names in found.items() if names)
+
+
 def changed(row: Row) -> str:
     """How many samples changed: gained and lost where that is known, as `+12 -5`."""
     return f"+{row.discordant.gained} -{row.discordant.lost}" if row.discordant else str(row.difference.changed)
@@ -184,6 +194,7 @@ def render(
     plots: Sequence[Path],
     grids: Sequence[Path],
     assistants: Sequence[OverSeeds] = (),
+    standings: Sequence[str] = (),
 ) -> str:
     """The page: every picture inside it, no script, nothing fetched; the same inputs give the same bytes."""
     environment = jinja2.Environment(
@@ -203,6 +214,8 @@ def render(
     return environment.get_template("report.html.j2").render(
         comparisons=comparisons,
         assistants=assistants,
+        standings=standings,
+        changes=changes(comparisons),
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",

@@ -8,7 +8,7 @@ from un2clip.errors import shown
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.lineage import DECISION, REGISTRY
-from un2clip.evidence.report import read_report
+from un2clip.evidence.report import changes, read_report
 from un2clip.evidence.table import print_table
 
 NEXT = """
@@ -61,17 +61,23 @@ def read_decision(folder: Path) -> tuple[Decided, Registered]:
     return read_record(Decided, folder / DECISION, "promote"), read_record(Registered, folder / REGISTRY, "promote")
 
 
-def show(*, report: Path, decision: Path, reconstructions: Path, scores: Path, encoder: Path) -> None:
-    """Print the before/after table of a finished run, the gate's decision, and the paths of what it made.
+def show(
+    *, report: Path, decision: Path, reconstructions: Path, scores: Path, encoder: Path, types: bool = False
+) -> None:
+    """Print what changed in a finished run, the gate's decision, and the paths of what it made, on about one screen.
+
+    Args:
+        types: print a row for each type of each benchmark too.
 
     Raises:
         UserError: the run is not finished.
     """
     made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
-    print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power)
+    print(shown(changes(made.benchmarks)))
+    print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}\n")
+    print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power, types=types)
     print_assistants(made.assistants, confidence=made.confidence)
     for sentence in decided.decision.sentences:
         print(shown(sentence))
-    print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}")
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
     print(NEXT.format(report=report, pictures=pictures, encoder=encoder))

@@ -7,20 +7,28 @@ from un2clip.errors import shown
 from un2clip.evidence.report import LONGEST, Comparison, changed, interval, number, p_value
 from un2clip.evidence.units import get_unit
 
+WIDTH = 100  # columns of what is printed into a file or a pipe
 
-def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: float, power: float) -> None:
-    """Print the before/after table on stdout, and what each benchmark can show at all."""
+
+def print_table(
+    comparisons: Sequence[Comparison], *, method: str, confidence: float, power: float, types: bool = True
+) -> None:
+    """Print the before/after table on stdout, with a row for each type or without, and what each benchmark can show."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"reference and {shown(method)}"), title_justify="left", header_style="bold")
-    table.add_column("benchmark")
+    table = Table(  # without lines between columns it fits into WIDTH
+        title=Text(f"reference and {shown(method)}"), title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    table.add_column("benchmark", overflow="fold")
     for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reading", no_wrap=True)
     for comparison in comparisons:
-        listed = comparison.types if len(comparison.types) <= LONGEST else ()
+        listed = comparison.types if types and len(comparison.types) <= LONGEST else ()
         for row in (comparison.whole, *listed):
             whole, unit = row is comparison.whole, comparison.unit
             table.add_row(
@@ -35,10 +43,11 @@ def print_table(comparisons: Sequence[Comparison], *, method: str, confidence: f
                 row.reading,
                 style="bold" if whole else "",
             )
-        table.add_section()
+        if types:
+            table.add_section()
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=WIDTH)
     console.print(table)
     seen = [
         f"{shown(each.benchmark)} {number(each.whole.smallest, each.unit)} {get_unit(each.unit).change}"

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from un2clip import tracking
+from un2clip.evaluation.standing import STANDING
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.languages import collect_asked, over_seeds
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
 from un2clip.evidence.report import compare_scores, render
 from un2clip.evidence.table import print_table, table_rows
+from un2clip.files.texts import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ def compare(
         plots=plots,
         grids=sorted(reconstructions.glob("*.png")),
         assistants=assistants,
+        standings=[read_text(path).strip() for folder in scores for path in sorted(folder.rglob(STANDING))],
     )
     (report / "index.html").write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))

@@ -6,6 +6,7 @@ from typing import Any
 from un2clip.devices import pick_device
 from un2clip.evaluation.autoencoding import open_autoencoder
 from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
+from un2clip.evaluation.standing import save_standing
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Role
 from un2clip.evidence.units import get_unit
@@ -26,7 +27,8 @@ def evaluate(
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
-        scores: folder of the scores files, and of a PNG where the benchmark has pictures to show.
+        scores: folder of the scores files, of a PNG where the benchmark has pictures to show, and of a sentence where
+            the encoder has a place among published ones.
     """
     chosen, data, where = get_benchmark(benchmark, "clip", "autoencoder"), benchmarks / benchmark, pick_device(device)
     subjects: dict[Role, Subject] = {}
@@ -35,10 +37,13 @@ def evaluate(
         if chosen.file.MODEL == "autoencoder":
             model = open_autoencoder(model, role, encoder)
         subjects[role] = Subject(model=model, method=method, encoder_sha256=encoder_sha256(folder))
-    for result in measure(chosen, subjects, data, params):
+    results = measure(chosen, subjects, data, params)
+    for result in results:
         folder = scores if result.benchmark == benchmark else scores / result.benchmark
         result.save(folder / f"{result.role}.json")
         score = f"{result.score:.{get_unit(result.unit).digits}f}"
         print(f"{result.benchmark}: {result.role} {score} {result.unit} of {result.n}")
+    own = {result.role: result for result in results if result.benchmark == benchmark}
+    save_standing(own["reference"], own["tuned"], data, scores)
     models = {role: subject.model for role, subject in subjects.items()}
     chosen.draw(models, data, scores / f"{benchmark}.png", params)
