@@ -25,7 +25,11 @@ from pipelines.resources import CLUSTER, Compiled
 def pipeline(compiled: Compiled) -> GraphComponent:
     """The pipeline for a cluster whose constants are `compiled`; everything else is an argument of a run."""
 
-    @dsl.pipeline(name="assistants", description="What language models make of two encoders, over several seeds.")
+    @dsl.pipeline(
+        name="assistants",
+        description="What language models make of two encoders, over several seeds.",
+        pipeline_config=resources.pipeline_config(compiled),
+    )
     def assistants(
         seed: int,
         device: str,
@@ -108,7 +112,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                             params=assistant_params,
                             language_seed=language_seed,
                             device=device,
-                            checkpoints=checkpoints,
+                            checkpoints=resources.checkpoint_folder(compiled, checkpoints),
                             folder=instructions,
                             version=instruction_version,
                             instructions=world.outputs["instructions"],
@@ -122,7 +126,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                         params=ask_params,
                         questions=questions,
                         device=device,
-                        checkpoints=checkpoints,
+                        checkpoints=resources.checkpoint_folder(compiled, checkpoints),
                         folder=benchmark_data,
                         version=benchmark_version,
                         benchmarks=world.outputs["benchmarks"],

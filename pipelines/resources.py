@@ -40,9 +40,15 @@ class Compiled:
     timeout_s: int
     caching: bool
     parallel_benchmarks: int
+    workspace: str
+    run_deadline_s: int
+    ttl_s: int
 
     def __post_init__(self) -> None:
         at_least(self, 1, "nodes")
+        at_least(self, 0, "run_deadline_s", "ttl_s")
+        if self.workspace and self.volume:
+            raise ValueError("workspace must be empty with a volume, on which checkpoints outlive a run already")
         if self.nodes > 1 and not self.volume:
             raise ValueError(f"nodes must be 1 without a volume, on which they would meet; got {self.nodes}")
 
@@ -170,6 +176,30 @@ def retry_window_s(compiled: Compiled) -> int:
     """
     waits = compiled.backoff_s * (2**compiled.retries - 1)
     return max(MONTH_S, (compiled.retries + 1) * (compiled.timeout_s + DAY_S) + waits)
+
+
+def pipeline_config(compiled: Compiled) -> dsl.PipelineConfig | None:
+    """What holds for a run as a whole, or None where the backend's own settings do.
+
+    Raises:
+        UserError: the workspace is no quantity of Kubernetes'.
+    """
+    if not (compiled.workspace or compiled.run_deadline_s or compiled.ttl_s):
+        return None
+    try:
+        workspace = dsl.WorkspaceConfig(size=compiled.workspace) if compiled.workspace else None
+    except ValueError as error:
+        raise UserError(f"compiled.workspace: {error}") from None
+    return dsl.PipelineConfig(
+        workspace=workspace,
+        ttl_seconds_after_finished=compiled.ttl_s or None,
+        active_deadline_seconds=compiled.run_deadline_s or None,
+    )
+
+
+def checkpoint_folder(compiled: Compiled, given: Any) -> Any:
+    """The argument of that name, or a folder on the run's own claim, where a training that is tried again goes on."""
+    return f"{dsl.WORKSPACE_PATH_PLACEHOLDER}/checkpoints" if compiled.workspace else given
 
 
 def multi_node_args(compiled: Compiled) -> dict[str, Any]:

@@ -35,7 +35,11 @@ from pipelines.resources import CLUSTER, Compiled
 def pipeline(compiled: Compiled) -> GraphComponent:
     """The pipeline for a cluster whose constants are `compiled`; everything else is an argument of a run."""
 
-    @dsl.pipeline(name="un2clip", description="Images in, a CLIP image encoder that sees more out, with the evidence.")
+    @dsl.pipeline(
+        name="un2clip",
+        description="Images in, a CLIP image encoder that sees more out, with the evidence.",
+        pipeline_config=resources.pipeline_config(compiled),
+    )
     def un2clip(
         seed: int,
         method: str,
@@ -162,7 +166,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                     method=method,
                     seed=seed,
                     device=device,
-                    checkpoints=checkpoints,
+                    checkpoints=resources.checkpoint_folder(compiled, checkpoints),
                     shards=ingested.outputs["shards"],
                     backbones=pretrained.outputs["backbones"],
                     latents=encoded.outputs["latents"],

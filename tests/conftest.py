@@ -1,8 +1,11 @@
 """One tiny pipeline for all tests: the real stages on real classes at toy width, hardly trained."""
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from un2clip.tracking.store import EXPERIMENT
 
 ROOT = Path(__file__).parents[1]
 WORLD = ("images", "benchmarks", "instructions")  # what `shapes` writes
+sys.path.append(str(ROOT / ".oracles"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Rendered world, shards, backbones and latents; a test must not write into them."""
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def clip_benchmark() -> Callable[[str], ModuleType]:
+    """clip-benchmark's module of a name. It is an oracle, not a dependency, and lies in a folder of its own."""
+    return lambda name: pytest.importorskip(f"clip_benchmark.{name}", reason="needs .oracles: make oracles")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ until_it_works 60 docker info || { tail "$work/docker.log"; exit 1; }
 step "the base image $base"
 mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -1) || true
 debootstrap --variant=minbase \
-  --include=python3.11-minimal,libpython3.11-stdlib,python3-distutils,python3-pip,ca-certificates \
+  --include=python3.11-minimal,python3.11-venv,libpython3.11-stdlib,python3-distutils,python3-pip,ca-certificates \
   bookworm "$work/root" ${mirror:+"${mirror%% *}"} >"$work/debootstrap.log" || { tail "$work/debootstrap.log"; exit 1; }
 # A package index behind a certificate authority of one's own: what this machine trusts, the build trusts.
 cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/"
@@ -68,6 +68,7 @@ docker build --network=host --file docker/Dockerfile --target cpu \
   --build-arg VERSION="${image#*:}" --build-arg REVISION="$(git rev-parse HEAD)" --tag "$image" . >"$work/build.log" || { tail -50 "$work/build.log"; exit 1; }
 docker image ls
 docker run --rm --network=host "$image" doctor
+docker run --rm --entrypoint cat "$image" /sbom.json | python -c "import json, sys; assert json.load(sys.stdin)['components']"
 
 step "an MLflow server"
 port=$(python -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])")

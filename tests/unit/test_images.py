@@ -72,10 +72,11 @@ def readers(tiny, run) -> dict[str, Offer]:
         return run("zeroshot", folder)
 
     def unpacked(content: bytes, folder: Path) -> object:
-        image = folder / "zeroshot-country211/country211/test/AD/a.jpg"
-        image.parent.mkdir(parents=True)
-        image.write_bytes(content)
-        return run("zeroshot-country211", folder / "zeroshot-country211")
+        for name, file in (("negative", content), ("positive", encoded("PNG"))):
+            image = folder / f"zeroshot-renderedsst2/rendered-sst2/test/{name}/a.png"
+            image.parent.mkdir(parents=True)
+            image.write_bytes(file)
+        return run("zeroshot-renderedsst2", folder / "zeroshot-renderedsst2")
 
     def retrieval(content: bytes, folder: Path) -> object:
         write_tar(folder / "0.tar", {f"{name}.{e}": c for name in "ab" for e, c in (("jpg", content), ("txt", b"a"))})

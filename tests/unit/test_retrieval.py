@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from clip_benchmark.datasets.builder import build_dataset, image_captions_collate_fn
-from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -83,12 +81,13 @@ def test_ranks_by_hand():
     assert ranks(similarity, identity, images, owner, 2) == [11, 11, 3]
 
 
-def test_equals_clip_benchmarks_own_recall(tiny, captioned):
+def test_equals_clip_benchmarks_own_recall(tiny, captioned, clip_benchmark):
     """Both directions at 1, 5 and 10, by clip-benchmark's reader and its evaluate."""
+    builder, metric = clip_benchmark("datasets.builder"), clip_benchmark("metrics.zeroshot_retrieval")
     clip = load_clip(tiny.backbones / "clip")
-    data = build_dataset("wds/x", root=str(captioned), transform=clip.preprocess, task="zeroshot_retrieval")
-    loader = DataLoader(list(data), batch_size=5, collate_fn=image_captions_collate_fn)
-    theirs = zeroshot_retrieval.evaluate(clip.model, loader, clip.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    data = builder.build_dataset("wds/x", root=str(captioned), transform=clip.preprocess, task="zeroshot_retrieval")
+    loader = DataLoader(list(data), batch_size=5, collate_fn=builder.image_captions_collate_fn)
+    theirs = metric.evaluate(clip.model, loader, clip.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
     items = run(tiny, captioned)
     assert len(theirs) == 6 and len({item.type for item in items}) == 6
     for k in (1, 5, 10):

@@ -7,9 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from clip_benchmark.datasets.builder import image_captions_collate_fn
-from clip_benchmark.datasets.sugar_crepe import SugarCrepe
-from clip_benchmark.metrics import image_caption_selection
 from torch.utils.data import DataLoader
 
 from un2clip.errors import UserError
@@ -41,14 +38,17 @@ def run(tiny, folder, batch_size=4):
     return sugarcrepe.run(load_clip(tiny.backbones / "clip"), folder, batch_size=batch_size).items
 
 
-def test_equals_clip_benchmarks_own_accuracy(tiny, folder):
+def test_equals_clip_benchmarks_own_accuracy(tiny, folder, clip_benchmark):
     """Each file's score is clip-benchmark's text_acc, read by its own reader."""
+    collate = clip_benchmark("datasets.builder").image_captions_collate_fn
+    metric = clip_benchmark("metrics.image_caption_selection")
     clip, items = load_clip(tiny.backbones / "clip"), run(tiny, folder)
     assert Counter(item.type for item in items) == {"add_att": 12, "swap_obj": 5}
     for name in ("add_att", "swap_obj"):
-        data = SugarCrepe(folder / "val2017", folder / f"{name}.json", transform=clip.preprocess)
-        loader = DataLoader(data, batch_size=3, collate_fn=image_captions_collate_fn)
-        theirs = image_caption_selection.evaluate(clip.model, loader, clip.tokenize, "cpu", amp=False)["text_acc"]
+        reader = clip_benchmark("datasets.sugar_crepe").SugarCrepe
+        data = reader(folder / "val2017", folder / f"{name}.json", transform=clip.preprocess)
+        loader = DataLoader(data, batch_size=3, collate_fn=collate)
+        theirs = metric.evaluate(clip.model, loader, clip.tokenize, "cpu", amp=False)["text_acc"]
         mine = [item.value for item in items if item.type == name]
         assert sum(mine) / len(mine) == pytest.approx(theirs, abs=1e-6)
     assert {item.value for item in items} == {0.0, 1.0}

@@ -1,23 +1,26 @@
 """Zero-shot classification: clip-benchmark is the oracle, and every layout gives the same outcomes."""
 
 import io
+import json
 import pickle
 import shutil
 import tarfile
 from hashlib import md5
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
-from clip_benchmark.datasets.builder import build_dataset
-from clip_benchmark.metrics import zeroshot_classification
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 
 from un2clip.datasets.random_access import locate
 from un2clip.errors import UserError
+from un2clip.evaluation import shipped
 from un2clip.evaluation.benchmarks import zeroshot
+from un2clip.evaluation.unpacked import UNPACKED, open_unpacked
 from un2clip.models.clip import load_clip
 
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -51,18 +54,32 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_equals_clip_benchmarks_own_number(tiny, run):
-    """The score is acc1, and the mean over types mean_per_class_recall, of clip-benchmark's reader and evaluate."""
+def test_equals_clip_benchmarks_own_number(tiny, run, clip_benchmark):
+    """The items are those of clip-benchmark's reader, classifier and logits, and their mean over types its recall."""
     clip, folder = load_clip(tiny.backbones / "clip"), tiny.benchmarks / "zeroshot"
-    data = build_dataset("wds/x", root=str(folder), transform=clip.preprocess)
-    theirs = zeroshot_classification.evaluate(
-        clip.model, DataLoader(data.batched(5), batch_size=None), clip.tokenize, data.classes, data.templates,
-        device="cpu", amp=False,
-    )  # fmt: skip
+    metric = clip_benchmark("metrics.zeroshot_classification")
+    data = clip_benchmark("datasets.builder").build_dataset("wds/x", root=str(folder), transform=clip.preprocess)
+    classifier = metric.zero_shot_classifier(clip.model, clip.tokenize, data.classes, data.templates, "cpu", amp=False)
+    logits, labels = metric.run_classification(
+        clip.model, classifier, DataLoader(data.batched(7), batch_size=None), "cpu", amp=False
+    )
     items = run(folder)
-    assert np.mean([item.value for item in items]) == pytest.approx(theirs["acc1"], abs=1e-12)
+    assert [item.value for item in items] == (logits.argmax(1) == labels).double().tolist()
     types = [np.mean([i.value for i in items if i.type == name]) for name in {item.type for item in items}]
-    assert np.mean(types) == pytest.approx(theirs["mean_per_class_recall"], abs=1e-12)
+    assert np.mean(types) == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1)), abs=1e-12)
+
+
+def test_names_and_templates_are_clip_benchmarks(clip_benchmark):
+    """Letter by letter; what comes from open_clip and timm too."""
+    folder = files(clip_benchmark("datasets"))
+    names, templates = (
+        json.loads((folder / f"en_{what}.json").read_text())
+        for what in ("classnames", "zeroshot_classification_templates")
+    )
+    voc = clip_benchmark("datasets.voc2007").object_categories
+    assert shipped.shipped_names() == names | {"voc2007": voc}
+    assert shipped.shipped_templates() | {"dummy": templates["dummy"]} == templates
+    assert list(shipped.imagenet_subset("imagenet1k").values()) == names["imagenet1k"]
 
 
 def test_plain_tars_in_any_number_give_the_same_outcomes(run, copy, tiny):
@@ -77,16 +94,14 @@ def test_plain_tars_in_any_number_give_the_same_outcomes(run, copy, tiny):
 
 
 def test_clip_benchmarks_names_and_templates_where_the_folder_has_none(run, copy, tmp_path):
-    """zeroshot-mnist without its texts is scored by those that clip-benchmark ships for mnist."""
+    """zeroshot-mnist without its texts is scored by those that are shipped for mnist."""
     write_tar(
         tmp_path / "zeroshot-mnist/a.tar",
         [(f"{i}.{e}", c) for i in range(4) for e, c in (("png", png(i)), ("cls", b"7"))],
     )
     assert {item.type for item in run(tmp_path / "zeroshot-mnist")} == {"7"}
     write_tar(tmp_path / "zeroshot-birds/a.tar", [("a.png", png()), ("a.cls", b"1")])
-    with pytest.raises(
-        UserError, match=r"no .*zeroshot-birds/classnames.txt, and clip-benchmark ships none for 'birds'"
-    ):
+    with pytest.raises(UserError, match=r"no .*zeroshot-birds/classnames.txt, and none is known for 'birds'"):
         run(tmp_path / "zeroshot-birds")
     (tmp_path / "zeroshot-birds/classnames.txt").write_text("wren\nrobin\n")
     assert [item.type for item in run(tmp_path / "zeroshot-birds")] == ["robin"]  # ImageNet's templates
@@ -113,10 +128,10 @@ def cifar10(folder):
     return pixels, {name: md5((base / name).read_bytes()).hexdigest() for name in ("test_batch", "batches.meta")}
 
 
-def test_unpacked_data_by_clip_benchmarks_reader(run, tmp_path, monkeypatch):
+def test_unpacked_data(run, tmp_path, monkeypatch):
     """CIFAR-10 as published gives what the same images give from tars; a file with another check sum is refused."""
     pixels, sums = cifar10(tmp_path / "zeroshot-cifar10")
-    with pytest.raises(UserError, match="is not cifar10 as clip-benchmark reads it .*corrupted"):
+    with pytest.raises(UserError, match="is not cifar10 as it is published .*corrupted"):
         run(tmp_path / "zeroshot-cifar10")
     monkeypatch.setattr(CIFAR10, "train_list", [])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
@@ -132,6 +147,77 @@ def test_unpacked_data_by_clip_benchmarks_reader(run, tmp_path, monkeypatch):
     assert run(tmp_path / "zeroshot-cifar10") == run(tmp_path / "tars/zeroshot-cifar10")
 
 
+def folders(root, names):
+    """A picture in each folder, in one of them two, and one that is hidden."""
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "image_0001.jpg").write_bytes(png(i))
+    (root / names[-1] / "image_0002.jpg").write_bytes(png(99))
+
+
+def objectnet(root):
+    (root / "folder_to_objectnet_label.json").write_text('{"mug_b": "Mug", "bat_a": "Bat", "pen_c": "Pen"}')
+    (root / "objectnet_to_imagenet_1k.json").write_text('{"Pen": "a pen", "Bat": "a bat; a club"}')
+    (root / "pytorch_to_imagenet_2012_id.json").write_text('{"5": 0, "6": 1, "7": 2}')
+    (root / "imagenet_to_label_2012_v2").write_text("a bat\na pen\na club\n")
+    folders(root / "objectnet-1.0/images", ["bat_a", "mug_b", "pen_c"])
+
+
+def voc2007(root):
+    """Two photographs with three objects."""
+    base = root / "VOCdevkit/VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (base / name).mkdir(parents=True)
+    (base / "ImageSets/Main/test.txt").write_text("000001\n000002\n")
+    (base / "ImageSets/Main/aeroplane_test.txt").write_text("000001 -1\n000002  1\n")
+    for i, objects in ((1, [("dog", 1, 2, 9, 31), ("tvmonitor", 3, 3, 30, 20)]), (2, [("aeroplane", 5, 6, 7, 8)])):
+        boxes = [
+            f"<object><name>{name}</name><bndbox>"
+            + "".join(f"<{side}>{n}</{side}>" for side, n in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+            + "</bndbox></object>"
+            for name, *box in objects
+        ]
+        (base / f"Annotations/{i:06d}.xml").write_text(f"<annotation>{''.join(boxes)}</annotation>")
+        (base / f"JPEGImages/{i:06d}.jpg").write_bytes(png(i))
+
+
+LAYOUTS = {
+    "caltech101": lambda root: folders(root / "caltech101/101_ObjectCategories", [f"c{i:03d}" for i in range(102)]),
+    "eurosat": lambda root: folders(root / "eurosat/2750", [f"c{i}" for i in range(10)]),
+    "fer2013": lambda root: folders(root / "test", [f"c{i}" for i in range(7)]),
+    "imagenet-a": lambda root: folders(root, list(shipped.imagenet_subset("imagenet-a"))),
+    "imagenet-r": lambda root: folders(root, list(shipped.imagenet_subset("imagenet-r"))),
+    "objectnet": objectnet,
+    "voc2007": voc2007,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_unpacked_set_is_read_as_clip_benchmark_reads_it(name, tmp_path, clip_benchmark):
+    """Classes, labels and pixels, in the same order; a folder of another class is refused, a hidden file left out."""
+
+    def pixels(image):
+        return np.asarray(image.convert("RGB")).tobytes()
+
+    LAYOUTS[name](tmp_path)
+    theirs = clip_benchmark("datasets.builder").build_dataset(
+        name, root=str(tmp_path), transform=pixels, split="test", download=False
+    )
+    mine = open_unpacked(tmp_path, name, pixels)
+    assert list(mine.classes) == list(theirs.classes)
+    assert [mine[i] for i in range(len(mine))] == [theirs[i] for i in range(len(theirs))]
+    templates = shipped.shipped_templates()
+    assert templates.get(name, templates["imagenet1k"]) == theirs.templates
+    if name != "voc2007":
+        first = next(tmp_path.rglob("image_0001.jpg"))
+        first.with_name("._a.jpg").write_bytes(b"")
+        assert len(open_unpacked(tmp_path, name, pixels)) == len(mine)
+    if name.startswith("imagenet"):
+        first.parent.rename(first.parent.with_name("n00000000"))
+        with pytest.raises(UserError, match="has a folder n00000000, which is no class of"):
+            open_unpacked(tmp_path, name, pixels)
+
+
 def test_a_part_of_imagenet_is_refused(run, tmp_path):
     """A reader numbers the folders it finds: with two of ImageNet's 1000, goldfish would be called tench."""
     for wnid in ("n01443537", "n01530575"):
@@ -143,14 +229,14 @@ def test_a_part_of_imagenet_is_refused(run, tmp_path):
 
 def test_nothing_is_downloaded(run, tmp_path, monkeypatch):
     """A folder without data is an error that lists the sets; no reader that could fetch is ever called."""
-    monkeypatch.setattr("clip_benchmark.datasets.builder.call", lambda *_, **__: pytest.fail("a shell was called"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was made"))
     for name in ("zeroshot-imagenetv2", "zeroshot"):
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=r"neither test/\*.tar nor \*.tar; .* NAME one of caltech101, cars"):
             run(tmp_path / name)
-    for name in ("imagenet1k", "imagenet-a", "objectnet", "fer2013", "voc2007", "sun397"):
+    for name in UNPACKED:
         (tmp_path / f"zeroshot-{name}").mkdir()
-        with pytest.raises(UserError, match=f"is not {name} as clip-benchmark reads it"):
+        with pytest.raises(UserError, match=f"is not {name} as it is published"):
             run(tmp_path / f"zeroshot-{name}")
 
 

@@ -17,7 +17,6 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 #: Package with a ceiling that may be behind -> why it is where it is.
 REASONS = {
-    "numpy": "clip-benchmark 1.6.2 computes its top-k in a way that numpy 2.4 refuses",
     "kubernetes": "kfp has the same bound",
     "kfp": "the SDK of kubeflow 0.5 has the same bound, and so has kfp-kubernetes",
     "kfp-kubernetes": "it goes with kfp, release by release",

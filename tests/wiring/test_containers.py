@@ -1,5 +1,6 @@
 """The images' files agree with the project's: what is built, what is pinned, who runs it, what is kept secret."""
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,16 +18,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipelines.run_local import containers
+from tests.wiring import lock
+from tests.wiring.lock import read_lock, versions
 from un2clip import __version__
 from un2clip.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-LOCK = {
-    canonicalize_name(name): version
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M)
-}
+LOCK = versions(read_lock(lock.LOCK))
 TARGETS = ("cpu", "cuda", "download")
 
 
@@ -54,7 +55,10 @@ def test_hadolint_is_content() -> None:
 
 def test_a_build_sees_the_source_and_nothing_else(tmp_path: Path) -> None:
     """By Docker's own reading of .dockerignore: no data, model, history, environment or secret is in the context."""
-    wanted = ["LICENSE", "README.md", "pyproject.toml", "requirements.lock", "src/un2clip/__init__.py"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["un2clip"]["project"]
+    wanted = """LICENSE README.md pyproject.toml requirements.lock requirements-cpu.lock docker/sbom.lock setup.py
+        src/un2clip/__init__.py""".split()
+    wanted += [f"{name}/a.yaml" if (ROOT / name).is_dir() else name for name in project]
     unwanted = """.env .git/config .venv/bin/python data/cc3m/0.tar models/encoder/x.safetensors mlflow.db
         mlruns/0/meta.yaml scores/a.json reports/index.html local_outputs/x docker/.env docker/compose.yaml src/.env
         src/un2clip/__pycache__/a.pyc src/un2clip.egg-info/PKG-INFO .netrc id_rsa token.txt .dvc/config.local"""
@@ -65,7 +69,8 @@ def test_a_build_sees_the_source_and_nothing_else(tmp_path: Path) -> None:
     seen = exclude_paths(str(tmp_path), rules)
     assert sorted(name for name in seen if (tmp_path / name).is_file()) == sorted(wanted)
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)
-    assert {name.split("/")[0] for line in copied for name in line.split()} == {name.split("/")[0] for name in wanted}
+    names = {name.rstrip("*") for line in copied for name in line.split()}
+    assert {name.split("/")[0] for name in names} == {name.split("/")[0] for name in wanted}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -98,6 +103,56 @@ def test_the_lock_pins_all_that_an_image_installs() -> None:
             further = map(Requirement, importlib.metadata.requires(name) or [])
             asked += [each for each in further if not each.marker or each.marker.evaluate({"extra": extra})]
     assert {"torch", "kfp", "dvc", "nvidia-cudnn-cu13"} <= {name for name, _ in reached}
+
+
+@pytest.mark.parametrize("path", [lock.LOCK, lock.DEV, lock.SBOM, ROOT / "tests/oracles/clip-benchmark.lock"])
+def test_a_lock_is_versions_and_hashes(path: Path) -> None:
+    """Every requirement is one version with its files' hashes; no line says where they come from."""
+    lines = [line.removesuffix(" \\") for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+( ; .+)?|    --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    for name, text in read_lock(path).items():
+        assert "--hash=sha256:" in text, name
+    assert len(read_lock(path)) == sum("==" in line for line in lines)
+
+
+def test_the_locks_share_no_package() -> None:
+    """Each has one place and so one version; a build of one's own machine goes by the hash that the registry has."""
+    assert not LOCK.keys() & read_lock(lock.DEV).keys()
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    everything = LOCK | versions(read_lock(lock.DEV))
+    for requirement in map(Requirement, dev):
+        assert requirement.specifier.contains(everything[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_every_install_checks_hashes() -> None:
+    """In the images and by make: what comes from an index is in a lock, but for the build of our own wheel."""
+    installs = re.findall(r"pip install (.*?)(?:\\\n|\n|$)", DOCKERFILE) + re.findall(
+        r"\$\(PIP\) (.*)", (ROOT / "Makefile").read_text()
+    )
+    assert len(installs) == 10
+    for words in installs:
+        own = "/tmp/wheels/*.whl" in words or words.endswith("-e .")
+        assert ("--no-deps" in words) if own else ("--require-hashes" in words), words
+
+
+def test_a_cpu_build_of_torch_has_its_own_hashes(tmp_path: Path) -> None:
+    """From an index of such builds: the version with +cpu and its hash."""
+    pytest.importorskip("uv")
+    wheels = {}
+    for name, needs in (("torch", ""), ("torchvision", "Requires-Dist: torch==1.0+cpu\n")):
+        wheel = tmp_path / f"{name}-1.0+cpu-py3-none-any.whl"
+        info = f"{name}-1.0+cpu.dist-info"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0+cpu\n{needs}")
+            file.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            file.writestr(f"{info}/RECORD", "")
+        wheels[name] = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    words = ["--no-index", "--find-links", str(tmp_path)]
+    found = lock.resolve(["torch>=1", "torchvision"], {"torch": "1.0+cpu", "torchvision": "1.0+cpu"}, words)
+    assert versions(found) == {"torch": "1.0+cpu", "torchvision": "1.0+cpu"}
+    assert all(wheels[name] in text for name, text in found.items())
 
 
 def test_one_kfp() -> None:

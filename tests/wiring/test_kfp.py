@@ -204,6 +204,30 @@ def test_constants_of_the_cluster_reach_the_file() -> None:
     assert retries == [compiled.retries] * 7
 
 
+def test_what_holds_for_a_run_as_a_whole(tmp_path: Path) -> None:
+    """Nothing unless it is asked for; then the deadline, how long pods stay, and a claim for finetune's checkpoints."""
+    for platform in (PLATFORM, GPU_PLATFORM):
+        assert "pipelineConfig" not in platform["platforms"]["kubernetes"]
+    (tmp_path / "cluster.yaml").write_text("compiled: {workspace: 50Gi, run_deadline_s: 86400, ttl_s: 3600}\n")
+    compile_to(tmp_path / "out.yaml", read_params(), read_cluster(tmp_path / "cluster.yaml"))
+    spec, platform = yaml.safe_load_all((tmp_path / "out.yaml").read_text())
+    asked = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert asked["workspace"]["size"] == "50Gi"
+    assert (
+        json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+        .platforms["kubernetes"]
+        .HasField("pipelineConfig")
+    )
+    assert (asked["activeDeadlineSeconds"], asked["resourceTtlOnCompletion"]) == (86400, 3600)
+    used = [(name, key) for tasks, _ in dags(spec) for name, task in tasks.items() for key in on_workspace(task)]
+    assert used == [("finetune", "checkpoints")]
+
+
+def on_workspace(task: dict[str, Any]) -> list[str]:
+    given = task.get("inputs", {}).get("parameters", {})
+    return [key for key, each in given.items() if "{{$.workspace_path}}" in str(each.get("runtimeValue"))]
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_retry_has_time(package: Path) -> None:
     """No task carries kfp's window of one hour: every attempt may run to its limit, and for weeks without one."""
@@ -351,6 +375,9 @@ def test_unfit_overlay_is_one_line(overlay: str, message: str, tmp_path: Path) -
         ("arguments: {cpus: '2'}\n", "unknown key arguments.cpus; known: image,"),
         ("arguments: {accelerator_limit: 8}\n", "arguments.accelerator_limit must be a str, as '0' is; got 8"),
         ("compiled: {volume: 1}\n", "compiled.volume must be a bool, as False is; got 1"),
+        ("compiled: {workspace: much}\n", 'compiled.workspace: Workspace size "much" is invalid'),
+        ("compiled: {workspace: 1Gi, volume: true}\n", "workspace must be empty with a volume"),
+        ("compiled: {ttl_s: -1}\n", "compiled.ttl_s must be at least 0, got -1"),
     ],
 )
 def test_unfit_cluster_is_one_line(overlay: str, message: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def add_commands(commands: Commands) -> None:
     """Add every command to the parser; each sets `run`, a function of its arguments."""
     for add in (
         runs.add_doctor,
+        runs.add_init,
         weights.add_convert,
         weights.add_pin,
         runs.add_flags,

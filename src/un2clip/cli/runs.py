@@ -24,6 +24,20 @@ def add_doctor(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_init(commands: Commands) -> None:
+    parser = commands.add_parser("init", help="write the numbers, the graph and the overlays into a folder to work in")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+
+    def run(args: Args) -> None:
+        from un2clip.config.project import make_project
+
+        print(f"{args.folder} has {', '.join(make_project(args.folder))}. Next, with the environment's bin on PATH:\n")
+        print(f"    cd {shlex.quote(str(args.folder))}\n    un2clip doctor\n    dvc repro && un2clip show")
+        print("\nNo dvc? pip install 'un2clip[pipelines]'")
+
+    parser.set_defaults(run=run)
+
+
 def add_flags(commands: Commands) -> None:
     parser = commands.add_parser("flags", help="overlays as arguments: un2clip flags FILE | xargs -r dvc exp run")
     parser.add_argument("overlay", type=Path, nargs="+")

@@ -3,13 +3,12 @@
 - clip-benchmark's webdataset folder: test/*.tar (an image and .cls a sample), classnames.txt,
   zeroshot_classification_templates.txt;
 - plain tars of the same form, *.tar;
-- a data set as it is published, unpacked, for clip-benchmark's own readers (most of them torchvision's).
+- a data set as it is published, unpacked; `unpacked.py` has the readers.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -20,16 +19,11 @@ from torch import Tensor
 from un2clip.datasets.images import published_formats_only
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
-from un2clip.files.texts import read_json, read_lines
-from un2clip.hashes import is_hidden
+from un2clip.evaluation.shipped import IMAGENET, shipped_names, shipped_templates
+from un2clip.evaluation.unpacked import UNPACKED, open_unpacked
+from un2clip.files.texts import read_lines
 
 Preprocess = Callable[[Image.Image], Tensor]
-#: The sets of clip-benchmark's builder that it reads without ever downloading. ImageNetV2 is not one of them.
-UNPACKED = (
-    "caltech101", "cars", "cifar10", "cifar100", "country211", "dtd", "eurosat", "fer2013", "fgvc_aircraft", "flowers",
-    "food101", "gtsrb", "imagenet-a", "imagenet-r", "imagenet1k", "imagenet_sketch", "mnist", "objectnet", "pcam",
-    "pets", "renderedsst2", "stl10", "sun397", "voc2007",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +46,7 @@ class Classification:
 def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
     """Find out which layout a folder has, and open it.
 
-    Names and templates that the folder does not have are those that clip-benchmark ships for the data set, whose
+    Names and templates that the folder does not have are those that clip-benchmark has for the data set, whose
     name is what follows the first dash of the folder's: `zeroshot-cifar10`. Like clip-benchmark, sets without
     templates of their own get ImageNet's.
 
@@ -69,9 +63,9 @@ def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
     tars = find_tars(folder)
     if not tars:
         return _unpacked(folder, dataset, preprocess)
-    names, named = _lines_or_shipped(folder / "classnames.txt", "en_classnames", dataset)
+    names, named = _lines_or_shipped(folder / "classnames.txt", shipped_names, dataset)
     templates, templated = _lines_or_shipped(
-        folder / "zeroshot_classification_templates.txt", "en_zeroshot_classification_templates", dataset, "imagenet1k"
+        folder / "zeroshot_classification_templates.txt", shipped_templates, dataset, IMAGENET
     )
     _check_templates(templates, folder)
     shipped = [f"{what} of {of}" for what, of in (("names", named), ("templates", templated)) if of]
@@ -90,19 +84,21 @@ def _from_tars(tars: list[Path], names: list[str], preprocess: Preprocess) -> It
         yield key, preprocess(image), int(label)
 
 
-def _lines_or_shipped(path: Path, shipped: str, dataset: str, otherwise: str = "") -> tuple[list[str], str]:
-    """A file's lines and "", or the texts that clip-benchmark ships and for which data set it does."""
+def _lines_or_shipped(
+    path: Path, shipped: Callable[[], dict[str, list[str]]], dataset: str, otherwise: str = ""
+) -> tuple[list[str], str]:
+    """A file's lines and "", or the texts that are shipped, and for which data set they are."""
     if path.is_file():
         lines = [line.strip() for line in read_lines(path)]
         if not lines or "" in lines:  # passing over a line would shift every label behind it
             raise UserError(f"{path}: line {lines.index('') + 1 if lines else 1} is empty")
         return lines, ""
-    known: dict[str, list[str]] = read_json(files("clip_benchmark.datasets") / f"{shipped}.json")
+    known = shipped()
     for name in (dataset, otherwise if dataset else ""):
         if name in known:
             return known[name], name
     raise UserError(
-        f"no {path}, and clip-benchmark ships none for {dataset or path.parent.name!r}; write it, "
+        f"no {path}, and none is known for {dataset or path.parent.name!r}; write it, "
         f"or call the benchmark zeroshot-NAME after one of {', '.join(sorted(known))}"
     )
 
@@ -123,24 +119,11 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
             f"{folder} has neither test/*.tar nor *.tar; unpacked data are read for zeroshot-NAME "
             f"with NAME one of {', '.join(UNPACKED)}"
         )
-    from clip_benchmark.datasets.builder import build_dataset
-    from torchvision.datasets import DatasetFolder, ImageFolder
-
-    # The reader called imagenet1k wants the archives and writes beside them; this one reads val/ as it is.
-    reader = "imagenet1k-unverified" if dataset == "imagenet1k" else dataset
-    try:
-        with published_formats_only():
-            data = build_dataset(reader, root=str(folder), transform=preprocess, split="test", download=False)
-    except Exception as error:  # each of two dozen readers has its own way to miss a file
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder} is not {dataset} as clip-benchmark reads it ({reason})") from None
-    if type(data) is ImageFolder and len(data.class_to_idx) != len(data.classes):  # labels would be others' names
-        raise UserError(f"{folder} has {len(data.class_to_idx)} classes' folders, but {dataset} {len(data.classes)}")
-    if isinstance(data, DatasetFolder):  # which takes `._a.jpg` for a picture
-        data.samples = [each for each in data.samples if not is_hidden(Path(each[0]).relative_to(folder))]
+    with published_formats_only():
+        data = open_unpacked(folder, dataset, preprocess)
     return Classification(
         names=list(data.classes),
-        templates=list(data.templates),
+        templates=shipped_templates().get(dataset) or shipped_templates()[IMAGENET],
         shipped=f"names, templates and split of {dataset}",
         samples=_from_dataset(data, folder),
     )
