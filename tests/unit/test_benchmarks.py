@@ -16,7 +16,7 @@ from PIL import Image
 from un2clip.config import build, read_params
 from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks, measuring
-from un2clip.evaluation.benchmarks import probe, segmentation
+from un2clip.evaluation.benchmarks import probe, reconstruction, segmentation
 from un2clip.evaluation.benchmarks.mmvp_vlm import IMAGE_FOLDERS, PROTOCOL, pair_correct, read_questions
 from un2clip.evaluation.measuring import Ask, Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.readers import data_sha256
@@ -30,6 +30,7 @@ SECTION = {
     "batch_size": 16,
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
+    "reconstruction": {"image_px": 0, "pictures": 2, "inception": {}},
 }
 
 
@@ -189,7 +190,10 @@ ASK = read_params(Path(__file__).parents[2] / "params.yaml")["ask"] | {"batch_si
 def test_the_section_is_built_of_the_files() -> None:
     """What params.yaml has, as the stage reads it: numbers of all benchmarks, and those that a file owns."""
     read = stage_params("evaluate", SECTION)
-    own = {"segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2)}
+    own = {
+        "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
+        "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
+    }
     assert read == Evaluate(batch_size=16, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
     assert isinstance(read, Evaluate)
 
@@ -197,7 +201,7 @@ def test_the_section_is_built_of_the_files() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, probe, segmentation"),
+        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, probe, reconstruction, s"),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},
             r"missing parameter evaluate\.segmentation: a mapping of method, protocol, pictures",
@@ -279,21 +283,26 @@ def test_a_file_and_its_numbers_are_all_that_a_benchmark_needs(with_a_new_file, 
 def test_a_model_of_another_kind_is_refused_before_anything_is_loaded(tmp_path) -> None:
     """One sentence that says what the benchmark measures; neither encoder nor data need be there."""
     nothing = dict.fromkeys(("benchmarks", "backbones", "encoder", "scores"), tmp_path / "none")
-    with pytest.raises(UserError, match="^benchmark new-set measures a model of the kind mllm, not clip$"):
+    with pytest.raises(
+        UserError, match="^benchmark new-set measures a model of the kind mllm, not clip or autoencoder$"
+    ):
         evaluate(build(Evaluate, SECTION, "evaluate"), benchmark="new-set", device="cpu", **nothing)
 
 
 def test_every_file_says_what_it_measures() -> None:
-    """Of a CLIP or of a language model; the options of each are a part of that kind's section, and of no other."""
+    """Of an encoder or of a language model; the options of each are a part of that section, and of no other."""
     names = [module.name for module in iter_modules(benchmarks.__path__)]
     kinds = {name: importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names}
-    clips, mllms = ([name for name in names if kinds[name].MODEL == model] for model in ("clip", "mllm"))
+    clips, drawn, mllms = (
+        [name for name in names if kinds[name].MODEL == model] for model in ("clip", "autoencoder", "mllm")
+    )
+    assert drawn == ["reconstruction"]
     assert {"detail", "mmvp_vlm", "probe", "retrieval", "segmentation", "sugarcrepe", "zeroshot"} <= {*clips}
     assert mllms == [
         "cv_bench", "gqa", "hallusion", "mmbench", "mme", "mmvp", "naturalbench", "pope", "scienceqa",
     ]  # fmt: skip
-    for model, section, own in (("clip", Evaluate, clips), ("mllm", Ask, mllms)):
-        assert all(get_benchmark(f"{name}-set", model).file is kinds[name] for name in own)
+    for models, section, own in ((("clip", "autoencoder"), Evaluate, clips + drawn), (("mllm",), Ask, mllms)):
+        assert all(get_benchmark(f"{name}-set", *models).file is kinds[name] for name in own)
         fields = {field.name for field in dataclasses.fields(section)}
         assert fields & {*names} == {name for name in own if hasattr(kinds[name], "Options")}
 

@@ -108,10 +108,12 @@ class Decoder(nn.Module):
 
     Attributes:
         reads: what of a condition it reads, names of Cond.
+        random: whether what it draws depends on noise besides.
         image_px: side of the square images that it draws and that `target` reads.
     """
 
     reads: tuple[str, ...] = ("vector",)
+    random: bool = True
     image_px: int
 
     @property

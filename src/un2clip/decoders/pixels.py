@@ -40,6 +40,7 @@ class Pixels(Decoder):
     """
 
     reads = ("spatial",)
+    random = False
 
     def __init__(self, autoencoder: AutoencoderDC, image_px: int) -> None:
         super().__init__()
@@ -73,6 +74,20 @@ class Pixels(Decoder):
         return int(self.config["latent_channels"])
 
     @property
+    def stride(self) -> int:
+        """Pixels a side that it draws of one cell of the map."""
+        return int(2 ** (len(self.config["decoder_block_out_channels"]) - 1))
+
+    def check_cells(self, side: int) -> None:
+        """Refuse a map of so many cells a side that would be drawn smaller than the images, and stretched."""
+        if (drawn := side * self.stride) < self.image_px:
+            raise UserError(
+                f"the pixel decoder draws {self.stride} px of a cell, {drawn} of {self.image_px} px of {side} cells: "
+                "that would be a stretched picture; merge fewer patches (finetune.conditions.spatial.merge), or take a "
+                "decoder with one block more"
+            )
+
+    @property
     def target_shape(self) -> tuple[int, int, int]:
         return 3, self.image_px, self.image_px
 
@@ -84,20 +99,24 @@ class Pixels(Decoder):
         return images
 
     def predict(self, target: Tensor, cond: Cond, noise_sample: NoiseSample) -> Tensor:
-        """`cond.spatial` (B, C, h, w) -> images (B, 3, S, S), resized where the decoder's stride overshoots."""
+        """`cond.spatial` (B, C, h, w) -> images (B, 3, S, S), of the target's side."""
+        return self.paint(cond, target.shape[-1])
+
+    def paint(self, cond: Cond, image_px: int) -> Tensor:
+        """`cond.spatial` (B, C, h, w) -> images (B, 3, image_px, image_px), resized where its stride overshoots."""
         assert cond.spatial is not None
         drawn = self.decoder(cond.spatial.to(next(self.decoder.parameters()).dtype)).float()
-        size = tuple(target.shape[-2:])
+        size = (image_px, image_px)
         return drawn if drawn.shape[-2:] == size else nn.functional.interpolate(drawn, size=size, mode="bilinear")
 
     def loss(self, target: Tensor, cond: Cond, noise_sample: NoiseSample) -> dict[str, Tensor]:
         """Mean squared error of the pixels; the perceptual terms of UniLIP's recipe are not here yet."""
-        return {"pixel_loss": (self.predict(target, cond, noise_sample) - target).square().mean(dim=(1, 2, 3))}
+        difference = (self.predict(target, cond, noise_sample) - target) / 2  # as of images in [0, 1]
+        return {"pixel_loss": difference.square().mean(dim=(1, 2, 3))}
 
     @torch.no_grad()
     def sample(
         self, cond: Cond, rng: torch.Generator, *, sampling_steps: int, guidance_scale: float, noise_level: int
     ) -> Tensor:
         """As Decoder.sample; nothing is random."""
-        size = torch.empty(len(cond), *self.target_shape)
-        return self.predict(size, cond, {}).clamp(-1, 1)
+        return self.paint(cond, self.image_px).clamp(-1, 1)

@@ -30,13 +30,13 @@ def get_file(name: str) -> ModuleType:
     return importlib.import_module(f"{benchmarks.__name__}.{name}")
 
 
-def _with_options(model: Model) -> Callable[[type[T]], type[T]]:
+def _with_options(*models: Model) -> Callable[[type[T]], type[T]]:
     """The dataclass with one field more for each benchmark of such models that has options, called as its file."""
 
     def complete(section: type[T]) -> type[T]:
         files = {name: get_file(name) for name in file_names()}
         fields = [
-            (name, file.Options) for name, file in files.items() if file.MODEL == model and hasattr(file, "Options")
+            (name, file.Options) for name, file in files.items() if file.MODEL in models and hasattr(file, "Options")
         ]
         namespace = {"__module__": section.__module__, "__doc__": section.__doc__}
         return dataclasses.make_dataclass(
@@ -46,10 +46,10 @@ def _with_options(model: Model) -> Callable[[type[T]], type[T]]:
     return complete
 
 
-@_with_options("clip")
+@_with_options("clip", "autoencoder")
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """The section `evaluate` of params.yaml: what all benchmarks of a CLIP share, and the options of some.
+    """The section `evaluate` of params.yaml: what all benchmarks of an encoder share, and the options of some.
 
     Attributes:
         batch_size: images, or windows of images, at once.
@@ -110,12 +110,12 @@ class Benchmark:
         return {"batch_size": params.batch_size} | own
 
 
-def get_benchmark(name: str, model: Model) -> Benchmark:
+def get_benchmark(name: str, *models: Model) -> Benchmark:
     """The benchmark called `name`: of a file of benchmarks/, or `file-dataset`.
 
     Args:
         name: of the benchmark.
-        model: what kind is to be measured.
+        models: what kinds can be measured.
 
     Raises:
         UserError: there is no such file (lists those there are), or it measures another kind of model.
@@ -126,8 +126,8 @@ def get_benchmark(name: str, model: Model) -> Benchmark:
     found = Benchmark(name=name, file=get_file(file))
     # The one place where a model is held against what a benchmark needs, before anything is loaded: an encoder
     # without a pooled embedding is to be refused here too.
-    if found.file.MODEL != model:
-        raise UserError(f"benchmark {name} measures a model of the kind {found.file.MODEL}, not {model}")
+    if found.file.MODEL not in models:
+        raise UserError(f"benchmark {name} measures a model of the kind {found.file.MODEL}, not {' or '.join(models)}")
     return found
 
 
@@ -176,6 +176,7 @@ def measure(
                 data_sha256=sha256,
                 encoder_sha256=subject.encoder_sha256,
                 items=each.items,
+                number=each.number,
             )
             for name, each in named.items()
         ]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
-from un2clip.datasets.tars import DamagedTar, Group, Keys, Rejected, groups, scattered_keys
+from un2clip.datasets.tars import IMAGE_EXTENSIONS, DamagedTar, Group, Keys, Rejected, groups, scattered_keys
 from un2clip.errors import UserError, cause
 from un2clip.files.texts import decode as decode_text
 from un2clip.files.texts import read_text
-from un2clip.hashes import file_sha256, folder_sha256
+from un2clip.hashes import file_sha256, files_below, folder_sha256
 
 
 def data_sha256(folder: Path) -> str:
@@ -67,20 +67,37 @@ def find_tars(folder: Path) -> list[Path]:
     return tars
 
 
+def read_pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Name and image of every picture of a folder: of the samples of its tars, or else of the image files below it.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    if tars := find_tars(folder):
+        yield from ((key, image) for key, image, _ in read_tars(tars, None))
+        return
+    found = [path for path in files_below(folder) if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+    if not found:
+        raise UserError(f"{folder} holds no tars, and no images ({', '.join(IMAGE_EXTENSIONS)})")
+    for path in found:
+        name = path.relative_to(folder).as_posix()
+        yield name, read_image(path, f"{folder}: {name}")
+
+
 def dataset_type(folder: Path) -> str:
     """What clip-benchmark's dataset_type.txt says: retrieval, multilabel; "" where there is none."""
     path = folder / "dataset_type.txt"
     return read_text(path).strip() if path.is_file() else ""
 
 
-def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Image, str]]:
+def read_tars(tars: list[Path], extension: str | None) -> Iterator[tuple[str, Image.Image, str]]:
     """Key, image and text of every sample, in the order of the tars; one sample in memory at a time.
 
     Keys are unique: one that an earlier tar has too stands behind the name of its tar.
 
     Args:
         tars: in webdataset form.
-        extension: of the member that is the text, such as "cls".
+        extension: of the member that is the text, such as "cls"; None where only the image counts.
 
     Raises:
         UserError: a tar is damaged, or a sample lacks its image or its text, is unsafe, or occurs twice in its tar.
@@ -95,7 +112,7 @@ def read_tars(tars: list[Path], extension: str) -> Iterator[tuple[str, Image.Ima
                     key = keys.claim(group.key)
                 except Rejected:
                     raise UserError(f"{name} occurs twice{_apart(group, tar)}") from None
-                if len(group.members) < 2 and (hint := _apart(group, tar)):
+                if extension and len(group.members) < 2 and (hint := _apart(group, tar)):
                     raise UserError(f"{name} is not whole{hint}")
                 yield key, *_image_and_text(group, extension, name)
         except DamagedTar as error:
@@ -106,10 +123,11 @@ def _apart(group: Group, tar: Path) -> str:
     return ": its members stand apart, make the tar with `tar --sort=name`" * (group.key in scattered_keys(tar))
 
 
-def _image_and_text(group: Group, extension: str, name: str) -> tuple[Image.Image, str]:
+def _image_and_text(group: Group, extension: str | None, name: str) -> tuple[Image.Image, str]:
     if group.fault is not None:
         raise UserError(f"{name} is refused: {group.fault}")
-    if len(group.image_extensions) != 1 or extension not in group.members:
-        raise UserError(f"{name} must have one image and .{extension}; it has {', '.join(group.members)}")
-    text = decode_text(group.members[extension], f"{name}: its .{extension}")
+    if len(group.image_extensions) != 1 or (extension and extension not in group.members):
+        wanted = f"one image and .{extension}" if extension else "one image"
+        raise UserError(f"{name} must have {wanted}; it has {', '.join(group.members)}")
+    text = decode_text(group.members[extension], f"{name}: its .{extension}") if extension else ""
     return read_image(group.members[group.image_extensions[0]], name), text

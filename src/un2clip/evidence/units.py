@@ -83,6 +83,15 @@ def _squared_error(item: Item) -> str:
     return "a squared error must be at least 0 and finite" if item.value < 0.0 or item.value == math.inf else ""
 
 
+def _decibels(item: Item) -> str:
+    """A picture that is given back to the bit has infinitely many; the benchmark counts LOUDEST for it."""
+    return "" if 0.0 <= item.value <= LOUDEST else f"a PSNR must be between 0 and {LOUDEST:g} dB"
+
+
+def _likeness(item: Item) -> str:
+    return "" if -1.0 <= item.value <= 1.0 else "an SSIM must be between -1 and 1"
+
+
 def _overlap(item: Item) -> str:
     """One class in one image: value the pixels of the intersection, `of` those of the union, which is not 0."""
     if not 0.0 <= item.value <= item.of < math.inf or not item.of:
@@ -111,6 +120,24 @@ _PERCENT = Unit(
     paired=True,
     right_or_wrong=True,
 )
+
+#: PSNR of a picture that is given back to the bit, and of any that comes nearer than that.
+LOUDEST = 100.0
+_DECIBELS = replace(
+    _PERCENT,
+    name="dB",
+    label="PSNR, dB",
+    note="Peak signal-to-noise ratio of each image, of pixels between 0 and 1; the mean over the images.",
+    change="dB",
+    counts="images",
+    scale=1.0,
+    digits=2,
+    study_name="dB",
+    study_digits=2,
+    complaint=_decibels,
+    right_or_wrong=False,
+)
+_OF_SETS = replace(_DECIBELS, digits=3, study_digits=3, counts="sets", lower_is_better=True, aggregate=None)
 
 #: Questions of which several count together; one of them is worth nothing by itself.
 _GROUPED = replace(_PERCENT, counts="groups", complaint=_right_or_wrong, right_or_wrong=False)
@@ -158,6 +185,36 @@ UNITS: dict[str, Unit] = {
             total=lambda item: item.value + item.of,
             paired=False,  # which classes have a union in an image depends on the prediction
             right_or_wrong=False,
+        ),
+        _DECIBELS,
+        replace(
+            _DECIBELS,
+            name="SSIM",
+            label="SSIM",
+            note="Structural similarity of each image (Wang et al. 2004), of pixels between 0 and 1; the mean over the "
+            "images.",
+            change="SSIM",
+            digits=3,
+            study_name="SSIM",
+            study_digits=3,
+            complaint=_likeness,
+        ),
+        replace(
+            _OF_SETS,
+            name="Frechet",
+            label="Fréchet distance of the untouched encoder's features, lower is better",
+            note="One number of the whole set, without an interval. It is no FID, whose features are Inception's.",
+            change="Fréchet",
+            study_name="Fréchet",
+        ),
+        replace(
+            _OF_SETS,
+            name="rFID",
+            label="rFID, lower is better",
+            note="Fréchet distance of Inception's features, images against their reconstructions; one number of the "
+            "whole set, without an interval.",
+            change="rFID",
+            study_name="rFID",
         ),
         replace(
             _GROUPED,

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, pixel_unshuffle
+from torch.nn.functional import avg_pool1d
 
 from un2clip.config import at_least, build, lookup
 from un2clip.decoders.decoder import Cond, Decoder, NoiseSample
@@ -26,6 +26,7 @@ from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.files.weights import read_weights
 from un2clip.methods.features import Features, Tokens
+from un2clip.methods.spatial import Cells, SpatialConfig, check_square
 
 NAME, WEIGHTS = "condition.json", "condition.safetensors"
 
@@ -61,6 +62,7 @@ class ConditionConfig:
     """The section `finetune.conditions`: what a condition of this name is made with."""
 
     dense: DenseConfig
+    spatial: SpatialConfig
 
 
 class Condition(nn.Module):
@@ -71,10 +73,12 @@ class Condition(nn.Module):
     Attributes:
         tokens: which patch tokens it asks the encoder for.
         tells: what it gives a decoder, names of Cond.
+        merge: patches a side of which it makes one.
     """
 
     tokens: Tokens = "none"
     tells: tuple[str, ...] = ("vector",)
+    merge: int = 1
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__()
@@ -192,26 +196,21 @@ class PooledMlp(Condition):
 
 
 class Spatial(Condition):
-    """UniLIP (arXiv 2507.23278): patches merged two by two, an MLP, a bottleneck of the decoder's channels."""
+    """UniLIP (arXiv 2507.23278): patches merged into cells, of each a few numbers: a map of the decoder's channels."""
 
     tokens = "raw"
     tells = ("spatial",)
 
     def __init__(self, features: Features, decoder: Decoder, config: ConditionConfig | None) -> None:
         super().__init__(features, decoder, config)
-        assert isinstance(decoder, Pixels)
-        _, n, dim = _tokens(features).shape
-        self.side = math.isqrt(n)
-        if self.side**2 != n or self.side % 2:
-            raise UserError(f"the spatial condition merges patches two by two, and the encoder has {n} of them")
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(4 * dim), nn.Linear(4 * dim, dim), nn.GELU(), nn.Linear(dim, decoder.channels)
-        )
+        assert isinstance(decoder, Pixels) and config is not None
+        _, patches, width = _tokens(features).shape
+        self.merge = config.spatial.merge
+        decoder.check_cells(check_square(patches, self.merge))
+        self.cells = Cells(width, decoder.channels, config.spatial)
 
     def forward(self, features: Features, noise_sample: NoiseSample) -> Cond:
-        grid = _tokens(features).transpose(1, 2).unflatten(2, (self.side, self.side))
-        merged = pixel_unshuffle(grid, 2).movedim(1, -1)
-        return Cond(spatial=self.mlp(merged).movedim(-1, 1))
+        return Cond(spatial=self.cells(_tokens(features)))
 
 
 CONDITIONS: dict[str, type[Condition]] = {

@@ -1,11 +1,14 @@
 """Stage `evaluate`: one benchmark, the reference and the tuned encoder, every item's outcome kept."""
 
 from pathlib import Path
+from typing import Any
 
 from un2clip.devices import pick_device
+from un2clip.evaluation.autoencoding import open_autoencoder
 from un2clip.evaluation.measuring import Evaluate, Subject, get_benchmark, measure
 from un2clip.evaluation.standing import save_standing
 from un2clip.evidence.lineage import encoder_pair
+from un2clip.evidence.scores import Role
 from un2clip.evidence.units import get_unit
 from un2clip.models.clip import encoder_sha256, load_clip
 
@@ -18,7 +21,7 @@ def evaluate(
     A benchmark that has further scores has them in folders beside these, each called as in the report.
 
     Args:
-        benchmark: a file of evaluation/benchmarks/ that measures a CLIP, or `file-dataset` where one file reads
+        benchmark: a file of evaluation/benchmarks/ that measures an encoder, or `file-dataset` where one file reads
             several data sets.
         device: auto, cpu or cuda.
         benchmarks: folder with one folder of data a benchmark.
@@ -27,11 +30,13 @@ def evaluate(
         scores: folder of the scores files, of a PNG where the benchmark has pictures to show, and of a sentence where
             the encoder has a place among published ones.
     """
-    chosen, data, where = get_benchmark(benchmark, "clip"), benchmarks / benchmark, pick_device(device)
-    subjects = {
-        role: Subject(model=load_clip(folder, where), method=method, encoder_sha256=encoder_sha256(folder))
-        for role, method, folder in encoder_pair(backbones, encoder)
-    }
+    chosen, data, where = get_benchmark(benchmark, "clip", "autoencoder"), benchmarks / benchmark, pick_device(device)
+    subjects: dict[Role, Subject] = {}
+    for role, method, folder in encoder_pair(backbones, encoder):
+        model: Any = load_clip(folder, where)
+        if chosen.file.MODEL == "autoencoder":
+            model = open_autoencoder(model, role, encoder)
+        subjects[role] = Subject(model=model, method=method, encoder_sha256=encoder_sha256(folder))
     results = measure(chosen, subjects, data, params)
     for result in results:
         folder = scores if result.benchmark == benchmark else scores / result.benchmark
@@ -40,5 +45,5 @@ def evaluate(
         print(f"{result.benchmark}: {result.role} {score} {result.unit} of {result.n}")
     own = {result.role: result for result in results if result.benchmark == benchmark}
     save_standing(own["reference"], own["tuned"], data, scores)
-    clips = {role: subject.model for role, subject in subjects.items()}
-    chosen.draw(clips, data, scores / f"{benchmark}.png", params)
+    models = {role: subject.model for role, subject in subjects.items()}
+    chosen.draw(models, data, scores / f"{benchmark}.png", params)

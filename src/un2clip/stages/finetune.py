@@ -20,12 +20,13 @@ from un2clip.datasets.shards import digest
 from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
 from un2clip.decoders.diffusion import LatentDecoder
-from un2clip.decoders.kinds import open_decoder, save_decoder
+from un2clip.decoders.kinds import open_decoder
 from un2clip.errors import DiskRefused, Stopped, UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import Bank, embed_bank
 from un2clip.methods.building import new_objective
-from un2clip.methods.conditions import save_condition
+from un2clip.methods.conditions import Condition
+from un2clip.methods.kept import ALIGNED, save_parts
 from un2clip.methods.objective import Reconstruction
 from un2clip.models.clip import Clip, encoder_sha256, load_clip, save_clip, text_sha256
 from un2clip.stages.finetune_job import Finetune, Job
@@ -59,7 +60,7 @@ def finetune(
         backbones: clip/ and a folder a decoder, such as unclip/.
         latents: the cache of the VAE's latents, which may be empty.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and condition/ or decoder/, if it
-            trained.
+            trained; aligned/ of methods/kept.py.
 
     Raises:
         UserError: the parts do not fit, there are fewer images than a batch, memory is short, or the loss is not
@@ -136,9 +137,10 @@ def _train_and_save(
 ) -> None:
     """Train, then write the encoder; the state, in `folder`, is removed at the end."""
     history: list[Record] = []
+    aligned: list[tuple[Condition, Decoder]] = []
     failure: UserError | None = None
     try:
-        _train_phases(job, clip, objective, caches, folder, lock, history)
+        _train_phases(job, clip, objective, caches, folder, lock, history, aligned)
         if lock is not None:
             lock.check()
     except Stopped as stopped:
@@ -151,7 +153,7 @@ def _train_and_save(
         failure = UserError(f"{error}; the weights of step {len(history)}, the last good one, are in {job.encoder}")
     assert text_sha256(clip.model) == text_before, "a method must not touch the text tower"
     if devices.rank() == 0:
-        _save(job, clip, objective)
+        _save(job, clip, objective, aligned)
         lineage = {
             "method": job.method,
             "seed": job.seed,
@@ -185,13 +187,20 @@ def _train_phases(
     folder: Path | None,
     lock: Lock | None,
     history: list[Record],
+    aligned: list[tuple[Condition, Decoder]],
 ) -> None:
-    """The phases of the row, one after the other; each goes on from its own state."""
+    """The phases of the row, one after the other; each goes on from its own state.
+
+    Args:
+        aligned: gets a copy of condition and decoder before the encoder first moves, where pictures are not random.
+    """
     params, row = job.params, job.row
     entered = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
     done, own = 0, objective.decoder.image_px
     for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
         objective.decoder.resize(phase.image_px or own)
+        if number and "encoder" in named.trains and not aligned and not objective.decoder.random:
+            aligned.append(copy.deepcopy((objective.condition, objective.decoder)))
         if named.starts == "reference":
             clip.model.visual.load_state_dict(entered)
         train_phase(
@@ -257,11 +266,12 @@ def _measure(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | Non
     decoder.set_statistics(*measure_statistics(clip, pixel_values, at_most=job.params.statistics_images))
 
 
-def _save(job: Job, clip: Clip, objective: Reconstruction) -> None:
+def _save(job: Job, clip: Clip, objective: Reconstruction, aligned: list[tuple[Condition, Decoder]]) -> None:
     """The encoder, and beside it whatever else trained."""
     save_clip(clip, job.encoder)
-    if job.row.trains("condition") and list(objective.condition.parameters()):
-        folder = job.encoder / "condition"
-        save_condition(objective.condition, job.row.condition, folder, job.params.conditions)
-    if job.row.trains("decoder"):
-        save_decoder(job.row.decoder, objective.decoder, job.encoder / "decoder", job.backbones)
+    parts = [
+        (job.encoder, objective.condition, objective.decoder),
+        *((job.encoder / ALIGNED, *each) for each in aligned),
+    ]
+    for folder, condition, decoder in parts:
+        save_parts(job.row, condition, decoder, job.params.conditions, folder, job.backbones)

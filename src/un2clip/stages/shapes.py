@@ -4,6 +4,7 @@
 - `benchmarks/mmvp_vlm`: MMVP_VLM's Questions.csv and image tree.
 - `benchmarks/zeroshot`: objects x colours in clip-benchmark's webdataset layout.
 - `benchmarks/segmentation`: four scenes a photograph, their objects' masks, in PASCAL VOC's layout.
+- `benchmarks/reconstruction`: held-out scenes in a tar.
 - `benchmarks/probe`: training and test tars, the attributes of each scene beside it.
 - `instructions/{alignment,instruction}.json` and `instructions/images`: what a multimodal language model is trained
   with, in LLaVA's format; empty lists unless `questions.pictures` says more.
@@ -25,7 +26,7 @@ from un2clip.world import scenes
 from un2clip.world.asking import ASKED
 from un2clip.world.conversing import write_conversations
 from un2clip.world.probing import write_probe
-from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_masks, write_pairs
+from un2clip.world.writing import Shapes, encode_scenes, write_classes, write_masks, write_pairs, write_pictures
 
 
 def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path, instructions: Path) -> None:
@@ -36,15 +37,17 @@ def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path, instruc
     Args:
         seed: the same seed gives the same bytes.
         images: folder that gets train/*.tar and heldout/*.tar.
-        benchmarks: folder that gets mmvp_vlm/, zeroshot/, segmentation/ and probe/, and perhaps those of a language
-            model.
+        benchmarks: folder that gets mmvp_vlm/, zeroshot/, segmentation/, probe/ and reconstruction/, and perhaps those
+            of a language model.
         instructions: folder that gets alignment.json, instruction.json and their images/.
 
     Raises:
         UserError: a folder holds something else.
     """
-    seeds = np.random.SeedSequence(seed).spawn(11)
-    train, heldout, pairs, classes, masked, probed, talks, *asked = (np.random.default_rng(each) for each in seeds)
+    seeds = np.random.SeedSequence(seed).spawn(12)
+    train, heldout, pairs, classes, masked, probed, talks, *asked, pictured = (
+        np.random.default_rng(each) for each in seeds
+    )
     with _made(images) as folder:
         for split, rng, n in (("train", train, params.train_scenes), ("heldout", heldout, params.heldout_scenes)):
             drawn = scenes.draw(rng, n, plain=params.plain, heldout=split == "heldout")
@@ -56,6 +59,7 @@ def shapes(params: Shapes, *, seed: int, images: Path, benchmarks: Path, instruc
         ("zeroshot", classes, write_classes),
         ("segmentation", masked, write_masks),
         ("probe", probed, write_probe),
+        ("reconstruction", pictured, write_pictures),
     ]
     if params.questions.of_each:
         written += ((name, rng, write) for (name, write), rng in zip(ASKED.items(), asked, strict=True))

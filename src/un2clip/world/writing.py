@@ -4,6 +4,7 @@
 - pairs in MMVP_VLM's layout, Questions.csv and an image tree: the two images of a pair differ in one attribute (and in
   what no caption tells: background, light, jitter);
 - objects x colours in clip-benchmark's webdataset layout;
+- held-out scenes alone, to be drawn again;
 - four scenes a photograph, with their objects' masks, in PASCAL VOC's layout.
 
 The scenes that attributes are read from are in world/probing.py, and what a language model is asked in world/asking.py.
@@ -73,6 +74,7 @@ class Shapes:
     heldout_scenes: int
     pairs_per_type: int
     images_per_class: int
+    reconstruction_images: int
     segmentation_images: int
     probe_train_scenes: int
     probe_test_per_attribute: int
@@ -85,7 +87,8 @@ class Shapes:
         if not 32 <= self.image_px <= 256:
             raise ValueError(f"image_px must be 32 to 256, got {self.image_px}")
         at_least(self, 1, "train_scenes", "heldout_scenes", "pairs_per_type", "images_per_class")
-        at_least(self, 1, "segmentation_images", "probe_train_scenes", "probe_test_per_attribute", "scenes_per_tar")
+        at_least(self, 1, "reconstruction_images", "segmentation_images")
+        at_least(self, 1, "probe_train_scenes", "probe_test_per_attribute", "scenes_per_tar")
         check_plain(self.plain)
 
 
@@ -180,6 +183,14 @@ def draw_classes(rng: np.random.Generator, params: Shapes) -> tuple[Ints, Ints]:
         found = [np.flatnonzero(labels == label) for label in classes]
     chosen = np.concatenate([each[:n] for each in found])
     return scenes[chosen], labels[chosen]
+
+
+def write_pictures(rng: np.random.Generator, params: Shapes, folder: Path) -> None:
+    """Held-out scenes of the world's own distribution, in a tar."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = world.draw(rng, params.reconstruction_images, plain=params.plain, heldout=True)
+    pictures = enumerate(rendered(rng, drawn, params.image_px))
+    write_tar(folder / "0.tar", ((f"{i:06d}", {"png": png(pixels)}) for i, pixels in pictures))
 
 
 def write_masks(rng: np.random.Generator, params: Shapes, folder: Path) -> None:

@@ -17,7 +17,9 @@ from typing import Literal
 
 from un2clip.evidence.items import Item
 
-Model = Literal["clip", "mllm", "generator"]
+#: clip: a Clip. autoencoder: an encoder with what draws pixels of its patches (evaluation/autoencoding.py). mllm: what
+#: answers questions.
+Model = Literal["clip", "autoencoder", "mllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class BenchmarkResult:
     not in the data's hash.
 
     Attributes:
+        number: the score, in a unit of whole sets, which has no items.
         also: further scores of the same pass, by what is added to the benchmark's name.
         columns: of questions: the scores as published tables name and scale them; they follow from the items.
         understood: of questions: what was understood of each answer, in the order of the items; "" for nothing.
@@ -36,6 +39,7 @@ class BenchmarkResult:
     unit: str
     protocol: str
     items: tuple[Item, ...]
+    number: float | None = None
     also: Mapping[str, "BenchmarkResult"] = field(default_factory=dict)
     columns: Mapping[str, float] = field(default_factory=dict)
     understood: tuple[str, ...] = ()
