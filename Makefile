@@ -26,10 +26,11 @@ demo: $(READY)  ## the whole laptop pipeline through DVC, then the table, the pi
 	dvc repro
 	@un2clip show
 
-# One thread a process: two processes of two threads each would slow each other down fourfold. Files in their order, e2e
-# first: xdist would begin with the files of most tests, and end with one process on the longest test.
+# One thread a process: two processes of two threads each would slow each other down fourfold. Three of them on two cores:
+# a third of the time a test waits, for a server, a lock or a process that it has started. Files in their order, e2e first:
+# xdist would begin with the files of most tests, and end with one process on the longest test.
 test: $(READY) lint download-env oracles  ## every test, style and types
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 wheel: $(READY)  ## the program without its repository: a wheel, doctor, init and the first stages anywhere; FULL=1: all of it
 	tests/wheel.sh

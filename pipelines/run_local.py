@@ -53,8 +53,28 @@ def run(
     """
     package, of = (ASSISTANTS, assistants.pipeline) if after else (PACKAGE, un2clip)
     changed = arguments(read_params(overlay), of) if overlay else {}
-    if after:
-        changed |= _addresses(after)
+    execute(package, folder, changed | (_addresses(after) if after else {}), runner=runner)
+    outputs = find_outputs(folder)
+    (folder / "outputs.json").write_text(json.dumps(outputs, indent=1) + "\n")
+    return outputs
+
+
+def execute(
+    package: Path, folder: Path, changed: dict[str, Any], *, runner: str = "subprocess", cache: Path | None = None
+) -> None:
+    """Run a compiled pipeline, task by task.
+
+    Args:
+        package: the compiled YAML.
+        folder: a folder of this run alone, for its artifacts.
+        changed: parameters that are not those compiled in.
+        runner: subprocess or docker.
+        cache: folder that remembers what tasks made of which inputs; what was made so in an earlier run stays in that
+            run's folder and is used from there.
+
+    Raises:
+        UserError: a stage failed; its own message is in the log above.
+    """
     pipeline = components.load_component_from_file(str(package))
     graph = pipeline.component_spec.implementation.graph
     for component in [graph.root, *graph.components.values()]:
@@ -65,16 +85,13 @@ def run(
             executor["container"]["image"] = IMAGE
     os.environ.setdefault("UN2CLIP_RUN", f"kfp-local-{folder.name}")  # as the pod's label does on a cluster
     tasks = containers() if runner == "docker" else local.SubprocessRunner(use_venv=False)
-    local.init(tasks, pipeline_root=str(folder))
+    local.init(tasks, pipeline_root=str(folder), enable_caching=cache is not None, cache_root=cache and str(cache))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one a task: its image and resources mean nothing here
         try:
             pipeline(**changed)
         except RuntimeError as error:
             raise UserError(f"{error} Its artifacts so far: {folder}") from None
-    outputs = find_outputs(folder)
-    (folder / "outputs.json").write_text(json.dumps(outputs, indent=1) + "\n")
-    return outputs
 
 
 def containers() -> local.DockerRunner:
@@ -114,6 +131,14 @@ def find_outputs(folder: Path) -> dict[str, Any]:
     }
 
 
+def table(outputs: dict[str, Any]) -> str:
+    """Where a run's results lie, a line each."""
+    rows = [f"report    {outputs['report']}", f"decision  {outputs['decision']}"]
+    for benchmark, files in outputs["scores"].items():
+        rows += [f"scores    {benchmark:<16} {role:<10} {file}" for role, file in files.items()]
+    return "\n".join(rows) + "\n"
+
+
 def _addresses(run: Path) -> dict[str, str]:
     """The parameters of assistants.yaml that say where an earlier run left the two encoders.
 
@@ -148,10 +173,7 @@ def main(args: list[str] | None = None) -> None:
         outputs = run(folder, options.params, options.runner, options.after)
     except UserError as error:
         sys.exit(f"error: {error}")
-    rows = [f"report    {outputs['report']}", f"decision  {outputs['decision']}"]
-    for benchmark, files in outputs["scores"].items():
-        rows += [f"scores    {benchmark:<16} {role:<10} {file}" for role, file in files.items()]
-    sys.stdout.write("\n".join(rows) + "\n")  # kfp's loop leaves print() indenting
+    sys.stdout.write(table(outputs))  # kfp's loop leaves print() indenting
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from un2clip.config import FILES, merge, read_files, read_yaml, split
+from un2clip.config import FILES, merge, read_files, read_params, read_yaml, split
 
 ROOT = Path(__file__).parents[1]
 TINY = Path("tests/e2e/tiny.yaml")
@@ -44,6 +45,21 @@ def run_pipeline(tree: Path, folder: Path, **environment: str) -> None:
         done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{tree}: dvc {' '.join(words)} failed\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+
+def assert_dvc_has(outputs: dict[str, Any], folder: Path) -> None:
+    """`dvc repro` in a new folder gives, byte for byte, each scores file of a toy run of the compiled pipeline.
+
+    Args:
+        outputs: what `pipelines.run_local` says of that run.
+        folder: where `dvc repro` runs, with an MLflow store of its own.
+    """
+    run_pipeline(ROOT, folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}", UN2CLIP_TRACKING="on")
+    names = {*read_params(ROOT / "params.yaml", [ROOT / TINY])["benchmarks"], "diffusion_loss"}
+    assert set(outputs["scores"]) == {each.name for each in (folder / "scores").iterdir()} == names
+    for name, files in outputs["scores"].items():
+        wanted = {role: (folder / "scores" / name / f"{role}.json").read_bytes() for role in ("reference", "tuned")}
+        assert {role: Path(file).read_bytes() for role, file in files.items()} == wanted, name
 
 
 def write_tiny_params(tree: Path, folder: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.e2e.test_kfp_local import ROOT, TINY, run_dvc
-from un2clip.config import read_params
+from tests.same_numbers import ROOT, TINY, assert_dvc_has
 
 SERVER = os.environ.get("UN2CLIP_DOCKER_MLFLOW", "")
 pytestmark = pytest.mark.skipif(not SERVER, reason="wants a Docker daemon and the image: `make docker-e2e`")
@@ -23,13 +22,7 @@ def test_containers_and_dvc_give_the_same_scores(tmp_path: Path) -> None:
     tracking = {"MLFLOW_TRACKING_URI": SERVER, "UN2CLIP_TRACKING": "on", "UN2CLIP_RUN": "docker-e2e"}
     subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | tracking, check=True)
     (listed,) = (tmp_path / "runs").glob("*/outputs.json")
-    made = json.loads(listed.read_text())["scores"]
-    assert set(made) == {*read_params(ROOT / "params.yaml")["benchmarks"], "diffusion_loss"}
-    wanted = run_dvc(tmp_path / "dvc")
-    for benchmark, files in made.items():
-        assert set(files) == set(wanted[benchmark]) == {"reference", "tuned"}
-        for role, file in files.items():
-            assert Path(file).read_bytes() == wanted[benchmark][role].read_bytes(), f"{benchmark} {role}"
+    assert_dvc_has(json.loads(listed.read_text()), tmp_path / "dvc")
 
     client = MlflowClient(SERVER)
     (experiment,) = (each.experiment_id for each in client.search_experiments() if each.name == "un2clip")

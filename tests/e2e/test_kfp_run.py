@@ -1,4 +1,4 @@
-"""The compiled pipeline by Kubeflow's local runner: what it caches, says of its artifacts, leaves after a failure."""
+"""The compiled pipeline by Kubeflow's local runner: its scores, what it caches, and what it leaves after a failure."""
 
 import base64
 import json
@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 from components.ingest.component import ingest
 from components.shapes.component import shapes
 from pipelines.compiling import read_params
+from pipelines.run_local import find_outputs, table
+from tests.same_numbers import assert_dvc_has
 from un2clip.config import merge
 from un2clip.datasets.shards import digest, read_index
 from un2clip.evidence.scores import load_scores
@@ -27,13 +29,11 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/e2e/tiny.yaml"
 RUN = """
 import sys
-from kfp import components, local
 from pathlib import Path
 from pipelines.compiling import arguments, read_params
+from pipelines.run_local import execute
 package, overlay, folder, cache = map(Path, sys.argv[1:])
-runner = local.SubprocessRunner(use_venv=False)
-local.init(runner, pipeline_root=str(folder), enable_caching=True, cache_root=str(cache))
-components.load_component_from_file(str(package))(**arguments(read_params(overlay)))
+execute(package, folder, arguments(read_params(overlay)), cache=cache)
 """
 UNCACHED = {"prerequisites", "promote", "finish"}
 
@@ -55,19 +55,12 @@ class Run:
         if cluster:
             package = folder / "pipeline.yaml"
             (folder / "cluster.yaml").write_text(cluster)
-            words = ["--cluster", str(folder / "cluster.yaml"), "--to", str(package)]
-            subprocess.run([sys.executable, "-m", "pipelines.un2clip", *words], cwd=ROOT, env=environment, check=True)
+            compiling = ["-m", "pipelines.un2clip", "--cluster", str(folder / "cluster.yaml"), "--to", str(package)]
+            subprocess.run([sys.executable, *compiling], cwd=ROOT, env=environment, check=True)
         else:
             environment["MLFLOW_TRACKING_URI"] = self.store
-        words = [
-            sys.executable,
-            "-c",
-            RUN,
-            package,
-            numbers,
-            folder / "root",
-            folder.parent / (cache or self.key + "-cache"),
-        ]
+        cached = folder.parent / (cache or self.key + "-cache")
+        words = [sys.executable, "-c", RUN, package, numbers, folder / "root", cached]
         self.done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
     @property
@@ -100,6 +93,20 @@ def runs(tmp_path_factory) -> tuple[Run, Run]:
     for run in pair:
         assert run.done.returncode == 0, run.said
     return pair
+
+
+@pytest.mark.timeout(1800)
+def test_dvc_and_kfp_give_the_same_scores(runs, tmp_path: Path) -> None:
+    """Each scores file of the Kubeflow pipeline is byte for byte that of `dvc repro` with the same numbers."""
+    outputs = find_outputs(runs[0].folder / "root")
+    files = [
+        outputs["report"],
+        outputs["decision"],
+        *(file for each in outputs["scores"].values() for file in each.values()),
+    ]
+    assert [line.split()[-1] for line in table(outputs).splitlines()] == files
+    assert "passed" in json.loads(Path(outputs["decision"]).read_text())
+    assert_dvc_has(outputs, tmp_path / "dvc")
 
 
 @pytest.mark.timeout(1800)
