@@ -107,6 +107,7 @@ MOVED = {
     "diva": {"encoder", "condition"},
     "genhancer": {"encoder", "condition", "decoder"},
     "unilip": {"encoder", "condition", "decoder"},
+    "unilip-high": {"encoder", "condition", "decoder"},
 }
 
 

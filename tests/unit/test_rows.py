@@ -38,6 +38,7 @@ MOVES = {
     "genhancer": ("matrices", True, True),
     "dcr": ("matrices", True, False),
     "unilip": (True, True, True),
+    "unilip-high": (True, True, True),
 }
 
 

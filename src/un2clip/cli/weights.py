@@ -59,7 +59,7 @@ def add_export(commands: Commands) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--alias", default="champion", help="champion, challenger, ... (default: champion)")
     place.add_argument("--from", dest="folder", type=Path, help="an open_clip folder instead of a registered model")
-    parser.add_argument("--format", choices=["open_clip", "openai", "hf"], default="open_clip")
+    parser.add_argument("--format", choices=["open_clip", "openai", "hf", "internvl"], default="open_clip")
     parser.add_argument("--to", required=True, type=Path, help="new or empty folder")
     parser.add_argument("--model", help="registered model (default: promote.registered_model of params.yaml)")
 

@@ -109,11 +109,13 @@ class Decoder(nn.Module):
     Attributes:
         reads: what of a condition it reads, names of Cond.
         random: whether what it draws depends on noise besides.
+        as_read: whether the encoder reads images of the side that the decoder draws, whatever its own.
         image_px: side of the square images that it draws and that `target` reads.
     """
 
     reads: tuple[str, ...] = ("vector",)
     random: bool = True
+    as_read: bool = False
     image_px: int
 
     @property

@@ -1,5 +1,6 @@
 """Decoders whose target is a VAE's latents, and those of them that denoise by diffusion."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,18 @@ class LatentDecoder(Decoder):
         vae: image in [-1, 1] <-> latents; always frozen.
 
     Raises:
-        UserError: the size of the images is not a multiple of the VAE's step.
+        UserError: the size of the images is not a multiple of the VAE's step, or its latents' factor is none.
     """
 
     def __init__(self, vae: AutoencoderKL, image_px: int) -> None:
         super().__init__()
         self.vae = vae
+        shift, scale = self.scale
+        if not 0 < scale < math.inf or not math.isfinite(shift):
+            raise UserError(
+                f"the VAE's configuration says scaling_factor {scale} and shift_factor {shift}; latents are multiplied "
+                "by the first, which must be positive (0.18215 in Stable Diffusion's)"
+            )
         self.resize(image_px)
 
     def resize(self, image_px: int) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import AutoencoderDC
+
 from un2clip.decoders.assemble import from_text_to_image
 from un2clip.decoders.folder import (
     TEXT_TO_IMAGE,
@@ -12,6 +14,9 @@ from un2clip.decoders.folder import (
     load_text_to_image,
     read_layout,
 )
+from un2clip.decoders.kinds import save_decoder
+from un2clip.decoders.parts import load_part, named
+from un2clip.decoders.pixels import Pixels
 from un2clip.files.outputs import permit
 from un2clip.models.clip import Clip
 from un2clip.models.registry import obtain_model
@@ -32,8 +37,8 @@ class GeneratorSource:
 
     Attributes:
         weights: laptop-pair, toy, or a Source's location: a directory in StableUnCLIPImg2ImgPipeline's layout, or in
-            StableDiffusionPipeline's, from which an untrained unCLIP is assembled. Of a text-to-image generator also
-            none: no method that is run trains through one.
+            StableDiffusionPipeline's, from which an untrained unCLIP is assembled. none: no method that is run trains
+            through one.
         revision, sha256: of a hub id; see Source.
         prompt, normalise, image_px: see Options.
     """
@@ -57,6 +62,39 @@ class GeneratorSource:
     @property
     def options(self) -> Options:
         return Options(prompt=self.prompt, normalise=self.normalise, image_px=self.image_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsSource:
+    """`backbones.pixels` of params.yaml: the autoencoder whose decoder draws pixels.
+
+    Attributes:
+        weights: none, or a Source's location: a folder of diffusers' AutoencoderDC.
+        revision, sha256: of a hub id; see Source.
+    """
+
+    weights: str
+    revision: str
+    sha256: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _ = self.source  # its own checks
+
+    @property
+    def source(self) -> Source:
+        return Source(location=self.weights, revision=self.revision, sha256=self.sha256)
+
+
+def fetch_pixels(params: PixelsSource, image_px: int, folder: Path) -> None:
+    """Write the decoder half of the autoencoder that `params` names.
+
+    Raises:
+        UserError: it is absent, not what its hash says, or no AutoencoderDC.
+    """
+    found = obtain_model(params.source, files=("config.json", "*.safetensors"), name="backbones.pixels")
+    with named(found):
+        autoencoder = load_part(AutoencoderDC, found.parent, found.name)
+    save_decoder("pixels", Pixels(autoencoder, image_px), folder, folder.parent)
 
 
 def fetch_text_to_image(params: GeneratorSource, folder: Path) -> None:

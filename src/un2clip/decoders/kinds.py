@@ -62,8 +62,8 @@ def open_decoder(
     """The decoder of a method, frozen.
 
     Args:
-        kind: of KINDS. unclip and text_to_image are read from the folder of that name; flow and pixels begin from
-            scratch, flow on the latents of the unCLIP's VAE.
+        kind: of KINDS. unclip and text_to_image are read from the folder of that name, pixels too where there is
+            one; else pixels begin from scratch, as flow does on the latents of the unCLIP's VAE.
         image_px: side of the encoder's images, which pixels draws.
         seed: decides the weights of what begins from scratch.
 
@@ -133,6 +133,16 @@ def _read_flow(folder: Path) -> Flow:
     return Flow(transformer, vae, read_description(folder)["image_px"])
 
 
+def _new_pixels(backbones: Path, scratch: Scratch, image_px: int) -> Pixels:
+    """DC-AE's own where `backbones` has fetched it, else from scratch."""
+    if not (backbones / "pixels").is_dir():
+        return Pixels.scratch(image_px, scratch.pixels)
+    pixels = load_decoder(backbones / "pixels")
+    assert isinstance(pixels, Pixels)
+    pixels.resize(image_px)
+    return pixels
+
+
 def _save_pixels(pixels: Pixels, folder: Path, backbones: Path) -> None:
     config = {name: value for name, value in pixels.config.items() if not name.startswith("_")}
     write_description(folder, "pixels", image_px=pixels.image_px, config=config)
@@ -161,7 +171,7 @@ KINDS: dict[str, Kind] = {
     ),
     "flow": Kind(open=_new_flow, save=_save_flow, read=_read_flow),
     "pixels": Kind(
-        open=lambda backbones, scratch, image_px: Pixels.scratch(image_px, scratch.pixels),
+        open=_new_pixels,
         save=_save_pixels,
         read=_read_pixels,
     ),

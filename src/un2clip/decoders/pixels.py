@@ -1,6 +1,7 @@
 """A pixel decoder: UniLIP's, the decoder half of DC-AE, from a map of the encoder's patches to an image."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from un2clip.config import at_least
 from un2clip.decoders.decoder import Cond, Decoder, NoiseSample, shape_in_words
+from un2clip.decoders.perceptual import Perceptual, PerceptualConfig, in_words, open_perceptual
 from un2clip.errors import UserError
 
 
@@ -37,14 +39,17 @@ class Pixels(Decoder):
     Attributes:
         autoencoder: diffusers' AutoencoderDC; of it the decoder alone is used.
         image_px: side of the images that are held against what it draws, which is resized to it.
+        perceptual: further terms of its loss; None for none.
     """
 
     reads = ("spatial",)
     random = False
+    as_read = True
 
     def __init__(self, autoencoder: AutoencoderDC, image_px: int) -> None:
         super().__init__()
         self.decoder, self.config, self.image_px = autoencoder.decoder, dict(autoencoder.config), image_px
+        self.perceptual: Perceptual | None = None
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -63,6 +68,12 @@ class Pixels(Decoder):
             with torch.device("meta"):  # which only asks for shapes
                 AutoencoderDC(**config).decoder(torch.empty(1, size.latent_channels, 1, 1))
             return cls(AutoencoderDC(**config), image_px)
+
+    def see(self, backbones: Path, config: PerceptualConfig) -> str:
+        """Take the perceptual networks that are there; what the loss is without, as a sentence, "" for nothing."""
+        self.perceptual, absent = open_perceptual(backbones, config)
+        self.to(self.device)
+        return in_words(absent) if absent else ""
 
     @property
     def network(self) -> nn.Module:
@@ -110,9 +121,10 @@ class Pixels(Decoder):
         return drawn if drawn.shape[-2:] == size else nn.functional.interpolate(drawn, size=size, mode="bilinear")
 
     def loss(self, target: Tensor, cond: Cond, noise_sample: NoiseSample) -> dict[str, Tensor]:
-        """Mean squared error of the pixels; the perceptual terms of UniLIP's recipe are not here yet."""
-        difference = (self.predict(target, cond, noise_sample) - target) / 2  # as of images in [0, 1]
-        return {"pixel_loss": difference.square().mean(dim=(1, 2, 3))}
+        """Mean squared error of the pixels, as of images in [0, 1]; and the perceptual terms, where it has networks."""
+        drawn = self.predict(target, cond, noise_sample)
+        terms = {"pixel_loss": ((drawn - target) / 2).square().mean(dim=(1, 2, 3))}
+        return terms | (self.perceptual(drawn, target) if self.perceptual is not None else {})
 
     @torch.no_grad()
     def sample(

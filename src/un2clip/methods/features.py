@@ -52,6 +52,8 @@ class Encoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Features:
         """pixel_values (B, 3, H, W) -> Features; square images of another side than the tower's own, where `at` can."""
         visual = self.at(pixel_values.shape[-1])
+        if _tokens_only(visual):
+            return Features(pooled=None, tokens=visual(pixel_values).float())
         if self.tokens == "none":
             return Features(pooled=visual(pixel_values).float())
         blocks = self._blocks()
@@ -80,9 +82,9 @@ class Encoder(nn.Module):
             UserError: the tower cannot read this side.
         """
         visual: Any = self.visual
-        if image_px == own_px(visual):
+        if image_px == own_px(visual) or (_tokens_only(visual) and image_px % self.patch_px == 0):
             return visual
-        if not isinstance(visual, VisionTransformer):
+        if not isinstance(visual, VisionTransformer) and not _tokens_only(visual):
             raise UserError(
                 f"{type(visual).__name__} reads images of {own_px(visual)} px alone, and was asked for {image_px}"
             )
@@ -95,6 +97,8 @@ class Encoder(nn.Module):
 
     def _blocks(self) -> int:
         """How many blocks the transformer has; 0 for a tower of another kind, such as a ResNet."""
+        if _tokens_only(self.visual):
+            return 1  # of which only the last gives tokens: the connector's
         of, blocks = ("trunk", "blocks") if isinstance(self.visual, TimmModel) else ("transformer", "resblocks")
         return len(getattr(getattr(self.visual, of, None), blocks, ()))
 
@@ -109,6 +113,11 @@ def interpolated(positions: Tensor, side: int) -> Tensor:
     grid = rest.T.unflatten(1, (own, own))[None]
     resized = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([first, resized[0].flatten(1).T])
+
+
+def _tokens_only(visual: Any) -> bool:
+    """Whether a tower gives tokens and no pooled embedding: InternVL's (models/internvl.py)."""
+    return bool(getattr(visual, "tokens_only", False))
 
 
 def own_px(visual: Any) -> int:

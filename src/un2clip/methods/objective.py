@@ -16,6 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from un2clip.datasets.loader import Batch
 from un2clip.decoders.decoder import Decoder, NoiseConfig, NoiseSample
+from un2clip.errors import UserError
 from un2clip.methods.anchors import Anchor
 from un2clip.methods.conditions import Condition
 from un2clip.methods.features import Encoder, Features, Tokens
@@ -123,6 +124,14 @@ class Reconstruction(Objective):
     def held(self, batch: Batch, features: Features, noise_sample: NoiseSample) -> dict[str, Tensor]:
         """rec_phi of the equation: named terms, (B,) float32 each, whose sum falls."""
         return self.decoder.loss(batch["target"], self.condition(features, noise_sample), noise_sample)
+
+    def check(self, image_px: int) -> None:
+        """Raise a UserError where the encoder cannot read, or not in whole cells, the side that the decoder draws."""
+        if self.decoder.as_read:
+            self.encoder.at(image_px)
+            cell = self.encoder.patch_px * self.condition.merge
+            if image_px % cell:
+                raise UserError(f"a side of {image_px} px is not a multiple of the {cell} px that one cell stands for")
 
     @property
     def training_encoder(self) -> bool:

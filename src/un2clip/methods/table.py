@@ -68,6 +68,7 @@ class Method:
 
 _ENCODER = (Phase("tune", ("encoder",)),)
 _NOISED = (Phase("noised", ("encoder",)),)
+_UNILIP = (Phase("unilip-1", ("condition", "decoder")), Phase("unilip-2", ("encoder", "condition", "decoder")))
 
 METHODS: dict[str, Method] = {
     "un2clip": Method(
@@ -162,11 +163,15 @@ METHODS: dict[str, Method] = {
         condition="spatial",
         decoder="pixels",
         anchors=("tokens",),
-        phases=(
-            Phase("unilip-1", ("condition", "decoder")),
-            Phase("unilip-2", ("encoder", "condition", "decoder")),
-        ),
+        phases=_UNILIP,
         description="UniLIP's reconstruction (arXiv 2507.23278): pixels from patches, then all with self-distillation",
+    ),
+    "unilip-high": Method(
+        condition="spatial",
+        decoder="pixels",
+        anchors=("tokens",),
+        phases=(*_UNILIP, Phase("unilip-3", ("encoder", "condition", "decoder"))),
+        description="UniLIP's reconstruction, and its third stage, at a higher resolution",
     ),
 }
 

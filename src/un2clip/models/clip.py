@@ -1,7 +1,8 @@
 """CLIP checkpoints: a folder of open_clip_model.safetensors and open_clip_config.json, no pickle.
 
 `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads every folder written here. A model with a
-tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched.
+tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so nothing is fetched. One encoder is no
+CLIP, InternVL's (models/internvl.py): it lies in the same two files, and open_clip has no class for it.
 """
 
 import functools
@@ -15,6 +16,7 @@ import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,7 +26,7 @@ from un2clip.datasets.images import STRIP, without_ends
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
-from un2clip.files.weights import check_kinds
+from un2clip.files.weights import check_kinds, read_weights
 from un2clip.hashes import tensors_sha256
 from un2clip.models.sizes import check_sizes
 
@@ -34,6 +36,8 @@ torch.backends.mha.set_fastpath_enabled(False)
 CPU = torch.device("cpu")
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+#: Key of model_cfg where the encoder is InternVL's: the content of its config.json.
+INTERNVL = "internvl"
 #: Files that a Hugging Face tokenizer may consist of.
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -69,6 +73,14 @@ class Clip:
         """Height and width of the images that the encoder reads, in pixels."""
         size = self.model.visual.image_size
         return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def preprocess_at(self, image_px: int) -> Callable[[Image.Image], Tensor]:
+        """`preprocess` for square images of another side."""
+        if self.image_size == (image_px, image_px):
+            return self.preprocess
+        cfg: Any = self.model.visual.preprocess_cfg
+        made = image_transform_v2(PreprocessCfg(**{**cfg, "size": image_px}), is_train=False)
+        return _of_strips(made, cfg["resize_mode"], image_px)
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +132,8 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
             raise UserError(f"{folder} is not a CLIP checkpoint: it has no {name}")
     try:
         config = read_json(folder / CONFIG)
+        if is_textless(config):
+            return _load_textless(config, folder, device)
         check_config(config["model_cfg"], str(folder))
         check_kinds(folder / WEIGHTS)
         check_sizes(config, folder / WEIGHTS)
@@ -132,11 +146,40 @@ def load_clip(folder: Path, device: torch.device = CPU) -> Clip:
         raise UserError(f"{folder} does not load as an open_clip model: {what}") from None
     check_finite(model, str(folder / WEIGHTS))
     clip = Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=tokenize, config=config)
-    mode = model.visual.preprocess_cfg["resize_mode"]
-    if mode != "squash":  # of what is longer than its view's own pixels, "longest" would make a line without width
-        at_most = STRIP if mode == "shortest" else min(clip.image_size)
-        preprocess.transforms.insert(0, functools.partial(without_ends, ratio=at_most))
+    _of_strips(preprocess, model.visual.preprocess_cfg["resize_mode"], min(clip.image_size))
     return clip
+
+
+def is_textless(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of an encoder without a text tower (models/internvl.py)."""
+    return INTERNVL in config["model_cfg"]
+
+
+def _load_textless(config: dict[str, Any], folder: Path, device: torch.device) -> Clip:
+    """InternVL's image tower and connector; open_clip has no class for them."""
+    from un2clip.models.adapting import load_strictly
+    from un2clip.models.internvl import new_textless  # transformers' classes, for these alone
+
+    model: Any = new_textless(config, folder / WEIGHTS)
+    load_strictly(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    cfg = model.visual.preprocess_cfg
+    size = min(model.visual.image_size)
+    made = image_transform_v2(PreprocessCfg(**{**cfg, "size": size}), is_train=False)
+    preprocess = _of_strips(made, cfg["resize_mode"], size)
+    return Clip(model=model.eval().to(device), preprocess=preprocess, tokenize=_no_texts, config=config)
+
+
+def _no_texts(texts: list[str]) -> Tensor:
+    raise UserError("this encoder has no text tower, so it reads no texts")
+
+
+def _of_strips(preprocess: Any, mode: str, image_px: int) -> Callable[[Image.Image], Tensor]:
+    """The same transform, which takes the middle of a strip."""
+    if mode != "squash":  # of what is longer than its view's own pixels, "longest" would make a line without width
+        at_most = STRIP if mode == "shortest" else image_px
+        preprocess.transforms.insert(0, functools.partial(without_ends, ratio=at_most))
+    transform: Callable[[Image.Image], Tensor] = preprocess
+    return transform
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 
+from un2clip.config import lookup
 from un2clip.errors import UserError
 from un2clip.files.texts import read_json
 from un2clip.hashes import is_hidden
 from un2clip.models.adapting import fit_to, load_strictly, unwrapped_names
 from un2clip.models.clip import (
     CONFIG,
+    INTERNVL,
     TOKENIZER,
     WEIGHTS,
     Clip,
@@ -30,7 +32,7 @@ from un2clip.models.clip import (
     save_model,
     text_sha256,
 )
-from un2clip.models.configuring import hugging_face_config, is_hugging_face
+from un2clip.models.configuring import HF_CONFIG, hugging_face_config, is_hugging_face
 from un2clip.models.registry import obtain_model
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
 from un2clip.sources.packaged import located
@@ -89,6 +91,8 @@ def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.en
         UserError: a source is not what it should be, or a state dict and the model do not match.
     """
     place = obtain_model(encoder.source, name=name)
+    if internvl := _internvl_of(encoder.architecture, place):
+        return _convert_internvl(internvl, place, folder, name)
     weights = place if place.is_file() else _weights_in(place, name)
     config = architecture_config(encoder.architecture) if encoder.architecture else _config_of(place, name)
     check_config(config["model_cfg"], name)
@@ -113,6 +117,33 @@ def convert_checkpoint(encoder: Encoder, folder: Path, name: str = "backbones.en
         if made:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _internvl_of(architecture: str, place: Path) -> dict[str, Any]:
+    """The configuration of an InternVL, its folder's own or by name; {} where this is none."""
+    named: dict[str, Any] = {}
+    if architecture.startswith("InternVL"):
+        from un2clip.models.internvl import KNOWN, internvl_config
+
+        lookup(KNOWN, architecture, "architecture of InternVL")
+        named = internvl_config(architecture)
+    if (named or not architecture) and place.is_dir() and is_hugging_face(place) and not (place / CONFIG).is_file():
+        content = read_json(place / HF_CONFIG)
+        if isinstance(content, dict) and content.get("model_type") == INTERNVL:
+            return content  # which says the language model's sizes too
+    return named
+
+
+def _convert_internvl(internvl: dict[str, Any], place: Path, folder: Path, name: str) -> Clip:
+    """Write image tower and connector of an InternVL, in the two files of a CLIP folder."""
+    from un2clip.models.internvl import clip_config, internvl_state, new_textless
+
+    config, state = clip_config(internvl), internvl_state(place, name)
+    model = new_textless(config)
+    load_strictly(model, state, str(place))
+    check_finite(model, str(place))
+    save_model(model, config, folder)
+    return load_clip(folder)
 
 
 def _copy_tokenizer(place: Path, folder: Path, name: str) -> None:

@@ -18,11 +18,11 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from un2clip.errors import UserError
-from un2clip.models.clip import Clip, clip_files, load_clip
+from un2clip.models.clip import Clip, clip_files, is_textless, load_clip
 from un2clip.models.plain import activation_of, clip_obstacles, eps_of, plain_state, text_of
 from un2clip.models.state_dicts import State
 
-Form = Literal["open_clip", "openai", "hf"]
+Form = Literal["open_clip", "openai", "hf", "internvl"]
 OPENAI_FILE = "openai_clip.pt"
 HEAD_WIDTH = 64  # of every head in OpenAI's build_model, which has no other
 #: How far an embedding may be from the original's, in lengths of it; the libraries' kernels differ by about 1e-6.
@@ -48,7 +48,17 @@ def write_export(folder: Path, to: Path, form: Form) -> str:
     """
     check_free(to)
     clip = load_clip(folder)
+    if is_textless(clip.config) != (form == "internvl"):
+        raise UserError(
+            "an encoder of InternVL's is exported by --format=internvl, and no other encoder is: "
+            f"{folder} is {'one' if is_textless(clip.config) else 'none'}"
+        )
     with _arriving(to) as corner:
+        if form == "internvl":
+            from un2clip.models.internvl import save_internvl
+
+            save_internvl(clip, corner)
+            return f"transformers.InternVLModel.from_pretrained({str(to)!r})"
         if form == "open_clip":
             for name in clip_files(folder):
                 shutil.copyfile(folder / name, corner / name)

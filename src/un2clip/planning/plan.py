@@ -75,7 +75,8 @@ class Plan:
         own = objective.decoder.image_px
         for numbers, named in zip(self.numbers, self.row.phases, strict=True):
             objective.decoder.resize(numbers.image_px or own)
-            flops = count_step(objective, named.trains, size, numbers.noise, images=objective.group)
+            read = (objective.decoder.image_px,) * 2 if objective.decoder.as_read else size
+            flops = count_step(objective, named.trains, read, numbers.noise, images=objective.group)
             cached = bool(self.latent_shape) and self.latents.cache and numbers.crop == WHOLE and not numbers.image_px
             self.phases.append(
                 PhaseCost(
@@ -103,6 +104,8 @@ class Plan:
         objective, size = self._new()
         compute = dataclasses.replace(self.finetune.compute, gradient_checkpointing=checkpointing)
         trains = self.row.phases[number].trains
+        if objective.decoder.as_read:
+            size = (self.numbers[number].image_px or size[0],) * 2
         return measure_step(objective, trains, size, self.numbers[number], compute, images=images)
 
     def stages(self, device: Device, gpus: int) -> Iterator[tuple[str, float, int, str]]:

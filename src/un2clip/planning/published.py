@@ -1,7 +1,7 @@
 """The networks of any overlay at full size, untrained, on torch's default device; `meta` allocates nothing.
 
 A generator that is not on this machine has the shape of Stable Diffusion 2.1's, which every public unCLIP has and every
-one that `align` makes.
+one that `align` makes; an autoencoder of pixels that of DC-AE-f32c32, SANA's and UniLIP's.
 """
 
 from importlib.resources import files
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.decoders.fetching import NONE, TOY, GeneratorSource
 from un2clip.decoders.flow import Flow
 from un2clip.decoders.folder import TEXT_TO_IMAGE, read_layout
+from un2clip.decoders.perceptual import Perceptual
 from un2clip.decoders.pixels import Pixels
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.errors import UserError
@@ -29,11 +30,13 @@ from un2clip.methods.table import Method
 from un2clip.models.clip import CONFIG as CLIP_CONFIG
 from un2clip.models.clip import Clip
 from un2clip.models.converting import Encoder, architecture_config, new_model
+from un2clip.models.internvl import KNOWN, clip_config, internvl_config, new_textless
 from un2clip.stages.backbones import Backbones
 from un2clip.stages.finetune_job import Finetune
 
 SD21 = Path(str(files(__package__).joinpath("sd21_unclip.yaml")))
 CONFIG = read_yaml(SD21)
+DC_AE = Path(str(files(__package__).joinpath("dc_ae.yaml")))
 
 
 def new_reconstruction(backbones: Backbones, finetune: Finetune, row: Method) -> tuple[Reconstruction, tuple[int, int]]:
@@ -60,6 +63,10 @@ def new_clip(encoder: Encoder) -> Clip:
         UserError: nothing here says its architecture.
     """
     folder = Path(encoder.source.location)
+    if encoder.architecture in KNOWN:
+        config = clip_config(internvl_config(encoder.architecture))
+        model: Any = new_textless(config)
+        return Clip(model=model.eval(), preprocess=_no_view, tokenize=_no_tokens, config=config)
     if encoder.architecture:
         config = architecture_config(encoder.architecture)
     elif (folder / CLIP_CONFIG).is_file():
@@ -79,13 +86,27 @@ def new_decoder(kind: str, backbones: Backbones, finetune: Finetune, clip: Clip)
         UserError: it is to be trained in the pipeline, or none is named.
     """
     if kind == "pixels":
-        return Pixels.scratch(clip.image_size[0], finetune.scratch.pixels)
+        return _new_pixels(backbones, finetune, clip.image_size[0])
     text = kind == "text_to_image"
     decoder = _new_generator(backbones.text_to_image if text else backbones.generator, kind, clip.embed_dim)
     if kind == "flow":
         assert isinstance(decoder, LatentDecoder)
         return Flow.scratch(decoder.vae, decoder.image_px, finetune.scratch.flow)
     return decoder
+
+
+def _new_pixels(backbones: Backbones, finetune: Finetune, image_px: int) -> Pixels:
+    """A pixel decoder, and the perceptual networks that the overlay names beside it."""
+    folder = Path(backbones.pixels.source.location)
+    if backbones.pixels.weights == NONE:
+        pixels = Pixels.scratch(image_px, finetune.scratch.pixels)
+    elif folder.is_dir():
+        pixels = Pixels(AutoencoderDC.from_config(AutoencoderDC.load_config(folder)), image_px)
+    else:
+        pixels = Pixels(AutoencoderDC(**read_yaml(DC_AE)), image_px)
+    seen = {name: weight for name, weight in vars(finetune.perceptual).items() if getattr(backbones.perceptual, name)}
+    pixels.perceptual = Perceptual(seen) if seen else None
+    return pixels
 
 
 def _new_generator(source: GeneratorSource, kind: str, embed_dim: int) -> Decoder:

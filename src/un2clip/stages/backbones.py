@@ -17,8 +17,17 @@ from un2clip.datasets.loader import generator_view
 from un2clip.datasets.shards import samples
 from un2clip.decoders import load_generator, save_generator
 from un2clip.decoders.assemble import measure_statistics
-from un2clip.decoders.fetching import NONE, TOY, GeneratorSource, fetch_generator, fetch_text_to_image
+from un2clip.decoders.fetching import (
+    NONE,
+    TOY,
+    GeneratorSource,
+    PixelsSource,
+    fetch_generator,
+    fetch_pixels,
+    fetch_text_to_image,
+)
 from un2clip.decoders.folder import load_text_to_image
+from un2clip.decoders.perceptual import FOLDER, PerceptualSource, fetch_perceptual
 from un2clip.devices import pick_device
 from un2clip.errors import UserError
 from un2clip.models.clip import Clip, save_clip
@@ -38,6 +47,8 @@ class Backbones:
     encoder: Encoder
     generator: GeneratorSource
     text_to_image: GeneratorSource
+    pixels: PixelsSource
+    perceptual: PerceptualSource
     clip: ClipSize
     vae: VaeSize
     unet: UnetSize
@@ -68,8 +79,8 @@ def backbones(params: Backbones, *, seed: int, device: str, images: Path, backbo
         seed: initialisation, order and noise.
         device: auto, cpu or cuda.
         images: train/*.tar of the laptop world; read for toys only.
-        backbones: folder that gets clip/ (open_clip), unclip/ (StableUnCLIPImg2ImgPipeline) and, where there is one,
-            text_to_image/ (StableDiffusionPipeline).
+        backbones: folder that gets clip/ (open_clip) and, where there is one, unclip/ (StableUnCLIPImg2ImgPipeline),
+            text_to_image/ (StableDiffusionPipeline), pixels/ and perceptual/.
     """
     make(params, seed=seed, device=device, images=images, backbones=backbones, state=None)
 
@@ -90,12 +101,15 @@ def make(params: Backbones, *, seed: int, device: str, images: Path, backbones: 
         vae = _train_vae(params, world, schooling) if world and (toys[1] or toys[2]) else None
         if vae and world and toys[1]:
             _train_unclip(params, clip, vae, world, schooling, backbones / "unclip")
-        else:
+        elif params.generator.weights != NONE:
             fetch_generator(params.generator, clip, backbones / "unclip")
         if vae and world and toys[2]:
             _train_text_to_image(params, clip, vae, world, schooling, backbones / "text_to_image")
         elif params.text_to_image.weights != NONE:
             fetch_text_to_image(params.text_to_image, backbones / "text_to_image")
+        if params.pixels.weights != NONE:
+            fetch_pixels(params.pixels, clip.image_size[0], backbones / "pixels")
+        fetch_perceptual(params.perceptual, backbones / FOLDER)
 
 
 def _train_clip(params: Backbones, clip: Clip, world: World, schooling: Schooling) -> None:

@@ -66,11 +66,16 @@ def diffusion_loss(
         seed: of the table of noises and timesteps, the same for both encoders.
         device: auto, cpu or cuda.
         shards: its heldout/ is measured, at most `images` of it.
-        backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own.
+        backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own. Without one
+            nothing is measured, and the folder stays empty.
         latents: the cache of the VAE's latents, which may be empty.
         encoder: the tuned checkpoint.
         scores: folder of the two scores files and the plot.
     """
+    if not (backbones / "unclip").is_dir():
+        scores.mkdir(parents=True, exist_ok=True)
+        print("diffusion_loss: there is no unCLIP to measure by")
+        return
     processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
     made = encoder_pair(backbones, encoder)
     _generator.cache_clear()  # another may lie in the same folder by now

@@ -21,6 +21,7 @@ from un2clip.decoders import Decoder, Unclip
 from un2clip.decoders.assemble import measure_statistics
 from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.decoders.kinds import open_decoder
+from un2clip.decoders.pixels import Pixels
 from un2clip.errors import DiskRefused, Stopped, UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import Bank, embed_bank
@@ -87,6 +88,8 @@ def _finetune(job: Job, device: torch.device) -> None:
     )
     if isinstance(decoder, Unclip):
         decoder.check_fits(clip.embed_dim)
+    if isinstance(decoder, Pixels) and (said := decoder.see(job.backbones, params.perceptual)) and devices.rank() == 0:
+        print(f"finetune: {said}")
     for phase in params.phases_of(row):
         decoder.check(phase.noise)
         copy.copy(decoder).resize(phase.image_px or decoder.image_px)
@@ -120,6 +123,8 @@ def _finetune(job: Job, device: torch.device) -> None:
         contrast=params.contrast,
         refers=refers,
     )
+    for phase in params.phases_of(row):
+        objective.check(phase.image_px or decoder.image_px)
     folder = job.state_folder(parents)
     with locked(folder) if folder and devices.rank() == 0 else nullcontext() as lock:
         _train_and_save(job, clip, objective, caches, parents, text_before, folder, lock)
@@ -200,7 +205,7 @@ def _train_phases(
     for number, (named, phase) in enumerate(zip(row.phases, params.phases_of(row), strict=True)):
         objective.decoder.resize(phase.image_px or own)
         if number and "encoder" in named.trains and not aligned and not objective.decoder.random:
-            aligned.append(copy.deepcopy((objective.condition, objective.decoder)))
+            aligned.append(_copied(objective, own))
         if named.starts == "reference":
             clip.model.visual.load_state_dict(entered)
         train_phase(
@@ -221,6 +226,16 @@ def _train_phases(
         )
         done += phase.steps
     objective.decoder.resize(own)
+
+
+def _copied(objective: Reconstruction, image_px: int) -> tuple[Condition, Decoder]:
+    """Condition and decoder as they are, without what only the loss reads."""
+    assert isinstance(objective.decoder, Pixels)
+    seen, objective.decoder.perceptual = objective.decoder.perceptual, None
+    condition, decoder = copy.deepcopy((objective.condition, objective.decoder))
+    objective.decoder.perceptual = seen
+    decoder.resize(image_px)
+    return condition, decoder
 
 
 def _local_batches(
@@ -251,7 +266,8 @@ def _cache(job: Job, decoder: Decoder, phase: PhaseConfig) -> CachedLatents | No
 def _reader(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> loader.Reader:
     faults, cfg = job.params.faults, cast(dict[str, Any], clip.model.visual.preprocess_cfg)
     view = faults.decoder_view(loader.generator_view(decoder.image_px))
-    encoder_view = faults.encoder_view(clip.preprocess, cfg["mean"], cfg["std"])
+    preprocess = clip.preprocess_at(decoder.image_px) if decoder.as_read else clip.preprocess
+    encoder_view = faults.encoder_view(preprocess, cfg["mean"], cfg["std"])
     reader = loader.open_split(job.shards, "train", encoder_view, view, cached)
     return dataclasses.replace(reader, second=job.params.contrast.view if job.row.contrasts else None)
 

@@ -10,6 +10,7 @@ from un2clip.datasets.caption_bank import Words
 from un2clip.datasets.faults import FaultConfig
 from un2clip.datasets.shards import read_index
 from un2clip.decoders.kinds import Scratch
+from un2clip.decoders.perceptual import PerceptualConfig
 from un2clip.errors import UserError
 from un2clip.methods.conditions import ConditionConfig
 from un2clip.methods.contrast import ContrastConfig
@@ -31,6 +32,7 @@ class Finetune:
         anchors: lambda of each anchor, for the methods that have it.
         conditions: what a condition is made with, for the methods that have it.
         contrast: numbers of the methods that contrast.
+        perceptual: weights of what a decoder of pixels is held to beside the pixels.
         faults: of normalisation, which DIVA's code has.
         scratch: shapes of the decoders that begin from scratch.
         phases: what is learned in each phase; a method names its own.
@@ -45,6 +47,7 @@ class Finetune:
     anchors: dict[str, float]
     conditions: ConditionConfig
     contrast: ContrastConfig
+    perceptual: PerceptualConfig
     faults: FaultConfig
     scratch: Scratch
     phases: dict[str, PhaseConfig]

@@ -51,13 +51,17 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
     Args:
         device: auto, cpu or cuda.
         shards: checked images.
-        backbones: its unclip/ has the VAE.
+        backbones: its unclip/ has the VAE; without one there is nothing to encode for.
         latents: folder of the cache; without `cache` it gets latents.json alone.
 
     Raises:
         UserError: a sample cannot be read.
     """
     processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+    if not (backbones / "unclip").is_dir():
+        write_json(latents / INDEX, {"cached": False, "vae_sha256": "", "shards": {}, "sha256": {}})
+        print("latents: there is no unCLIP, so no latents either")
+        return
     _generator.cache_clear()  # another may lie in the same folder by now
     key, index = _generator(backbones, "cpu" if processes > 1 else device).vae_sha256(), read_index(shards)
     earlier, parts = kept_sha256(latents), dict[str, Part]()

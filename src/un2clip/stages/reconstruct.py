@@ -1,7 +1,8 @@
 """Stage `reconstruct`: pictures.
 
 The original, and what the generator draws from each encoder's embedding, starting from the same noise. Below each
-picture of the laptop world: what the tuned encoder says of it otherwise than the reference.
+picture of the laptop world: what the tuned encoder says of it otherwise than the reference. Where there is no unCLIP:
+what the decoder that the fine-tuning left draws of each encoder's patches.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from un2clip.datasets import loader
 from un2clip.datasets.random_access import metadata_of
 from un2clip.decoders import Cond, load_generator
 from un2clip.devices import pick_device
+from un2clip.evaluation.autoencoding import open_autoencoder
+from un2clip.evidence.scores import Role
 from un2clip.models.clip import Clip, load_clip
 from un2clip.world.naming import changes, say, scene_of
 
@@ -44,13 +47,18 @@ def reconstruct(
         seed: of the starting noise, the same for both encoders.
         device: auto, cpu or cuda.
         shards: the first `images` of its heldout/.
-        backbones: clip/ is the reference; unclip/ draws.
+        backbones: clip/ is the reference; unclip/ draws, where there is one.
         encoder: the tuned checkpoint.
         reconstructions: folder that gets grid.png.
     """
     where = pick_device(device)
-    generator = load_generator(backbones / "unclip", where)
     reference, tuned = load_clip(backbones / "clip", where), load_clip(encoder, where)
+    reconstructions.mkdir(parents=True, exist_ok=True)
+    if not (backbones / "unclip").is_dir():
+        rows, title = _own(params, shards, {"reference": reference, "tuned": tuned}, encoder)
+        _save_grid(rows, [[]] * len(rows["original"]), title, reconstructions / "grid.png")
+        return
+    generator = load_generator(backbones / "unclip", where)
     n = min(params.images, loader.count(shards, "heldout", at_least=1))
     reader = loader.open_split(shards, "heldout", reference.preprocess, loader.generator_view(generator.image_px))
     batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
@@ -63,10 +71,22 @@ def reconstruct(
             guidance_scale=params.guidance_scale,
             noise_level=params.noise_level,
         )
-    reconstructions.mkdir(parents=True, exist_ok=True)
     said = _changes(shards, batch["pixel_values"], reference, tuned)
     title = f"drawn at noise level {params.noise_level} of the embedding, guidance {params.guidance_scale:g}"
     _save_grid(rows, said, title, reconstructions / "grid.png")
+
+
+def _own(params: Reconstruct, shards: Path, clips: dict[Role, Clip], encoder: Path) -> tuple[dict[str, Tensor], str]:
+    """Held-out images, and what is drawn of them by what the fine-tuning left beside the encoder; and a title."""
+    models = {role: open_autoencoder(clip, role, encoder) for role, clip in clips.items()}
+    first = models["tuned"]
+    n = min(params.images, loader.count(shards, "heldout", at_least=1))
+    view = loader.generator_view(first.own_px)
+    reader = loader.open_split(shards, "heldout", view, view)
+    batch = next(loader.strict(loader.read(reader, loader.batched(loader.in_order(reader.sizes), n), workers=0)))
+    images = loader.to_device({"images": (batch["images"] + 1) / 2}, first.decoder.device)["images"]
+    rows = {"original": images} | {role: model.reconstruct(images, batch["keys"]) for role, model in models.items()}
+    return {name: 2 * row - 1 for name, row in rows.items()}, f"drawn of the patches; {first.through}"
 
 
 def _changes(shards: Path, pixel_values: Tensor, reference: Clip, tuned: Clip) -> list[list[str]]:

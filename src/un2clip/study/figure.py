@@ -18,7 +18,8 @@ def plot_changes(summary: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
     from matplotlib.figure import Figure
 
     lines = {(line["benchmark"], line["method"]): line for line in summary}
-    methods = dict.fromkeys(method for _, method in lines if "@" not in method)
+    both = [method for _, method in lines if {(x, method), (y, method)} <= lines.keys()]
+    methods = dict.fromkeys(method for method in both if "@" not in method)
     with rc_context(
         {
             "svg.hashsalt": "un2clip", "svg.fonttype": "none", "font.size": 9,

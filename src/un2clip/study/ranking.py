@@ -91,6 +91,8 @@ def _gains(results: Sequence[Result], benchmark: str) -> dict[int, Gains]:
     """Of each seed: its reference, which gained nothing, and its checkpoints."""
     points: dict[int, list[tuple[float, float]]] = {}
     for seed, _, compared in results:
+        if benchmark not in compared:
+            continue
         loss, score = (compared[name].whole.difference.mean for name in ("diffusion_loss", benchmark))
         points.setdefault(seed, [(0.0, 0.0)]).append((-loss, score))
     return {seed: np.array(each) for seed, each in points.items()}

@@ -17,10 +17,12 @@ from typing import Any, get_type_hints
 
 from un2clip.config import build, flatten, read_record
 from un2clip.errors import UserError
+from un2clip.evaluation.measuring import get_benchmark
 from un2clip.evidence.report import Comparison, compare_scores
 from un2clip.evidence.scores import collect_scores
 from un2clip.files.outputs import write_json
 from un2clip.files.texts import read_json, read_lines, read_text
+from un2clip.methods.table import get_method
 from un2clip.models.clip import encoder_sha256
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
@@ -130,6 +132,8 @@ def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: 
     run("diffusion_loss", seed=seed, **made, encoder=encoder, scores=f"{name}/scores/diffusion_loss")
     asked = {"benchmarks": "benchmarks", "backbones": "backbones", "encoder": encoder}
     for benchmark in params["benchmarks"]:
+        if get_benchmark(benchmark, "clip", "autoencoder").file.MODEL == "autoencoder" and not gives_back(row, word):
+            continue  # its pictures are drawn from noise
         run("evaluate", benchmark=benchmark, **asked, scores=f"{name}/scores/{benchmark}")
     pairs = collect_scores([world / name / "scores"]).values()
     compared = [compare_scores(pair["reference"], pair["tuned"], seed=seed, **vars(compare)) for pair in pairs]
@@ -140,6 +144,11 @@ def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: 
         encoder_sha256=encoder_sha256(world / encoder),
         benchmarks=tuple(compared),
     )
+
+
+def gives_back(row: str, word: str) -> bool:
+    """Whether a row, or this variant of it, leaves a decoder that gives pictures back."""
+    return get_method(row).decoder == "pixels" and word != RANDOM
 
 
 def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:

@@ -65,9 +65,11 @@ def summary(results: Sequence[Result], confidence: float) -> list[dict[str, Any]
     """For each benchmark and method: means over the seeds of reference and tuned, and their differences' `Spread`."""
     methods = dict.fromkeys(method for _, method, _ in results)
     lines = []
-    for benchmark, first in results[0][2].items():
+    for benchmark, first in _first(results).items():
         for method in methods:
-            rows = [compared[benchmark].whole for _, name, compared in results if name == method]
+            rows = [each[benchmark].whole for _, name, each in results if name == method and benchmark in each]
+            if not rows:
+                continue
             means = {name: statistics.mean(getattr(row, name) for row in rows) for name in ("reference", "tuned")}
             line = {"benchmark": benchmark, "unit": first.unit, "method": method}
             lines.append(line | means | dataclasses.asdict(spread(rows, confidence)))
@@ -119,23 +121,33 @@ def table(results: Sequence[Result], confidence: float) -> str:
     found = {(seed, method): compared for seed, method, compared in results}
     columns = ("mean difference", "deviation", f"{100 * confidence:g} % t interval over seeds", "certain")
     lines: list[str] = []
-    for benchmark, first in results[0][2].items():
+    for benchmark, first in _first(results).items():
         show = _Numbers(first.unit)
         lines += [f"\n### {benchmark} ({show.name}), n = {first.whole.difference.n} a seed\n"]
         lines += _row("method", *(f"seed {seed}" for seed in seeds), *columns)
         lines += ["|---" * (len(seeds) + 1 + len(columns)) + "|"]
-        for method in methods:
-            rows = [found[seed, method][benchmark].whole if (seed, method) in found else None for seed in seeds]
+        measured = [name for name in methods if any(benchmark in each for _, other, each in results if other == name)]
+        for method in measured:
+            of_seeds = (found.get((seed, method), {}).get(benchmark) for seed in seeds)
+            rows = [each.whole if each else None for each in of_seeds]
             lines += _row(method, *map(show.cell, rows), *show.spread(spread([row for row in rows if row], confidence)))
         types = [row.type for row in first.types]
         if 1 < len(types) <= LONGEST:
             lines += ["\nBy type, reference → tuned, means over the seeds:\n", *_row("method", *types)]
             lines += ["|---" * (len(types) + 1) + "|"]
-            for method in methods:
+            for method in measured:
                 compared = [each[benchmark].types for (_, name), each in found.items() if name == method]
                 of_type = [[row for rows in compared for row in rows if row.type == name] for name in types]
                 lines += _row(method, *map(show.arrow, of_type))
     return "\n".join(lines).strip() + "\n"
+
+
+def _first(results: Sequence[Result]) -> dict[str, Comparison]:
+    """Every benchmark that any run was measured on, and the first comparison on it; a row may have none of its own."""
+    found: dict[str, Comparison] = {}
+    for _, _, compared in results:
+        found |= {name: each for name, each in compared.items() if name not in found}
+    return found
 
 
 def _row(*cells: str) -> list[str]:

@@ -49,7 +49,8 @@ class PhaseConfig:
         decay: what the rate does after the warm-up: constant, or a cosine down to zero.
         clip_grad_norm: the gradient's norm is clipped to this.
         ema_decay: of the moving average of the weights, which is the result then; 0 for none.
-        image_px: side of the images that the decoder is held against; 0 for its own. Others cannot be cached.
+        image_px: side of the images that the decoder is held against; 0 for its own. Others cannot be cached. A decoder
+            of pixels draws what the encoder reads, so the encoder's images are of this side too.
         noise_samples: noise samples of each image in a step; the loss is their mean.
         crop: lowest and highest share of an image's area that a random crop keeps; 1 and 1 for none.
         lora: part -> its low-rank updates; a part that is not named trains its own weights.
