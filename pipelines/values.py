@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 #: Keys of params.yaml and world.yaml below which the names are the user's own, so that none is required or unknown.
-FREE = frozenset({"anchors", "phases", "sha256"})
+FREE = frozenset({"anchors", "convnext_small", "inception", "phases", "sha256", "vgg16"})
 VOLUME = r"(?!.{64})[a-z0-9]([-a-z0-9]*[a-z0-9])?"  # a DNS label, as Kubernetes asks of a volume's name
 WORDS = {
     "STRING": "a text",

@@ -32,7 +32,7 @@ def section(tiny, **changes: object) -> dict[str, Any]:
     compute = {"checkpoint_every": 2, "keep_checkpoints": 2}
     for name, value in changes.items():
         (compute if name in given["compute"] else tune)[name] = value
-    return merge(given, {"phases": {"tune": tune}, "compute": compute})
+    return merge(given, {"phases": {"tune": tune, "unilip-1": {"steps": tune["steps"]}}, "compute": compute})
 
 
 def names(tiny, folder: Path, encoder: str) -> dict[str, Any]:

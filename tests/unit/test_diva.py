@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from tests.rows import NOISE, batches, prepare, run
 from tests.toy_clips import model_of
 from tests.unit.test_full_size_encoders import ROOT, encoder_of
-from un2clip.config import merge, read_params, read_yaml
+from un2clip.config import build, merge, read_params, read_yaml
 from un2clip.datasets.loader import to_device
 from un2clip.decoders.text_to_image import TextToImage
 from un2clip.errors import UserError
@@ -21,6 +21,7 @@ from un2clip.models.converting import architecture_config, new_model
 from un2clip.planning.published import new_generator
 
 META = torch.device("meta")
+CONDITIONS = build(ConditionConfig, read_params(ROOT / "params.yaml")["finetune"]["conditions"], "conditions")
 #: As docs/methods.md has them: overlay of the encoder -> prompt, share, window; and length of what the U-Net is told.
 CHOICES = {
     "openai-vit-l-14": ("tokens", 0.0, 1, 77),
@@ -138,7 +139,7 @@ def test_full_size_shapes(overlay: str) -> None:
         visual = new_model(config).visual
     side = config["vision_cfg"]["image_size"]
     features = Encoder(visual, "projected")(torch.zeros(2, 3, side, side, device=META))
-    condition = new_condition("dense", features, decoder, 0, ConditionConfig(dense=dense))
+    condition = new_condition("dense", features, decoder, 0, dataclasses.replace(CONDITIONS, dense=dense))
     width = features.pooled.shape[1]
     assert [tuple(p.shape) for p in condition.map.parameters()] == [(1024, width), (1024,)]
     noise = to_device(decoder.draw(2, torch.Generator(), NOISE) | condition.draw(2, torch.Generator()), META)
@@ -159,9 +160,8 @@ def test_what_does_not_fit_is_said(tiny) -> None:
     other = dataclasses.replace(features, tokens=features.tokens[..., :-1])
     dim = features.pooled.shape[1]
     with pytest.raises(UserError, match=f"this encoder's have {dim} and {dim - 1} numbers"):
-        new_condition(
-            "dense", other, objective.decoder, 0, ConditionConfig(dense=DenseConfig(prompt="mean", share=0.0, window=1))
-        )
+        mean = DenseConfig(prompt="mean", share=0.0, window=1)
+        new_condition("dense", other, objective.decoder, 0, dataclasses.replace(CONDITIONS, dense=mean))
 
 
 def test_gradients_that_are_added_are_the_recipes_rate_and_norm(tiny) -> None:

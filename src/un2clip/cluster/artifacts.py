@@ -73,12 +73,12 @@ def _encoder(folder: Path) -> Description:
 
 def _scores(folder: Path) -> Description:
     kept = ("unit", "n", "data_sha256", "encoder_sha256", "score")
+    own = [load_scores(path) for path in sorted(folder.glob("*.json"))]  # beside which others of the benchmark may lie
     described: Description = {}
-    for scores in _all_scores(folder):
+    for scores in own or _all_scores(folder):
         of_role = {scores.role: {key: getattr(scores, key) for key in kept}}
         described[scores.benchmark] = described.get(scores.benchmark, {}) | of_role
-    (name, first), *others = described.items()
-    return described if others else {"benchmark": name} | first
+    return {"benchmark": own[0].benchmark} | described[own[0].benchmark] if own else described
 
 
 def _all_scores(folder: Path) -> list[Scores]:

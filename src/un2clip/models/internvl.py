@@ -18,6 +18,7 @@ from transformers import InternVLConfig, InternVLModel, Qwen2Config
 
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
+from un2clip.files.texts import parse_json
 from un2clip.models.adapting import load_strictly
 
 #: Name in `backbones.encoder.architecture` -> width of the language model's tokens. The image tower is InternViT-300M,
@@ -164,7 +165,7 @@ def save_internvl(clip: Any, folder: Path) -> None:
     (folder / "config.json").write_text(content + "\n")
     state = {f"model.{key}": value for key, value in visual.state_dict().items()}
     save_tensors(state, folder / "model.safetensors", {"format": "pt"})
-    again = Textless(InternVit(json.loads(content)))
+    again = Textless(InternVit(parse_json(content, "config.json")))
     load_strictly(again, internvl_state(folder, str(folder)), str(folder))
     side = min(visual.image_size)
     pixel_values = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
