@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from un2clip.datasets.parts import Part, check_tar
 from un2clip.errors import UserError
@@ -31,6 +32,11 @@ def die(path: Path) -> None:
 
 def refuse(path: Path) -> None:
     raise UserError(f"{path.name} cannot be read")
+
+
+def draw_bar(path: Path) -> None:
+    """A bar has a lock between processes, a semaphore that its process takes away when it ends."""
+    path.write_text(str(sum(tqdm(range(3), disable=True))))
 
 
 def wait_long(path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,16 +76,16 @@ def test_an_error_of_a_task_is_its_own(tmp_path) -> None:
         list(run_tasks(refuse, [tmp_path / "a", tmp_path / "b"], 2))
 
 
+def test_workers_leave_nothing_behind(tmp_path) -> None:
+    """Python's tracker of semaphores has none to complain of when all is done."""
+    with started(tmp_path, "draw_bar", stderr=subprocess.PIPE, text=True) as process:
+        said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said) == (0, "")
+
+
 def test_workers_end_with_the_process_that_began_them(tmp_path) -> None:
     """kill -9 of it: no worker is left to write beside the next run."""
-    script = (
-        "from pathlib import Path\nfrom tests.tasks import wait_long\n"
-        "from un2clip.datasets.engine import run_tasks\n"
-        f"if __name__ == '__main__':\n    list(run_tasks(wait_long, [Path({str(tmp_path)!r}) / n for n in 'ab'], 2))\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment) as process:
+    with started(tmp_path, "wait_long") as process:
         until = time.monotonic() + 120
         while not all((tmp_path / name).exists() for name in "ab") and time.monotonic() < until:
             time.sleep(0.1)
@@ -94,6 +95,18 @@ def test_workers_end_with_the_process_that_began_them(tmp_path) -> None:
     while any(Path(f"/proc/{pid}/cmdline").exists() and _runs(pid) for pid in workers) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(_runs(pid) for pid in workers)
+
+
+def started(folder: Path, task: str, **pipes: Any) -> "subprocess.Popen[str]":
+    """A process that has two workers do a task of tests/tasks.py for folder/a and folder/b."""
+    script = (
+        f"from pathlib import Path\nfrom tests.tasks import {task}\n"
+        "from un2clip.datasets.engine import run_tasks\n"
+        f"if __name__ == '__main__':\n    list(run_tasks({task}, [Path({str(folder)!r}) / n for n in 'ab'], 2))\n"
+    )
+    (folder / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, folder / "script.py"], env=environment, **pipes)
 
 
 def _runs(pid: int) -> bool:

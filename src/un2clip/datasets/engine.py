@@ -95,8 +95,10 @@ def _run(
                     done.result()
                 yield running.pop(done), lost
     finally:
-        writer.close()  # the workers end, in the middle of a task too where this was left by an error
+        if running:  # left by an error: the workers end at once, in the middle of their tasks
+            writer.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        writer.close()
         reader.close()
 
 
