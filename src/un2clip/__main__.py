@@ -6,6 +6,8 @@ its function.
 
 import argparse
 import inspect
+import os
+import select
 import signal
 import sys
 import warnings
@@ -26,16 +28,30 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     try:
         with disks_in_words([Path.cwd()]):
-            return _run(args)
+            status = _run(args)
+            sys.stdout.flush()
+            return status
     except UserError as error:
         _say(str(error))
         return 128 + error.signal if isinstance(error, Stopped) and error.signal else 2
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         _say("interrupted; finished stages are kept")
         return 128 + signal.SIGINT
     except Terminated as stopped:
         _say("stopped by SIGTERM; finished stages are kept, the same command goes on")
         return int(str(stopped.code))
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as after `| head -1`."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in stdout.poll(0))
 
 
 def _say(message: str) -> None:

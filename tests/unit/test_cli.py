@@ -63,6 +63,15 @@ def test_no_traceback_reaches_the_shell(tmp_path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_goes_ends_it_quietly() -> None:
+    """As `un2clip flags ... | head -1` does: nothing is printed, and the status is 128 + SIGPIPE."""
+    words = [sys.executable, "-m", "un2clip", "flags", "configs/photos.yaml"]
+    root, pipe = Path(__file__).parents[2], subprocess.PIPE
+    with subprocess.Popen(words, cwd=root, stdout=pipe, stderr=pipe, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
 def test_stages_without_tensors_do_not_wait_for_torch(tmp_path) -> None:
     """`shapes` and `ingest` in a new process: importing torch would take it longer than they do."""
     script = """

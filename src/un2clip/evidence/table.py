@@ -19,9 +19,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(  # without lines between columns it fits into WIDTH
+    table = Table(  # without lines between columns, and a space instead, it fits into WIDTH
         title=Text(f"reference and {shown(method)}"), title_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+        box=box.SIMPLE_HEAD, padding=0,
     )  # fmt: skip
     table.add_column("benchmark", overflow="fold")
     for name in ("n", "reference", "tuned", "difference", f"{100 * confidence:g} % interval", "changed", "p"):
