@@ -45,10 +45,7 @@ def open_unpacked(folder: Path, dataset: str, transform: Transform) -> Any:
     elif dataset in ("food101", "sun397"):
         data.classes = [name.replace("_", " ").replace("/", " ") for name in data.classes]
     if isinstance(data, DatasetFolder):  # which takes `._a.jpg` for a picture
-        if len(data.class_to_idx) != len(data.classes):
-            raise UserError(
-                f"{folder} has {len(data.class_to_idx)} classes' folders, but {dataset} {len(data.classes)}"
-            )
+        _check_number(len(data.class_to_idx), len(data.classes), folder, dataset)
         data.samples = [each for each in data.samples if not is_hidden(Path(each[0]).relative_to(folder))]
     return data
 

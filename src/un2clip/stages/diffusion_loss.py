@@ -160,7 +160,7 @@ def measure(share: Share) -> None:
     generator = _generator(share.backbones, share.device)
     clips = {role: load_clip(folder, where) for role, folder in share.encoders.items()}
     items: dict[Role, list[dict[str, Any]]] = {role: [] for role in clips}
-    view = loader.generator_view(generator.image_px)
+    bins, view = _bins(generator.num_timesteps, params), loader.generator_view(generator.image_px)
     cached = open_latents(share.latents, share.shards, generator.vae_sha256())
     reader = loader.open_split(share.shards, "heldout", clips["reference"].preprocess, view, cached)
     indices = loader.batched(islice(loader.in_order(reader.sizes), share.first, share.last), params.batch_size)
@@ -173,7 +173,7 @@ def measure(share: Share) -> None:
             conds = {
                 role: Cond(vector=clip.embed(batch["pixel_values"], batch["keys"])) for role, clip in clips.items()
             }
-            for name, noise in _bins(generator.num_timesteps, params).items():
+            for name, noise in bins.items():
                 noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
                 for role, cond in conds.items():
                     with torch.no_grad():
