@@ -10,11 +10,19 @@ from un2clip.evaluation.standing import save_standing
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Role
 from un2clip.evidence.units import get_unit
-from un2clip.models.clip import encoder_sha256, load_clip
+from un2clip.models.clip import Clip, encoder_sha256, load_clip
 
 
 def evaluate(
-    params: Evaluate, *, benchmark: str, device: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path
+    params: Evaluate,
+    *,
+    benchmark: str,
+    device: str,
+    checkpoints: str,
+    benchmarks: Path,
+    backbones: Path,
+    encoder: Path,
+    scores: Path,
 ) -> None:
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
@@ -24,6 +32,8 @@ def evaluate(
         benchmark: a file of evaluation/benchmarks/ that measures an encoder, or `file-dataset` where one file reads
             several data sets.
         device: auto, cpu or cuda.
+        checkpoints: folder outside of the graph, in whose texts/ embeddings of the classes' names are kept for other
+            runs; "" for none.
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
@@ -31,9 +41,11 @@ def evaluate(
             the encoder has a place among published ones.
     """
     chosen, data, where = get_benchmark(benchmark, "clip", "autoencoder"), benchmarks / benchmark, pick_device(device)
-    subjects: dict[Role, Subject] = {}
+    subjects, clips = dict[Role, Subject](), list[Clip]()
+    texts = Path(checkpoints) / "texts" if checkpoints else None
     for role, method, folder in encoder_pair(backbones, encoder):
-        model: Any = load_clip(folder, where)
+        clips.append(load_clip(folder, where).keeping_texts(folder, texts, *clips))
+        model: Any = clips[-1]
         if chosen.file.MODEL == "autoencoder":
             model = open_autoencoder(model, role, encoder)
         subjects[role] = Subject(model=model, method=method, encoder_sha256=encoder_sha256(folder))

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from open_clip import build_zero_shot_classifier
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.classification import Classification, open_classification
 from un2clip.evidence.items import Item
-from un2clip.models.clip import Clip, finite
+from un2clip.models.clip import Clip
 
 MODEL: Model = "clip"
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
@@ -54,11 +53,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
 def _classifier(clip: Clip, data: Classification) -> Tensor:
     """A column a class, (D, C), normalised; class by class, so that no class's rounding hangs on others."""
     templates = [partial(_filled, template) for template in data.templates]
-    classifier = build_zero_shot_classifier(
-        clip.model, clip.tokenize, data.names, templates, num_classes_per_batch=1, device=clip.device, use_tqdm=True
-    )
-    finite(classifier.T, "class", data.names)
-    return classifier
+    return clip.embed_classes(data.names, templates, at_once=1, progress=True)
 
 
 def _filled(template: str, name: str) -> str:
