@@ -147,7 +147,11 @@ class Subject:
 
 
 def measure(
-    benchmark: Benchmark, subjects: Mapping[Role, Subject], folder: Path, params: Evaluate | Ask
+    benchmark: Benchmark,
+    subjects: Mapping[Role, Subject],
+    folder: Path,
+    params: Evaluate | Ask,
+    reference: Any = None,
 ) -> list[Scores]:
     """The scores of each subject, on the same data with the same options: the benchmark's own, then what it has also.
 
@@ -156,15 +160,16 @@ def measure(
         subjects: models by their role.
         folder: the benchmark's data.
         params: batch size and options.
+        reference: the untouched model, where it is not among the subjects.
 
     Raises:
         UserError: the data are not as they must be; the message names the file.
     """
     sha256 = data_sha256(folder)
     found: list[Scores] = []
-    untouched = subjects.get("reference")
+    untouched = subjects["reference"].model if "reference" in subjects else reference
     for role, subject in subjects.items():
-        result = benchmark.run(subject.model, folder, params, untouched.model if untouched else None)
+        result = benchmark.run(subject.model, folder, params, untouched)
         named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
         found += [
             Scores(

@@ -105,26 +105,19 @@ class Clip:
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Texts -> embedding (N, D) on the model's device, not L2-normalised; finite, as `embed` has it."""
-        if self.texts is not None:
-            return self.texts.kept(texts, len(texts), self.device, lambda: self._embed_texts(texts))
-        return self._embed_texts(texts)
 
-    def _embed_texts(self, texts: list[str]) -> Tensor:
-        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "text", [f"{t!r}" for t in texts])
+        def make() -> Tensor:
+            ids = self.tokenize(texts).to(self.device)
+            return finite(self.model.encode_text(ids), "text", [f"{t!r}" for t in texts])
+
+        return self.texts.kept(texts, len(texts), self.device, make) if self.texts else make()
 
     def embed_classes(
         self, names: list[str], templates: Sequence[Callable[[str], str]], *, at_once: int, progress: bool = False
     ) -> Tensor:
         """Embeddings (D, C) of classes, L2-normalised: each the mean of its normalised templates, by open_clip.
 
-        Args:
-            names: of the C classes.
-            templates: name -> text.
-            at_once: classes in one forward; another number rounds otherwise.
-            progress: whether a bar is shown.
-
-        Raises:
-            UserError: one is not finite.
+        Classes `at_once` go through the tower together; another number rounds otherwise.
         """
 
         def make() -> Tensor:
@@ -134,7 +127,7 @@ class Clip:
             )  # fmt: skip
             return finite(made.T, "class", names).T
 
-        if self.texts is None:
+        if not self.texts:
             return make()
         filled = [template(name) for name in names for template in templates]
         return self.texts.kept_on_disk(filled, at_once * len(templates), self.device, make)
