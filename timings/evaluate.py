@@ -1,4 +1,4 @@
-"""How fast evaluation is: MMVP-VLM's and PASCAL VOC's layouts, batched, against a loop of one image at a time.
+"""How fast evaluation is: MMVP-VLM, segmentation and zero-shot, batched, against a loop of one image at a time.
 
     python -m timings.evaluate            # all three encoders, random weights; a few minutes
     python -m timings.evaluate toy
@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from un2clip.config import build, read_params
 from un2clip.evaluation.benchmarks import mmvp_vlm, segmentation
+from un2clip.evaluation.classification import open_classification
 from un2clip.evaluation.dense.features import text_features
 from un2clip.evaluation.dense.layouts import read_data_set
 from un2clip.evaluation.dense.masks import read_mask, read_photograph
@@ -63,11 +64,8 @@ def main() -> None:
             chosen = PARAMS["evaluate"]["segmentation"] | {"protocol": protocol}
             section = PARAMS["evaluate"] | {"batch_size": batch_size, "segmentation": chosen}
             params = build(Evaluate, section, "evaluate")
-            for benchmark, n, loop in (
-                ("mmvp_vlm", f"{9 * pairs} pairs", loop_pairs),
-                ("segmentation", f"{photographs} images", loop_photographs),
-            ):
-                run = get_benchmark(benchmark, "clip").run
+            for benchmark, loop in LOOPS.items():
+                run, n = get_benchmark(benchmark, "clip").run, count(benchmark, pairs, photographs)
                 slow, fast = race(repeats, *(partial(each, clip, data / benchmark, params) for each in (loop, run)))
                 print(f"| {name} | {benchmark} | {n} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} |", flush=True)
 
@@ -137,6 +135,29 @@ def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
         predicted = segmentation.classify(similarity, truth.shape, data.names, settings, data.background)
         list(segmentation.overlaps(truth, predicted, data.names))
 
+
+def loop_classes(clip: Clip, folder: Path, params: Evaluate) -> None:
+    """Zero-shot classification, one image at a time; the classes are embedded once, as every script does."""
+    data = open_classification(folder, clip.preprocess)
+    templates = [partial(str.format, template) for template in data.templates]
+    filled = [[template(c=name) for template in templates] for name in data.names]
+    classes = torch.stack([normalize(normalize(clip.embed_texts(texts), dim=1).mean(0), dim=0) for texts in filled])
+    for _, pixel_values, _ in data.samples:
+        (normalize(clip.embed(pixel_values[None]), dim=1) @ classes.T).argmax(1).item()
+
+
+def count(benchmark: str, pairs: int, photographs: int) -> str:
+    """What the benchmark has of this size."""
+    of = {"mmvp_vlm": f"{9 * pairs} pairs", "segmentation": f"{photographs} images"}
+    return of.get(benchmark, "an image a class")
+
+
+#: benchmark -> a loop of one image at a time
+LOOPS: dict[str, Callable[[Clip, Path, Evaluate], None]] = {
+    "mmvp_vlm": loop_pairs,
+    "segmentation": loop_photographs,
+    "zeroshot": loop_classes,
+}
 
 if __name__ == "__main__":
     main()
