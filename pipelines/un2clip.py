@@ -189,6 +189,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                         params=evaluate_params,
                         benchmark=benchmark,
                         device=device,
+                        checkpoints=resources.checkpoint_folder(compiled, checkpoints),
                         folder=benchmark_data,
                         version=benchmark_version,
                         benchmarks=world.outputs["benchmarks"],

@@ -10,6 +10,7 @@ def evaluate(
     params: dict,
     benchmark: str,
     device: str,
+    checkpoints: str,
     folder: str,
     version: str,
     benchmarks: dsl.Input[dsl.Dataset],

@@ -69,6 +69,7 @@ def test_a_benchmark(tiny, tmp_path, monkeypatch) -> None:
         Image.new("RGB", (32, 32), "red").save(tmp_path / f"data/contrast/{name}.png")
     assert measuring.get_benchmark("contrast", "clip").file is made
     words = {"benchmark": "contrast", "benchmarks": tmp_path / "data", "device": "cpu", "backbones": tiny.backbones}
+    words["checkpoints"] = ""
     run_stage("evaluate", tiny.params["evaluate"], encoder=tiny.backbones / "clip", scores=tmp_path / "s", **words)
     scores = load_scores(tmp_path / "s/tuned.json")
     assert [item.id for item in scores.items] == ["a", "b"] and {item.value for item in scores.items} == {1.0}

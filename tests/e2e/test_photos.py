@@ -32,6 +32,7 @@ def test_photographs_to_a_report(tiny, tmp_path: Path) -> None:
     run_stage("reconstruct", params["reconstruct"], **given, reconstructions=tmp_path / "pictures")
     for name in params["benchmarks"]:
         given = {"device": "cpu", "benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder}
+        given["checkpoints"] = ""
         run_stage("evaluate", params["evaluate"], benchmark=name, **given, scores=scores / name)
     report = {"scores": [scores], "encoder": encoder, "report": tmp_path / "report"}
     run_stage("compare", params["compare"], seed=0, reconstructions=tmp_path / "pictures", **report)

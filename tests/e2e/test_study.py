@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -7,6 +9,10 @@ from safetensors.torch import load_file
 
 from un2clip.config import merge
 from un2clip.errors import UserError
+from un2clip.evidence.scores import load_scores
+from un2clip.stages import stage_params
+from un2clip.stages.diffusion_loss import diffusion_loss, diffusion_loss_knowing
+from un2clip.stages.evaluate import evaluate, evaluate_knowing
 from un2clip.study.run import study
 from un2clip.study.variants import check_variant, varied
 
@@ -36,6 +42,51 @@ def test_every_method_is_scored_on_every_benchmark(done) -> None:
     assert all(run["seconds"] > 0 for name, run in runs.items() if name != RANDOM) and runs[RANDOM]["seconds"] is None
     lineage = json.loads((work / "seed5/un2clip/encoder/lineage.json").read_text())
     assert lineage["encoder_sha256"] == runs["un2clip"]["encoder_sha256"]
+
+
+def test_the_reference_is_measured_once_in_a_world(done, tmp_path) -> None:
+    """What a later row has is, byte for byte, what its stages give alone: pictures, scores, the loss."""
+    params, _, work = done
+    world = work / "seed5"
+    made = {name: world / name for name in ("shards", "backbones", "latents")}
+    of_row = {"encoder": world / SHORT / "encoder", "device": "cpu"}
+    section = stage_params("diffusion_loss", params["diffusion_loss"])
+    diffusion_loss(section, seed=5, **made, **of_row, scores=tmp_path / "diffusion_loss")
+    asked = {"benchmarks": world / "benchmarks", "backbones": world / "backbones", "checkpoints": "", **of_row}
+    section = stage_params("evaluate", params["evaluate"])
+    for name in params["benchmarks"]:
+        evaluate(section, benchmark=name, **asked, scores=tmp_path / name)
+    alone = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(alone) >= 8
+    for path in alone:
+        assert path.read_bytes() == (world / SHORT / "scores" / path.relative_to(tmp_path)).read_bytes(), path.name
+
+
+def test_known_scores_are_taken_only_where_they_fit(done, tmp_path) -> None:
+    """Of the same encoder, data and protocol they are written as they are; of others the reference is measured."""
+    params, _, work = done
+    world, given = work / "seed5", {"device": "cpu"}
+    given |= {"backbones": world / "backbones", "encoder": world / "un2clip/encoder"}
+    of = {
+        "zeroshot": functools.partial(
+            evaluate_knowing, stage_params("evaluate", params["evaluate"]), benchmark="zeroshot", checkpoints="",
+            benchmarks=world / "benchmarks", **given,
+        ),
+        "diffusion_loss": functools.partial(
+            diffusion_loss_knowing, stage_params("diffusion_loss", params["diffusion_loss"]), seed=5,
+            shards=world / "shards", latents=world / "latents", **given,
+        ),
+    }  # fmt: skip
+    for name, stage in of.items():
+        kept = world / "un2clip/scores" / name / "reference.json"
+        true = load_scores(kept)
+        other = [dataclasses.replace(item, value=abs(1 - item.value)) for item in true.items]
+        marked = dataclasses.replace(true, items=tuple(other))
+        stage(known=[marked], scores=tmp_path / name)
+        assert load_scores(tmp_path / name / "reference.json") == marked
+        for change in ("encoder_sha256", "data_sha256", "protocol"):
+            stage(known=[dataclasses.replace(marked, **{change: "x"})], scores=tmp_path / name)
+            assert (tmp_path / name / "reference.json").read_bytes() == kept.read_bytes(), change
 
 
 def test_a_shorter_training_is_a_checkpoint_of_its_own(done) -> None:

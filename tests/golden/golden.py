@@ -59,8 +59,8 @@ def score(tiny: Tiny, encoder: Path, scores: Path) -> None:
     )  # fmt: skip
     for name in tiny.params["benchmarks"]:
         run_stage(
-            "evaluate", tiny.params["evaluate"], benchmark=name, benchmarks=tiny.benchmarks, scores=scores / name,
-            **shared,
+            "evaluate", tiny.params["evaluate"], benchmark=name, checkpoints="", benchmarks=tiny.benchmarks,
+            scores=scores / name, **shared,
         )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ def names(stage: str, base: Path, out: Path, method: str = "un2clip-anchored") -
         "diffusion_loss": seed | device | made | pair | {"scores": out / "diffusion_loss"},
         "evaluate": device
         | pair
+        | checkpoints
         | {"benchmark": "segmentation", "benchmarks": base / "benchmarks", "scores": out / "segmentation"},
         "reconstruct": seed | device | pair | {"shards": base / "shards", "reconstructions": out / "reconstructions"},
         "compare": seed | report | {"reconstructions": base / "reconstructions", "report": out / "report"},

@@ -56,7 +56,7 @@ def test_an_evaluation_is_the_same_from_two_processes(tiny, tmp_path, benchmark)
         changed = {"batch_size": 10, "processes": processes}
         evaluate(
             build(Evaluate, tiny.params["evaluate"] | changed, "evaluate"), benchmark=benchmark, device="cpu",
-            benchmarks=tiny.benchmarks, backbones=tiny.backbones, encoder=tiny.backbones / "clip",
+            checkpoints="", benchmarks=tiny.benchmarks, backbones=tiny.backbones, encoder=tiny.backbones / "clip",
             scores=tmp_path / str(processes),
         )  # fmt: skip
     assert bytes_below(tmp_path / "1") == bytes_below(tmp_path / "2")

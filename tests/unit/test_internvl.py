@@ -172,7 +172,7 @@ def test_the_whole_way(internvl, tiny, tmp_path, capsys) -> None:
         **parts,
         **here,
     )
-    asked = {"benchmarks": tiny.benchmarks, "encoder": folders["encoder"], **here}
+    asked = {"benchmarks": tiny.benchmarks, "encoder": folders["encoder"], "checkpoints": "", **here}
     run_stage(
         "evaluate",
         tiny.params["evaluate"],

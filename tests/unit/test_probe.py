@@ -132,6 +132,7 @@ def test_only_the_embedding(tiny, run) -> None:
 def test_the_stage_writes_both_scores(tiny, tmp_path) -> None:
     """By the one door of all stages, twice the same bytes; the report has two benchmarks, Kubeflow both scores."""
     names = {"benchmark": "probe", "device": "cpu", "benchmarks": tiny.benchmarks, "backbones": tiny.backbones}
+    names["checkpoints"] = ""
     for scores in ("first", "second"):
         run_stage(
             "evaluate", tiny.params["evaluate"], **names, encoder=tiny.backbones / "clip", scores=tmp_path / scores

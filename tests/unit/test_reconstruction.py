@@ -91,6 +91,7 @@ def test_seven_shares_find_the_same(tiny, encoders, tmp_path) -> None:
 def test_the_stage_scores_both_encoders(tiny, encoders, tmp_path) -> None:
     """The tuned one through its condition and decoder; the reference through those of the phase before it moved."""
     names = {"benchmark": "reconstruction", "device": "cpu", "benchmarks": tiny.benchmarks, "backbones": tiny.backbones}
+    names["checkpoints"] = ""
     for scores in ("first", "second"):
         run_stage("evaluate", tiny.params["evaluate"], **names, encoder=encoders["unilip"], scores=tmp_path / scores)
     made = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*")]

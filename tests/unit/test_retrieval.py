@@ -152,7 +152,7 @@ def test_the_index_is_a_score_like_any_other(tiny, captioned, tmp_path):
     (tmp_path / "data/retrieval-scenes").symlink_to(captioned)
     section = build(Evaluate, tiny.params["evaluate"], "evaluate")
     encoder = tiny.backbones / "clip"
-    evaluate(section, benchmark="retrieval-scenes", device="cpu", benchmarks=tmp_path / "data",
+    evaluate(section, benchmark="retrieval-scenes", device="cpu", checkpoints="", benchmarks=tmp_path / "data",
              backbones=tiny.backbones, encoder=encoder, scores=tmp_path / "scores")  # fmt: skip
     found = collect_scores([tmp_path / "scores"])
     assert found.keys() == {"retrieval-scenes", "retrieval-scenes-index"}

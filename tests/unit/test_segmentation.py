@@ -223,19 +223,14 @@ def test_area_threshold_by_a_hand_made_table(share: float, expected: list[int]) 
 
 
 @torch.no_grad()
-def test_text_features_by_a_loop_and_made_once(tiny, clip) -> None:
-    """Mean of 80 normalised templates, normalised; kept for every model of the same text tower, and for no other."""
+def test_text_features_by_a_loop(clip) -> None:
+    """Mean of 80 normalised templates, normalised."""
     names = (("cat", "kitten"), ("dog",))
     found = text_features(clip, names)
     for i, name in enumerate(("cat", "kitten", "dog")):
         each = [clip.embed_texts([template(name)])[0] for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
         mean = torch.stack([vector / vector.norm() for vector in each]).mean(0)
         torch.testing.assert_close(found[:, i], mean / mean.norm(), atol=1e-6, rtol=1e-5)
-    other = load_clip(tiny.backbones / "clip")
-    other.model.visual.proj.mul_(2)
-    assert text_features(other, names) is found
-    other.model.text_projection.copy_(other.model.text_projection.flip(1))
-    torch.testing.assert_close(text_features(other, names), found.flip(0))
     assert text_features(clip, (("dog",),)).shape == (clip.embed_dim, 1)
 
 
@@ -472,7 +467,7 @@ def test_stage_writes_scores_of_both_and_pictures(tiny, tmp_path) -> None:
     }  # fmt: skip
     (encoder / "lineage.json").write_text(json.dumps(lineage))
     for out in ("one", "two"):
-        names = {"backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path / out}
+        names = {"checkpoints": "", "backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path / out}
         params = dataclasses.replace(tiny.section(Evaluate, "evaluate"), segmentation=options())
         evaluate(params, benchmark="segmentation", device="cpu", benchmarks=tiny.benchmarks, **names)
     reference, tuned = load_scores(tmp_path / "one/reference.json"), load_scores(tmp_path / "one/tuned.json")

@@ -73,12 +73,12 @@ def test_ten_benchmarks_are_no_larger_than_they_were(package) -> None:
 
     It was 1,621,000 before the third output of `shapes` and the numbers of `conditions` and of the gate's power, and
     1,628,000 before those of `contrast`, its phases and `faults`; 1,630,000 before the options of `reconstruction`,
-    which every benchmark's task is handed.
+    which every benchmark's task is handed; 1,629,000 before it was handed the folder of embeddings of texts.
     """
     documents = list(yaml.safe_load_all(package.read_text()))
     found = estimate(documents, 10)
-    assert found < 1_650_000, f"{found:.0f}"
-    assert (estimate(documents, 110) - found) / 100 < 88_000, "of each benchmark"
+    assert found < 1_675_000, f"{found:.0f}"
+    assert (estimate(documents, 110) - found) / 100 < 91_000, "of each benchmark"
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

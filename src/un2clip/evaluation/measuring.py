@@ -175,10 +175,9 @@ def measure(
     """
     sha256 = data_sha256(folder)
     found: list[Scores] = []
-    untouched = subjects.get("reference")
+    untouched = subjects["reference"].model if "reference" in subjects else None
     for role, subject in subjects.items():
-        reference = untouched.model if untouched else None
-        result = run(role, sha256) if run else benchmark.run(subject.model, folder, params, reference)
+        result = run(role, sha256) if run else benchmark.run(subject.model, folder, params, untouched)
         named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
         found += [
             Scores(

@@ -5,6 +5,7 @@ tokenizer of Hugging Face's (SigLIP) has that tokenizer's files beside them, so 
 CLIP, InternVL's (models/internvl.py): it lies in the same two files, and open_clip has no class for it.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from un2clip.files.texts import read_json
 from un2clip.files.weights import check_kinds, read_weights
 from un2clip.hashes import tensors_sha256
 from un2clip.models.sizes import check_sizes
+from un2clip.models.texts import Texts, text_tower
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -57,12 +59,14 @@ class Clip:
             middle, as without_ends has it.
         tokenize: texts -> token ids (B, L) int64.
         config: content of open_clip_config.json.
+        texts: embeddings of texts that are kept, for a model that is not trained; None for none.
     """
 
     model: CLIP | CustomTextCLIP
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
     config: dict[str, Any]
+    texts: Texts | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -101,7 +105,43 @@ class Clip:
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Texts -> embedding (N, D) on the model's device, not L2-normalised; finite, as `embed` has it."""
-        return finite(self.model.encode_text(self.tokenize(texts).to(self.device)), "text", [f"{t!r}" for t in texts])
+
+        def make() -> Tensor:
+            ids = self.tokenize(texts).to(self.device)
+            return finite(self.model.encode_text(ids), "text", [f"{t!r}" for t in texts])
+
+        return self.texts.kept(texts, len(texts), self.device, make) if self.texts else make()
+
+    def embed_classes(
+        self, names: list[str], templates: Sequence[Callable[[str], str]], *, at_once: int, progress: bool = False
+    ) -> Tensor:
+        """Embeddings (D, C) of classes, L2-normalised: each the mean of its normalised templates, by open_clip.
+
+        Classes `at_once` go through the tower together; another number rounds otherwise.
+        """
+
+        def make() -> Tensor:
+            made = open_clip.build_zero_shot_classifier(
+                self.model, self.tokenize, names, templates, num_classes_per_batch=at_once, device=self.device,
+                use_tqdm=progress,
+            )  # fmt: skip
+            return finite(made.T, "class", names).T
+
+        if not self.texts:
+            return make()
+        filled = [template(name) for name in names for template in templates]
+        return self.texts.kept_on_disk(filled, at_once * len(templates), self.device, make)
+
+    def keeping_texts(self, source: Path, folder: Path | None, *others: "Clip") -> "Clip":
+        """The same model, which keeps embeddings of texts: in memory with others of its tower, and in `folder`.
+
+        Args:
+            source: the folder that it was loaded from.
+        """
+        files = [source / name for name in TOKENIZER if (source / name).is_file()]
+        texts = Texts(tower=text_tower(text_sha256(self.model), self.config, files), folder=folder)
+        shared = [each.texts for each in others if each.texts is not None and each.texts.tower == texts.tower]
+        return dataclasses.replace(self, texts=shared[0] if shared else texts)
 
 
 #: CLIP's own tokenizer by the text tower's configuration: it takes longer to make than a small CLIP to load.

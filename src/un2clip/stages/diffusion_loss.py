@@ -8,6 +8,7 @@ stratified: each image meets one from every bin of equal width, drawn uniformly 
 import functools
 import multiprocessing
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +73,28 @@ def diffusion_loss(
         encoder: the tuned checkpoint.
         scores: folder of the two scores files and the plot.
     """
+    names = {"shards": shards, "backbones": backbones, "latents": latents, "encoder": encoder, "scores": scores}
+    diffusion_loss_knowing(params, (), seed=seed, device=device, **names)
+
+
+def diffusion_loss_knowing(
+    params: DiffusionLoss,
+    known: Sequence[Scores],
+    *,
+    seed: int,
+    device: str,
+    shards: Path,
+    backbones: Path,
+    latents: Path,
+    encoder: Path,
+    scores: Path,
+) -> None:
+    """The same, where the reference's scores may be known: with the same numbers, seed, images and generator.
+
+    Args:
+        known: what an earlier call has in reference.json. They are written again, byte for byte, if they are of this
+            reference, these images and this protocol; else it is measured.
+    """
     if not (backbones / "unclip").is_dir():
         scores.mkdir(parents=True, exist_ok=True)
         print("diffusion_loss: there is no unCLIP to measure by")
@@ -84,9 +107,18 @@ def diffusion_loss(
     bins = _bins(generator.num_timesteps, params)
     for noise in bins.values():
         generator.check(noise)
+    protocol = f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}"
+    described: dict[Role, Any] = {
+        role: {"protocol": protocol, "data_sha256": digest(shards), "encoder_sha256": encoder_sha256(folder)}
+        for role, _, folder in made
+    }
+    items: dict[Role, list[Item]] = {role: [] for role, _, _ in made}
+    for each in known:
+        if each.n == total * params.bins and described["reference"].items() <= vars(each).items():
+            items["reference"] = list(each.items)
+    unknown: tuple[Role, ...] = tuple(role for role in items if not items[role])
     batches, rng = -(-total // params.batch_size), torch.Generator().manual_seed(seed)
     bounds = [i * batches // min(processes, batches) for i in range(min(processes, batches) + 1)]
-    items: dict[Role, list[Item]] = {role: [] for role, _, _ in made}
     with tempfile.TemporaryDirectory() as folder:
         shares = list[Share]()
         for first, last in zip(bounds, bounds[1:], strict=False):
@@ -95,7 +127,8 @@ def diffusion_loss(
             shares.append(
                 Share(
                     params=params, device=device, shards=shards, backbones=backbones, latents=latents,
-                    encoders={role: path for role, _, path in made}, first=first, last=last, state=state, to=to,
+                    encoders={role: path for role, _, path in made}, roles=unknown, first=first, last=last,
+                    state=state, to=to,
                 )
             )  # fmt: skip
             if last < total:  # what this share draws is drawn here too, so that the next begins where it ends
@@ -114,12 +147,10 @@ def diffusion_loss(
             role=role,
             method=method,
             unit="mse",
-            protocol=f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}",
-            data_sha256=digest(shards),
-            encoder_sha256=encoder_sha256(folder),
+            **described[role],
             items=tuple(items[role]),
         )
-        for role, method, folder in made
+        for role, method, _ in made
     }
     for role, result in both.items():
         result.save(scores / f"{role}.json")
@@ -133,6 +164,7 @@ class Share:
 
     Attributes:
         encoders: role -> folder.
+        roles: that are measured.
         first, last: of the held-out images, in their order.
         state: of the random numbers before the first.
         to: file that gets the items of each role.
@@ -144,6 +176,7 @@ class Share:
     backbones: Path
     latents: Path
     encoders: dict[Role, Path]
+    roles: tuple[Role, ...]
     first: int
     last: int
     state: bytes
@@ -159,7 +192,7 @@ def measure(share: Share) -> None:
     rng.set_state(torch.frombuffer(bytearray(share.state), dtype=torch.uint8))
     generator = _generator(share.backbones, share.device)
     clips = {role: load_clip(folder, where) for role, folder in share.encoders.items()}
-    items: dict[Role, list[dict[str, Any]]] = {role: [] for role in clips}
+    items: dict[Role, list[dict[str, Any]]] = {role: [] for role in share.roles}
     bins, view = _bins(generator.num_timesteps, params), loader.generator_view(generator.image_px)
     cached = open_latents(share.latents, share.shards, generator.vae_sha256())
     reader = loader.open_split(share.shards, "heldout", clips["reference"].preprocess, view, cached)
@@ -170,9 +203,7 @@ def measure(share: Share) -> None:
     ) as progress:
         for batch in loader.strict(loader.read(reader, indices, params.workers)):
             target = generator.target(batch)
-            conds = {
-                role: Cond(vector=clip.embed(batch["pixel_values"], batch["keys"])) for role, clip in clips.items()
-            }
+            conds = {role: Cond(vector=clips[role].embed(batch["pixel_values"], batch["keys"])) for role in share.roles}
             for name, noise in bins.items():
                 noise_sample = loader.to_device(generator.draw(len(target), rng, noise), where)
                 for role, cond in conds.items():

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,23 @@ from un2clip.evaluation.measuring import Benchmark, Evaluate, Subject, get_bench
 from un2clip.evaluation.spreading import Kept, ShareMeasured, Unmeasured, close
 from un2clip.evaluation.standing import save_standing
 from un2clip.evidence.lineage import encoder_pair
-from un2clip.evidence.scores import Role
+from un2clip.evidence.scores import Role, Scores, mismatch
 from un2clip.evidence.units import get_unit
 from un2clip.files.outputs import only_one
 from un2clip.hashes import folder_sha256
-from un2clip.models.clip import encoder_sha256, load_clip
+from un2clip.models.clip import Clip, encoder_sha256, load_clip
 
 
 def evaluate(
-    params: Evaluate, *, benchmark: str, device: str, benchmarks: Path, backbones: Path, encoder: Path, scores: Path
+    params: Evaluate,
+    *,
+    benchmark: str,
+    device: str,
+    checkpoints: str,
+    benchmarks: Path,
+    backbones: Path,
+    encoder: Path,
+    scores: Path,
 ) -> None:
     """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
 
@@ -39,27 +48,52 @@ def evaluate(
         benchmark: a file of evaluation/benchmarks/ that measures an encoder, or `file-dataset` where one file reads
             several data sets.
         device: auto, cpu or cuda.
+        checkpoints: folder outside of the graph, in whose texts/ embeddings of the classes' names are kept for other
+            runs; "" for none.
         benchmarks: folder with one folder of data a benchmark.
         backbones: its clip/ is the reference.
         encoder: the tuned checkpoint.
         scores: folder of the scores files, of a PNG where the benchmark has pictures to show, and of a sentence where
             the encoder has a place among published ones.
     """
+    names = {"benchmarks": benchmarks, "backbones": backbones, "encoder": encoder, "scores": scores}
+    evaluate_knowing(params, (), benchmark=benchmark, device=device, checkpoints=checkpoints, **names)
+
+
+def evaluate_knowing(
+    params: Evaluate,
+    known: Sequence[Scores],
+    *,
+    benchmark: str,
+    device: str,
+    checkpoints: str,
+    benchmarks: Path,
+    backbones: Path,
+    encoder: Path,
+    scores: Path,
+) -> None:
+    """The same, where scores of the reference may be known, made with the same numbers.
+
+    Args:
+        known: what an earlier call has in reference.json, and in those of its further scores. They are written again,
+            byte for byte, if they are of this reference, these data and this protocol; else it is measured.
+    """
     processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
-    chosen, data = _benchmark(benchmark), benchmarks / benchmark
-    _subjects.cache_clear()  # others may lie in the same folders by now
-    subjects, folder = _subjects(benchmark, device, backbones, encoder), scores.resolve()
+    chosen, data, folder = _benchmark(benchmark), benchmarks / benchmark, scores.resolve()
     work = folder.with_name(f".{folder.name}.partial")
+    texts = Path(checkpoints) / "texts" if checkpoints else work / "texts"  # workers read them there
+    _subjects.cache_clear()  # others may lie in the same folders by now
+    subjects = _subjects(benchmark, device, texts, backbones, encoder)
     work.mkdir(parents=True, exist_ok=True)
 
     def run(role: Role, data_sha256: str) -> BenchmarkResult:
         kept = work / _made_of(chosen, params, subjects, data_sha256, pick_device(device).type, encoder)
         for other in work.iterdir():
-            if other.is_dir() and other != kept:
+            if other.is_dir() and other not in (kept, texts):
                 shutil.rmtree(other)  # of other data, numbers or encoders
         share = Share(
-            params=params, benchmark=benchmark, device=device, data=data, backbones=backbones, encoder=encoder,
-            role=role, kept=kept / role, number=0, of=1 if processes == 1 else 0,
+            params=params, benchmark=benchmark, device=device, texts=texts, data=data, backbones=backbones,
+            encoder=encoder, role=role, kept=kept / role, number=0, of=1 if processes == 1 else 0,
         )  # fmt: skip
         while True:
             try:
@@ -71,7 +105,7 @@ def evaluate(
                 close(*loop.args)
 
     with only_one(work / "lock", f"another `un2clip evaluate` writes {scores}; let it end"):
-        results = measure(chosen, subjects, data, params, run)
+        results = _measured(chosen, subjects, data, params, known, run)
         for result in results:
             to = scores if result.benchmark == benchmark else scores / result.benchmark
             result.save(to / f"{result.role}.json")
@@ -85,11 +119,30 @@ def evaluate(
     _subjects.cache_clear()
 
 
+def _measured(
+    chosen: Benchmark,
+    subjects: dict[Role, Subject],
+    data: Path,
+    params: Evaluate,
+    known: Sequence[Scores],
+    run: Callable[[Role, str], BenchmarkResult],
+) -> list[Scores]:
+    if not known or chosen.file.MODEL == "autoencoder":  # whose reference is seen through this run's decoder
+        return measure(chosen, subjects, data, params, run)
+    reference = subjects["reference"]
+    tuned = measure(chosen, {"tuned": subjects["tuned"]}, data, params, run)
+    before = {each.benchmark: each for each in known if each.encoder_sha256 == reference.encoder_sha256}
+    if all(each.benchmark in before and not mismatch(before[each.benchmark], each) for each in tuned):
+        return [*(before[each.benchmark] for each in tuned), *tuned]
+    return [*measure(chosen, {"reference": reference}, data, params, run), *tuned]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """Some batches of a benchmark with one encoder, as they are handed to a worker.
 
     Attributes:
+        texts: folder of embeddings of texts.
         data: the benchmark's folder.
         kept: folder of what batches gave.
         number, of: see Kept.
@@ -98,6 +151,7 @@ class Share:
     params: Evaluate
     benchmark: str
     device: str
+    texts: Path
     data: Path
     backbones: Path
     encoder: Path
@@ -119,7 +173,7 @@ def measure_share(share: Share) -> None:
 
 
 def _run(share: Share) -> BenchmarkResult:
-    subjects = _subjects(share.benchmark, share.device, share.backbones, share.encoder)
+    subjects = _subjects(share.benchmark, share.device, share.texts, share.backbones, share.encoder)
     kept = Kept(folder=share.kept, share=share.number, of=share.of)
     model, reference = subjects[share.role].model, subjects["reference"].model
     return _benchmark(share.benchmark).run(model, share.data, share.params, reference, kept)
@@ -130,11 +184,12 @@ def _benchmark(name: str) -> Benchmark:
 
 
 @functools.lru_cache(maxsize=1)
-def _subjects(benchmark: str, device: str, backbones: Path, encoder: Path) -> dict[Role, Subject]:
+def _subjects(benchmark: str, device: str, texts: Path, backbones: Path, encoder: Path) -> dict[Role, Subject]:
     """Read once a process."""
-    subjects: dict[Role, Subject] = {}
+    subjects, clips = dict[Role, Subject](), list[Clip]()
     for role, method, folder in encoder_pair(backbones, encoder):
-        model: Any = load_clip(folder, pick_device(device))
+        clips.append(load_clip(folder, pick_device(device)).keeping_texts(folder, texts, *clips))
+        model: Any = clips[-1]
         if _benchmark(benchmark).file.MODEL == "autoencoder":
             model = open_autoencoder(model, role, encoder)
         subjects[role] = Subject(model=model, method=method, encoder_sha256=encoder_sha256(folder))

@@ -7,10 +7,12 @@ with a seed each: the tables are of all runs in the folder.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,13 +21,15 @@ from un2clip.config import build, flatten, read_record
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import get_benchmark
 from un2clip.evidence.report import Comparison, compare_scores
-from un2clip.evidence.scores import collect_scores
+from un2clip.evidence.scores import Scores, collect_scores, load_scores
 from un2clip.files.outputs import write_json
 from un2clip.files.texts import read_json, read_lines, read_text
 from un2clip.methods.table import get_method
 from un2clip.models.clip import encoder_sha256
 from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
+from un2clip.stages.diffusion_loss import diffusion_loss_knowing
+from un2clip.stages.evaluate import evaluate_knowing
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
@@ -34,6 +38,8 @@ from un2clip.training.config import DECIDING
 
 #: In a seed's world: what each stage took.
 SECONDS = "seconds.jsonl"
+#: The stages that score a reference, as they are where its scores are known.
+KNOWING: dict[str, Callable[..., None]] = {"evaluate": evaluate_knowing, "diffusion_loss": diffusion_loss_knowing}
 #: Parts of params.yaml that decide what a study finds.
 SECTIONS = (
     "shapes", "ingest", "backbones", "latents", "benchmarks", "finetune", "diffusion_loss", "evaluate", "compare"
@@ -129,12 +135,14 @@ def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: 
     else:
         tune = _runner(varied(params, name) if word else params, world)
         seconds = tune("finetune", method=row, seed=seed, **made, encoder=encoder)
-    run("diffusion_loss", seed=seed, **made, encoder=encoder, scores=f"{name}/scores/diffusion_loss")
+    scores = f"{name}/scores/diffusion_loss"
+    run("diffusion_loss", seed=seed, **made, encoder=encoder, scores=scores, known=_known(world, "diffusion_loss"))
     asked = {"benchmarks": "benchmarks", "backbones": "backbones", "encoder": encoder}
     for benchmark in params["benchmarks"]:
         if get_benchmark(benchmark, "clip", "autoencoder").file.MODEL == "autoencoder" and not gives_back(row, word):
             continue  # its pictures are drawn from noise
-        run("evaluate", benchmark=benchmark, **asked, scores=f"{name}/scores/{benchmark}")
+        scores = f"{name}/scores/{benchmark}"
+        run("evaluate", benchmark=benchmark, **asked, scores=scores, known=_known(world, benchmark))
     pairs = collect_scores([world / name / "scores"]).values()
     compared = [compare_scores(pair["reference"], pair["tuned"], seed=seed, **vars(compare)) for pair in pairs]
     return Run(
@@ -144,6 +152,14 @@ def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: 
         encoder_sha256=encoder_sha256(world / encoder),
         benchmarks=tuple(compared),
     )
+
+
+def _known(world: Path, benchmark: str) -> list[Scores]:
+    """What another row's run has of the reference, which is the same in all of a world."""
+    for path in sorted(world.glob(f"*/scores/{benchmark}/reference.json")):
+        with suppress(UserError):  # a damaged file: the next row's, or it is measured again
+            return [load_scores(each) for each in (path, *sorted(path.parent.glob("*/reference.json")))]
+    return []
 
 
 def gives_back(row: str, word: str) -> bool:
@@ -180,11 +196,12 @@ def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., float | None]:
     """Run a stage with names below `world`; its last name is its output, made elsewhere and renamed when complete.
 
-    It gives the seconds that this took, now or in an earlier call; None where an earlier call was cut off in it.
+    It gives the seconds that this took, now or in an earlier call; None where an earlier call was cut off in it. What
+    is known of the reference is handed to a stage that takes it.
     """
 
-    def run(stage: str, **names: Any) -> float | None:
-        function = get_stage(stage)
+    def run(stage: str, known: Sequence[Scores] = (), **names: Any) -> float | None:
+        function: Callable[..., None] = get_stage(stage)
         hints = get_type_hints(function)
         defaults = {"device": params["device"], "checkpoints": str(world / "checkpoints")}
         names = {name: value for name, value in defaults.items() if name in hints} | names
@@ -202,6 +219,8 @@ def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., float | Non
             if leftover is not None and leftover.exists():
                 shutil.rmtree(leftover)
         partial.parent.mkdir(parents=True, exist_ok=True)
+        if known:
+            function = functools.partial(KNOWING[stage], known=known)
         function(stage_params(stage, params[stage]), **paths | {output: partial})
         partial.rename(final)
         _note(world, stage, name, None if begun else round(time.monotonic() - started, 1))

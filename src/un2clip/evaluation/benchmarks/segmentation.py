@@ -68,6 +68,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options, spread: 
         UserError: data, method or protocol are not as they must be; the message names the file.
     """
     data = read_data_set(folder)
+    text_features(clip, data.names)  # now, so that processes which share the batches find them on disk
     batches = list(_batches(data, batch_size, options))
     items = tuple(
         Item(id=f"{id}@{name}", type=name, value=float(intersection), of=float(union))

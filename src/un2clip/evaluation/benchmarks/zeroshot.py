@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from open_clip import build_zero_shot_classifier
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,7 +20,7 @@ from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.classification import Classification, Sample, open_classification
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
-from un2clip.models.clip import Clip, finite
+from un2clip.models.clip import Clip
 
 MODEL: Model = "clip"
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
@@ -36,7 +35,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) ->
         folder: any layout of `open_classification`.
     """
     data = open_classification(folder, clip.preprocess)
-    classifier = _classifier(clip, data, batch_size, spread)
+    classifier = _classifier(clip, data)
     types = _types(data.names)
     items: list[Item] = []
     for found in spread("images", _batches(data, batch_size), partial(_classified, clip, classifier)):
@@ -47,20 +46,10 @@ def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) ->
     return BenchmarkResult(unit="%", protocol=protocol, items=tuple(items))
 
 
-def _classifier(clip: Clip, data: Classification, batch_size: int, spread: Spread) -> Tensor:
+def _classifier(clip: Clip, data: Classification) -> Tensor:
     """A column a class, (D, C), normalised; class by class, so that no class's rounding hangs on others."""
-    batches = [data.names[start : start + batch_size] for start in range(0, len(data.names), batch_size)]
-    found = torch.cat(list(spread("classes", batches, partial(_columns, clip, data.templates))), dim=1)
-    return found.to(clip.device)
-
-
-def _columns(clip: Clip, templates: list[str], names: list[str]) -> Tensor:
-    """(D, n) of some classes."""
-    filled = [partial(_filled, template) for template in templates]
-    found = build_zero_shot_classifier(
-        clip.model, clip.tokenize, names, filled, num_classes_per_batch=1, device=clip.device
-    )
-    return finite(found.T, "class", names).T.cpu()
+    templates = [partial(_filled, template) for template in data.templates]
+    return clip.embed_classes(data.names, templates, at_once=1, progress=True)
 
 
 def _classified(clip: Clip, classifier: Tensor, batch: list[Sample]) -> list[tuple[str, int, int]]:

@@ -21,14 +21,15 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from un2clip.config import lookup
 from un2clip.errors import UserError
 from un2clip.evaluation.dense.names import Names
-from un2clip.models.clip import Clip, finite, text_sha256
+from un2clip.models.clip import Clip
 
 Grid = tuple[int, int]
 
 #: NACLIP's only number: the deviation of its Gaussian, in patches (arXiv 2404.08181).
 NEIGHBOURHOOD = 5.0
 
-_FEATURES: dict[tuple[str, Names], Tensor] = {}
+#: open_clip's own default; another number rounds otherwise.
+CLASSES_AT_ONCE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,21 +143,10 @@ def dense_features(visual: nn.Module, pixel_values: Tensor, name: str) -> Tensor
     return features.transpose(1, 2).unflatten(2, grid)
 
 
-@torch.no_grad()
 def text_features(clip: Clip, names: Names) -> Tensor:
-    """Embeddings (D, Q) of all names, L2-normalised: each the mean over the 80 templates of CLIP's ImageNet runs.
-
-    They are made once for a text tower, which reference and tuned have in common.
-    """
-    key = (text_sha256(clip.model), names)
-    if key not in _FEATURES:
-        _FEATURES.clear()
-        flat = [name for each in names for name in each]
-        features = open_clip.build_zero_shot_classifier(
-            clip.model, clip.tokenize, flat, open_clip.OPENAI_IMAGENET_TEMPLATES, device=clip.device
-        )
-        _FEATURES[key] = finite(features.T, "class", flat).T.cpu()
-    return _FEATURES[key].to(clip.device)
+    """Embeddings (D, Q) of all names, L2-normalised: each the mean over the 80 templates of CLIP's ImageNet runs."""
+    flat = [name for each in names for name in each]
+    return clip.embed_classes(flat, open_clip.OPENAI_IMAGENET_TEMPLATES, at_once=CLASSES_AT_ONCE)
 
 
 def _last_block(visual: VisionTransformer, pixel_values: Tensor, grid: Grid, method: DenseMethod) -> Tensor:
