@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from un2clip import tracking
 from un2clip.evidence.gate import Rule
+from un2clip.evidence.report import UNDECIDED
 from un2clip.evidence.scores import Item, Scores
 from un2clip.models.clip import encoder_sha256, load_clip, text_sha256
 from un2clip.models.registry import FILES
@@ -62,7 +63,7 @@ class Candidate:
         }  # as HOW
         made |= {"method": "un2clip", "benchmarks": [], "lineage": self.lineage}
         (self.report / "report.json").write_text(json.dumps(made))
-        (self.report / "index.html").write_text("<p>")
+        (self.report / "index.html").write_text(UNDECIDED)
         self._save("reference", "mmvp_vlm", 100, data)
         self._save("tuned", "mmvp_vlm", detail, data)
         self._save("reference", "zeroshot", 300, data)

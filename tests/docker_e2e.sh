@@ -16,8 +16,9 @@ export DOCKER_HOST=unix://$work/docker.sock DOCKER_BUILDKIT=0 # Debian's client 
 
 clean() {
   for pid in ${started[@]+"${started[@]}"}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done || true
-  umount "$work/exec/netns/default" 2>/dev/null || true
-  rm -rf "$work"
+  # a debootstrap that was cut off leaves its /proc mounted, into which rm must not go
+  for mounted in exec/netns/default root/proc root/sys; do umount "$work/$mounted" 2>/dev/null || true; done
+  rm -rf --one-file-system "$work"
 }
 trap clean EXIT
 trap 'exit 130' INT TERM

@@ -16,7 +16,7 @@ from pathlib import Path
 from un2clip.cli import RENAMED, add_commands
 from un2clip.config import lookup, read_params
 from un2clip.errors import Stopped, Terminated, UserError, disks_in_words
-from un2clip.stages import SEEDS, STAGES, get_stage, run_stage, sections
+from un2clip.stages import SEEDS, STAGES, get_stage, run_stage, sections, stage_params
 
 #: Stages that are a command as well, and the flag that only the stage has.
 BOTH = {"ask": "--questions"}
@@ -143,6 +143,8 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
     params = read_params(given.pop("params"), given.pop("overlay") or [])
     if name not in params:
         raise UserError(f"the numbers have no section {name}")
+    if name == "finetune" and "promote" in params:  # a rule that nothing can pass costs no training
+        stage_params("promote", params["promote"])
     given |= {name: _integer(name, given[name]) for name in SEEDS if name in given}
     given |= {key: lookup(params, key, "section of the numbers") for key in sections(name)}
     run_stage(name, params[name], **given)

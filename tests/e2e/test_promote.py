@@ -106,6 +106,12 @@ def test_manual_leaves_the_champion_to_a_person(registry, candidate, capsys):
     assert decision["passed"] and registry.aliases() == {"challenger": "1"}
     outcome = made.done()["outcome"]
     assert "for a person to decide" in outcome and outcome in capsys.readouterr().out
+    page = (made.report.parent / "decision/index.html").read_text()
+    assert f"<strong>The gate passed it, judged against the reference encoder. {outcome}</strong>" in page
+    assert "<li>mmvp_vlm gained 15 points over 400 samples" in page
+    kept = made.report.parent / "kept"
+    registry.fetch_evidence(registry.version("1"), kept)
+    assert "judged against the reference encoder.</strong>" in next(kept.rglob("index.html")).read_text()
     assert registry.version("1").tags.items() >= {
         "seed": "3", "encoder_sha256": made.sha256, "made_from.shards": "c" * 64, "data_sha256.zeroshot": "d" * 64,
     }.items()  # fmt: skip
@@ -479,6 +485,7 @@ def test_the_repositorys_own_rules_are_valid():
     [
         ({"rules": ()}, "rules must name at least one benchmark"),
         ({"rules": (RULES[0], RULES[0])}, "each once, got mmvp_vlm, mmvp_vlm"),
+        ({"rules": (Rule(benchmark="mmvp_vlm", gain_above=100.0, data_sha256=""),)}, "mmvp_vlm has 135 items, and no"),
         ({"registered_model": "a' or name != '"}, "registered_model must be letters"),
         ({"registered_model": "a/b"}, "registered_model must be letters"),
     ],

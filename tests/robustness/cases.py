@@ -225,7 +225,7 @@ def _masks(world: Path) -> Any:
 
 def _classification(world: Path) -> Any:
     data = open_classification(world / "benchmarks/zeroshot", lambda image: RED)
-    return data.names, data.templates, [(key, label) for key, _, label in data.samples]
+    return data.names, data.templates, [(key, label) for key, _, label in (sample() for sample in data.samples)]
 
 
 def _decision(world: Path) -> Any:

@@ -28,6 +28,7 @@ from un2clip.stages.evaluate import evaluate
 
 SECTION = {
     "batch_size": 16,
+    "processes": 1,
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
     "reconstruction": {"image_px": 0, "pictures": 2, "inception": {}},
@@ -194,14 +195,17 @@ def test_the_section_is_built_of_the_files() -> None:
         "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
         "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
     }
-    assert read == Evaluate(batch_size=16, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
+    assert read == Evaluate(batch_size=16, processes=1, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
     assert isinstance(read, Evaluate)
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (SECTION | {"size": 1}, r"unknown parameter evaluate\.size; known here: batch_size, probe, reconstruction, s"),
+        (
+            SECTION | {"size": 1},
+            r"unknown parameter evaluate\.size; known here: batch_size, processes, probe, r",
+        ),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},
             r"missing parameter evaluate\.segmentation: a mapping of method, protocol, pictures",

@@ -38,6 +38,15 @@ def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, words: list[str], 
     assert status == 2 and message in error and error.count("\n") == 1
 
 
+def test_a_rule_that_nothing_passes_costs_no_training(capsys, tmp_path) -> None:
+    """`finetune` refuses it before it looks at its inputs, which are not there."""
+    (tmp_path / "own.yaml").write_text("promote: {rules: [{benchmark: mmvp_vlm, gain_above: 100.0, data_sha256: ''}]}")
+    names = [f"--{name}={tmp_path}" for name in ("checkpoints", "shards", "backbones", "latents", "encoder")]
+    words = ["--method=un2clip", "--seed=1", "--device=cpu", f"--overlay={tmp_path / 'own.yaml'}"]
+    status, message = said(capsys, "finetune", *words, *names)
+    assert status == 2 and "mmvp_vlm has 135 items, and no outcome of them has a lower bound above 100" in message
+
+
 def test_a_shell_completes_commands_and_flags(capsys, tmp_path) -> None:
     """A real bash with the script: a command, a command's flag, a stage's flag, and a file after it."""
     assert main(["completion", "bash"]) == 0

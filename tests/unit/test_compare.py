@@ -232,6 +232,7 @@ def test_the_table_fits_into_100_columns(world, capsys):
     assert max(map(len, printed.splitlines()[:-1])) <= 100 and "…" not in printed
     head = page.partition('<div class="cards">')[0]
     assert "<strong>Better: mmvp_vlm (+25.0 points). Worse: diffusion_loss (+1.11111 mse).</strong>" in head
+    assert "Who keeps text embeddings can keep them" in head and "Not judged yet: " in head
 
 
 def test_a_place_among_published_models_is_on_the_page(world):

@@ -16,7 +16,9 @@ from tests.unit.test_latents import encode
 from un2clip.config import build
 from un2clip.datasets.engine import run_tasks
 from un2clip.errors import UserError
+from un2clip.evaluation.measuring import Evaluate
 from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
+from un2clip.stages.evaluate import evaluate
 
 
 def test_latents_are_the_same_bytes_from_two_processes(tiny, tmp_path) -> None:
@@ -45,6 +47,20 @@ def test_the_diffusion_loss_is_the_same_from_two_processes(tiny, tmp_path) -> No
         )  # fmt: skip
     for role in ("reference", "tuned"):
         assert (tmp_path / "2" / f"{role}.json").read_bytes() == (tmp_path / "1" / f"{role}.json").read_bytes()
+
+
+@pytest.mark.parametrize("benchmark", ["zeroshot", "mmvp_vlm"])
+def test_an_evaluation_is_the_same_from_two_processes(tiny, tmp_path, benchmark) -> None:
+    """Scores to the last bit, of batches that two processes share; nothing is left of them."""
+    for processes in (1, 2):
+        changed = {"batch_size": 10, "processes": processes}
+        evaluate(
+            build(Evaluate, tiny.params["evaluate"] | changed, "evaluate"), benchmark=benchmark, device="cpu",
+            checkpoints="", benchmarks=tiny.benchmarks, backbones=tiny.backbones, encoder=tiny.backbones / "clip",
+            scores=tmp_path / str(processes),
+        )  # fmt: skip
+    assert bytes_below(tmp_path / "1") == bytes_below(tmp_path / "2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_each_task_is_done_once_by_a_worker(tmp_path) -> None:

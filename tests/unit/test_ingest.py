@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from un2clip.config import build, read_params
-from un2clip.datasets.captions import CaptionStatistics
+from un2clip.datasets.captions import CaptionStatistics, WordCounts
 from un2clip.datasets.duplicates import NearIndex, perceptual_hash
 from un2clip.datasets.shards import read_index, samples
 from un2clip.errors import UserError
@@ -476,11 +476,11 @@ def test_perceptual_hash_is_that_of_imagehash() -> None:
 
 
 def test_caption_statistics_by_hand() -> None:
-    """Mean, median, distinct captions and the most common words of four captions counted by hand."""
+    """Mean, median and the most common words of four captions in two parts, counted by hand."""
     statistics = CaptionStatistics()
-    for caption in ("a red ball", "A cat", "a red ball", "two small dogs on a mat"):
-        statistics.add(caption)
-    summary = statistics.summary()
+    for captions in (["a red ball", "A cat", "a red ball"], ["two small dogs on a mat"]):
+        statistics.add(WordCounts.of(captions))
+    summary = statistics.summary(unique=3)
     assert (summary["n"], summary["unique"], summary["words_mean"], summary["words_median"]) == (4, 3, 3.5, 3.0)
     assert list(summary["common_words"].items())[:3] == [("a", 4), ("ball", 2), ("red", 2)]
 

@@ -109,7 +109,7 @@ def by_every_reader(content: bytes, folder: Path) -> dict[str, np.ndarray]:
         "shards in order": next(samples(folder)).image,
         "shards at random": read_image(tar, 0)[1],
         "benchmarks": readers.read_image(path, "x"),
-        "benchmarks' tars": next(readers.read_tars([tar], "txt"))[1],
+        "benchmarks' tars": next(readers.read_tars([tar], "txt"))[1].read(),
         "photographs": Image.fromarray(read_photograph(Photograph(id="a", image=path, mask=path))),
     }
     assert {image.mode for image in found.values()} == {"RGB"}

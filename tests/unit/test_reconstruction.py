@@ -16,6 +16,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from tests.sharing import shared
 from un2clip.config import build, merge
 from un2clip.decoders.kinds import load_decoder
 from un2clip.errors import UserError
@@ -73,6 +74,18 @@ def by_hand(picture: Image.Image, clip, folder: Path) -> float:
         told = load_condition(folder / "condition", features, decoder)(features, {})
         drawn = decoder.decoder(told.spatial)[0].permute(1, 2, 0).double().numpy()
     return 10 * np.log10(1 / np.mean((np.clip((drawn + 1) / 2, 0, 1) - wanted) ** 2))
+
+
+def test_seven_shares_find_the_same(tiny, encoders, tmp_path) -> None:
+    """Features of the set's distance too."""
+    models = opened(tiny, encoders["unilip"])
+    shared(
+        lambda spread: run(
+            models["tuned"], tiny.benchmarks / "reconstruction", batch_size=3, options=options(tiny),
+            reference=models["reference"], spread=spread,
+        ),
+        tmp_path,
+    )  # fmt: skip
 
 
 def test_the_stage_scores_both_encoders(tiny, encoders, tmp_path) -> None:

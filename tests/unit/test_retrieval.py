@@ -132,8 +132,8 @@ def test_an_index_of_the_reference(tiny, captioned):
     with torch.no_grad():
         for value in tuned.model.visual.parameters():
             value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
-    samples = list(retrieval._samples(reference, captioned))
-    pixel_values = torch.stack([pixels for _, pixels, _ in samples])
+    samples = list(retrieval._samples(captioned))
+    pixel_values = torch.stack([reference.preprocess(picture.read()) for _, picture, _ in samples])
     old, new = (torch.nn.functional.normalize(clip.embed(pixel_values), dim=-1) for clip in (reference, tuned))
     own = (new @ old.T).diag()
     rank = (new @ old.T >= own[:, None]).sum(dim=1)

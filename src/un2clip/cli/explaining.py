@@ -20,7 +20,7 @@ from un2clip.evidence.statistics import of_right_or_wrong, paired_difference
 from un2clip.evidence.units import get_unit
 from un2clip.files.texts import read_text
 from un2clip.methods.table import METHODS
-from un2clip.sources.catalogue import catalogue
+from un2clip.sources.catalogue import published_items
 from un2clip.stages import STAGES, sections, stage_params
 from un2clip.stages.compare import Compare
 
@@ -177,5 +177,4 @@ def _items(benchmark: str, data: Path) -> tuple[int, str]:
     file = benchmark.partition("-")[0]
     if data.is_dir() and file in file_names() and hasattr(counting := get_file(file), "count"):
         return counting.count(data), f"items in {data}"
-    entry = catalogue().get(benchmark)
-    return (entry.items or entry.samples) if entry and "segmentation" not in benchmark else 0, "published items"
+    return published_items(benchmark), "published items"

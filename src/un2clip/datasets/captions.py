@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from un2clip.datasets.tables import StoredCounts, StoredSet, Tables
+from un2clip.datasets.tables import StoredCounts, Tables
 from un2clip.datasets.tars import Rejected
 
 _COMMON_WORDS = 20
@@ -32,36 +32,29 @@ def check_caption(data: bytes) -> str:
 
 
 class CaptionStatistics:
-    """Counts captions, and which words they have; remembers neither."""
+    """Counts captions, and which words they have."""
 
     def __init__(self, tables: Tables | None = None) -> None:
-        """Args: tables: in which words and hashes of captions are kept; None for some of its own."""
-        tables = tables or Tables()
-        self._unique = StoredSet(tables, "captions")
-        self._words = StoredCounts(tables, "words")
+        """Args: tables: in which words are kept; None for some of its own."""
+        self._words = StoredCounts(tables or Tables(), "words")
         self._lengths: Counter[int] = Counter()
 
-    def add(self, caption: str) -> None:
-        """Count one caption."""
-        self._unique.add(caption)
-        self.add_counts(WordCounts.of([caption]))
-
-    def add_counts(self, counts: "WordCounts") -> None:
-        """Count captions that were held against each other elsewhere."""
+    def add(self, counts: "WordCounts") -> None:
+        """Count the captions that these counts are of."""
         self._lengths.update({int(length): count for length, count in counts.lengths.items()})
         self._words.update(counts.words)
 
-    def summary(self, unique: int | None = None) -> dict[str, Any]:
+    def summary(self, unique: int) -> dict[str, Any]:
         """Number of captions, how many differ, mean and median length in words, the most common words.
 
         Args:
-            unique: how many differ, where that was counted elsewhere.
+            unique: how many differ, which is counted elsewhere.
         """
         lengths = sorted(self._lengths.items())
         n = self._lengths.total()
         return {
             "n": n,
-            "unique": len(self._unique) if unique is None else unique,
+            "unique": unique,
             "words_mean": sum(length * count for length, count in lengths) / n if n else None,
             "words_median": _median(lengths, n) if n else None,
             "common_words": self._words.most_common(_COMMON_WORDS),

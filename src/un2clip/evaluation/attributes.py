@@ -11,21 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
-
 from un2clip.errors import UserError, cause
-from un2clip.evaluation.readers import read_image, read_tars
+from un2clip.evaluation.readers import Picture, read_tars
 from un2clip.files.texts import parse_json, read_csv
 
-Labelled = tuple[str, Image.Image, dict[str, str | None]]
+Labelled = tuple[str, Picture, dict[str, str | None]]
 FILE_NAME = "file_name"
 
 
 def read_part(folder: Path, part: str) -> Iterator[Labelled]:
-    """Id, image in RGB, and labels, attribute -> value or None, of every image of a part, in its order.
+    """Id, picture, and labels, attribute -> value or None, of every image of a part, in its order.
 
     Raises:
-        UserError: the part has neither layout, or both; while it is read, an image, a row or a label is not as it
+        UserError: the part has neither layout, or both; while it is read, a tar, a row or a label is not as it
             must be.
     """
     where = folder / part
@@ -38,12 +36,12 @@ def read_part(folder: Path, part: str) -> Iterator[Labelled]:
 
 
 def _from_tars(tars: list[Path]) -> Iterator[Labelled]:
-    for key, image, text in read_tars(tars, "json"):
+    for key, picture, text in read_tars(tars, "json"):
         name = f"{tars[0].parent}: sample {key}"
         labels = parse_json(text, f"{name}: its .json")
         if not isinstance(labels, dict):
             raise UserError(f"{name}: its .json must be a mapping from attribute to value, got {text[:60]!r}")
-        yield key, image, _labels(labels, name)
+        yield key, picture, _labels(labels, name)
 
 
 def _from_table(table: Path) -> Iterator[Labelled]:
@@ -56,7 +54,7 @@ def _from_table(table: Path) -> Iterator[Labelled]:
                 f"{where}: {FILE_NAME} must name an image below its folder, each once; got {cause(repr(name))}"
             )
         seen.add(name)
-        yield name, read_image(table.parent / path, f"{where}: {name}"), _labels(row, where)
+        yield name, Picture(table.parent / path, f"{where}: {name}"), _labels(row, where)
 
 
 def _labels(values: dict[str, Any], where: str) -> dict[str, str | None]:

@@ -9,6 +9,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from un2clip.datasets.images import published_formats_only
 from un2clip.errors import UserError, cause
-from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
+from un2clip.evaluation.readers import Picture, dataset_type, find_tars, read_tars
 from un2clip.evaluation.shipped import IMAGENET, shipped_names, shipped_templates
 from un2clip.evaluation.unpacked import UNPACKED, open_unpacked
 from un2clip.files.texts import read_lines
 
 Preprocess = Callable[[Image.Image], Tensor]
+#: Reads an image: its id, pixel_values (3, H, W) float32 and label.
+Sample = Callable[[], tuple[str, Tensor, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +37,13 @@ class Classification:
         names: one a class, by label.
         templates: texts with {c} for the class's name.
         shipped: what of the two is clip-benchmark's and not the folder's, for the protocol; "" for none.
-        samples: id, pixel_values (3, H, W) float32 and label of every image, to be read once.
+        samples: one an image, to be gone through once.
     """
 
     names: list[str]
     templates: list[str]
     shipped: str
-    samples: Iterator[tuple[str, Tensor, int]]
+    samples: Iterator[Sample]
 
 
 def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
@@ -77,11 +80,15 @@ def open_classification(folder: Path, preprocess: Preprocess) -> Classification:
     )
 
 
-def _from_tars(tars: list[Path], names: list[str], preprocess: Preprocess) -> Iterator[tuple[str, Tensor, int]]:
-    for key, image, text in read_tars(tars, "cls"):
+def _from_tars(tars: list[Path], names: list[str], preprocess: Preprocess) -> Iterator[Sample]:
+    for key, picture, text in read_tars(tars, "cls"):
         if not re.fullmatch("[0-9]{1,9}", label := text.strip()) or int(label) >= len(names):
             raise UserError(f"sample {key} has class {cause(repr(label))}, but there are {len(names)} names, from 0")
-        yield key, preprocess(image), int(label)
+        yield partial(_preprocessed, key, picture, int(label), preprocess)
+
+
+def _preprocessed(key: str, picture: Picture, label: int, preprocess: Preprocess) -> tuple[str, Tensor, int]:
+    return key, preprocess(picture.read()), label
 
 
 def _lines_or_shipped(
@@ -129,13 +136,17 @@ def _unpacked(folder: Path, dataset: str, preprocess: Preprocess) -> Classificat
     )
 
 
-def _from_dataset(data: Any, folder: Path) -> Iterator[tuple[str, Tensor, int]]:
+def _from_dataset(data: Any, folder: Path) -> Iterator[Sample]:
     for i in range(len(data)):
-        try:
-            with published_formats_only():
-                pixel_values, label = data[i]
-        except Exception as error:
-            raise UserError(f"{folder}: image {i} cannot be read: {type(error).__name__}: {error}") from None
-        if not 0 <= int(label) < len(data.classes):
-            raise UserError(f"{folder}: image {i} has class {label}, but there are {len(data.classes)} names, from 0")
-        yield str(i), pixel_values, int(label)
+        yield partial(_of_dataset, data, folder, i)
+
+
+def _of_dataset(data: Any, folder: Path, i: int) -> tuple[str, Tensor, int]:
+    try:
+        with published_formats_only():
+            pixel_values, label = data[i]
+    except Exception as error:
+        raise UserError(f"{folder}: image {i} cannot be read: {type(error).__name__}: {error}") from None
+    if not 0 <= int(label) < len(data.classes):
+        raise UserError(f"{folder}: image {i} has class {label}, but there are {len(data.classes)} names, from 0")
+    return str(i), pixel_values, int(label)

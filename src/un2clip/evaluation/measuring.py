@@ -15,6 +15,7 @@ from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import data_sha256
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.scores import Role, Scores
 
 T = TypeVar("T")
@@ -53,12 +54,15 @@ class Evaluate:
 
     Attributes:
         batch_size: images, or windows of images, at once.
+        processes: that measure, each its share of the batches; 0 for as many as GPUs are visible, or one.
     """
 
     batch_size: int
+    processes: int
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
+        at_least(self, 0, "processes")
 
 
 @_with_options("mllm")
@@ -87,11 +91,12 @@ class Benchmark:
     name: str
     file: ModuleType
 
-    def run(self, model: Any, folder: Path, params: Evaluate | Ask, reference: Any = None) -> BenchmarkResult:
+    def run(
+        self, model: Any, folder: Path, params: Evaluate | Ask, reference: Any = None, spread: Spread = alone
+    ) -> BenchmarkResult:
         """What the model reaches on the data in the folder; beside the reference, where the file's `run` takes one."""
         numbers, file = self._numbers(params), self.file
-        if hasattr(file, "run") and "reference" in inspect.signature(file.run).parameters:
-            numbers["reference"] = reference
+        numbers |= {name: each for name, each in (("reference", reference), ("spread", spread)) if self._takes(name)}
         if hasattr(file, "run"):
             result: BenchmarkResult = file.run(model, folder, **numbers)
         else:
@@ -103,6 +108,9 @@ class Benchmark:
         """Write the picture of the models, where the benchmark has one."""
         if hasattr(self.file, "draw"):
             self.file.draw(models, folder, png, **self._numbers(params))
+
+    def _takes(self, name: str) -> bool:
+        return hasattr(self.file, "run") and name in inspect.signature(self.file.run).parameters
 
     def _numbers(self, params: Evaluate | Ask) -> dict[str, Any]:
         name = self.file.__name__.rpartition(".")[2]
@@ -151,7 +159,7 @@ def measure(
     subjects: Mapping[Role, Subject],
     folder: Path,
     params: Evaluate | Ask,
-    reference: Any = None,
+    run: Callable[[Role, str], BenchmarkResult] | None = None,
 ) -> list[Scores]:
     """The scores of each subject, on the same data with the same options: the benchmark's own, then what it has also.
 
@@ -160,16 +168,16 @@ def measure(
         subjects: models by their role.
         folder: the benchmark's data.
         params: batch size and options.
-        reference: the untouched model, where it is not among the subjects.
+        run: gives the result of a subject, on data of this hash; else this process measures it, and keeps nothing.
 
     Raises:
         UserError: the data are not as they must be; the message names the file.
     """
     sha256 = data_sha256(folder)
     found: list[Scores] = []
-    untouched = subjects["reference"].model if "reference" in subjects else reference
+    untouched = subjects["reference"].model if "reference" in subjects else None
     for role, subject in subjects.items():
-        result = benchmark.run(subject.model, folder, params, untouched)
+        result = run(role, sha256) if run else benchmark.run(subject.model, folder, params, untouched)
         named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
         found += [
             Scores(

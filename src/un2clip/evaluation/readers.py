@@ -4,6 +4,7 @@ Nothing is skipped, as `ingest` does, because a benchmark with fewer images is a
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -54,6 +55,23 @@ def read_image(source: Path | bytes, name: str) -> Image.Image:
         raise UserError(f"{name} is not a readable image: {cause(error)}") from None
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image that is decoded where it is wanted: of processes that share images each reads all, and decodes its own.
+
+    Attributes:
+        source: a file, or the content of one.
+        name: for a message.
+    """
+
+    source: Path | bytes
+    name: str
+
+    def read(self) -> Image.Image:
+        """Decode it; raises what `read_image` raises."""
+        return read_image(self.source, self.name)
+
+
 def find_tars(folder: Path) -> list[Path]:
     """The tars of a benchmark, in order of name: clip-benchmark's test/*.tar, or else *.tar.
 
@@ -67,21 +85,21 @@ def find_tars(folder: Path) -> list[Path]:
     return tars
 
 
-def read_pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Name and image of every picture of a folder: of the samples of its tars, or else of the image files below it.
+def read_pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
+    """Name and picture of every picture of a folder: of the samples of its tars, or else of the image files below it.
 
     Raises:
-        UserError: there is none, or one cannot be read.
+        UserError: there is none, or a tar cannot be read.
     """
     if tars := find_tars(folder):
-        yield from ((key, image) for key, image, _ in read_tars(tars, None))
+        yield from ((key, picture) for key, picture, _ in read_tars(tars, None))
         return
     found = [path for path in files_below(folder) if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
     if not found:
         raise UserError(f"{folder} holds no tars, and no images ({', '.join(IMAGE_EXTENSIONS)})")
     for path in found:
         name = path.relative_to(folder).as_posix()
-        yield name, read_image(path, f"{folder}: {name}")
+        yield name, Picture(path, f"{folder}: {name}")
 
 
 def dataset_type(folder: Path) -> str:
@@ -90,8 +108,8 @@ def dataset_type(folder: Path) -> str:
     return read_text(path).strip() if path.is_file() else ""
 
 
-def read_tars(tars: list[Path], extension: str | None) -> Iterator[tuple[str, Image.Image, str]]:
-    """Key, image and text of every sample, in the order of the tars; one sample in memory at a time.
+def read_tars(tars: list[Path], extension: str | None) -> Iterator[tuple[str, Picture, str]]:
+    """Key, picture and text of every sample, in the order of the tars; one sample in memory at a time.
 
     Keys are unique: one that an earlier tar has too stands behind the name of its tar.
 
@@ -123,11 +141,11 @@ def _apart(group: Group, tar: Path) -> str:
     return ": its members stand apart, make the tar with `tar --sort=name`" * (group.key in scattered_keys(tar))
 
 
-def _image_and_text(group: Group, extension: str | None, name: str) -> tuple[Image.Image, str]:
+def _image_and_text(group: Group, extension: str | None, name: str) -> tuple[Picture, str]:
     if group.fault is not None:
         raise UserError(f"{name} is refused: {group.fault}")
     if len(group.image_extensions) != 1 or (extension and extension not in group.members):
         wanted = f"one image and .{extension}" if extension else "one image"
         raise UserError(f"{name} must have {wanted}; it has {', '.join(group.members)}")
     text = decode_text(group.members[extension], f"{name}: its .{extension}") if extension else ""
-    return read_image(group.members[group.image_extensions[0]], name), text
+    return Picture(group.members[group.image_extensions[0]], name), text

@@ -160,7 +160,8 @@ def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confiden
         confidence=confidence,
         power=power,
     )
-    shows = f"about {100 * power:g} of 100 true gains of {smallest:.3g} pass"
+    true = f"a true {'loss' if smallest < 0.0 else 'gain'} of {abs(smallest):.3g} {unit.change}"
+    shows = f"{true} passes in about {100 * power:g} of 100 cases"
     if not math.isfinite(smallest):
         shows = f"no outcome of its {gain.n} {unit.counts} could pass; take a benchmark of more"
     sentence = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from un2clip.config import flatten, read_record
 from un2clip.evidence.items import Item, by_type
@@ -21,6 +22,11 @@ from un2clip.evidence.statistics import Difference, Discordant, of_right_or_wron
 from un2clip.evidence.units import UNITS, get_unit
 
 SIGN = {"better": "▲", "worse": "▼", "noise": "≈", "unknown": ""}
+#: Stands on the page until the gate has judged; `verdict.decided` puts the verdict there.
+UNDECIDED = markupsafe.Markup(
+    '<p class="soft">Not judged yet: the page that promote writes beside decision.json says if it was promoted.</p>'
+)
+PAGE = "index.html"
 LONGEST = 12  # a longer list of types is left out in the shell and folded on the page
 
 
@@ -174,6 +180,16 @@ def changes(comparisons: Sequence[Comparison]) -> str:
     return " ".join(f"{words[reading]}: {', '.join(names)}." for reading, names in found.items() if names)
 
 
+def for_whom(comparisons: Sequence[Comparison]) -> str:
+    """Whom a change of encoder concerns, as sentences; with the score of an old index, where one was measured."""
+    index = [each.benchmark for each in comparisons if each.benchmark.endswith("-index")]
+    old = f"; what an index of old ones still finds is {', '.join(index)}" if index else ""
+    return (
+        "Who keeps text embeddings can keep them: the text tower is the reference's. Image embeddings are others, and "
+        f"have to be made anew{old}."
+    )
+
+
 def changed(row: Row) -> str:
     """How many samples changed: gained and lost where that is known, as `+12 -5`."""
     return f"+{row.discordant.gained} -{row.discordant.lost}" if row.discordant else str(row.difference.changed)
@@ -216,6 +232,8 @@ def render(
         assistants=assistants,
         standings=standings,
         changes=changes(comparisons),
+        for_whom=for_whom(comparisons),
+        undecided=UNDECIDED,
         lineage=lineage,
         settings=flatten(lineage["params"]),
         percent=f"{100 * confidence:g}",

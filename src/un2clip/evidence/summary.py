@@ -8,11 +8,11 @@ from un2clip.errors import shown
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.gate import Decision, Finding
 from un2clip.evidence.lineage import DECISION, REGISTRY
-from un2clip.evidence.report import changes, read_report
+from un2clip.evidence.report import changes, for_whom, read_report
 from un2clip.evidence.table import print_table
 
 NEXT = """
-report          {report}/index.html
+report          {decision}/index.html
 pictures        {pictures}
 encoder         {encoder} (open_clip loads it: local-dir:{encoder})
 registry        mlflow ui --backend-store-uri sqlite:///mlflow.db   (then /#/models/un2clip)
@@ -73,11 +73,12 @@ def show(
         UserError: the run is not finished.
     """
     made, (decided, done) = read_report(report / "report.json"), read_decision(decision)
-    print(shown(changes(made.benchmarks)))
+    if made.benchmarks:
+        print(f"{shown(changes(made.benchmarks))}\n{shown(for_whom(made.benchmarks))}")
     print(f"The gate {'passed' if decided.passed else 'refused'}. {shown(done.outcome)}\n")
     print_table(made.benchmarks, method=made.method, confidence=made.confidence, power=made.power, types=types)
     print_assistants(made.assistants, confidence=made.confidence)
     for sentence in decided.decision.sentences:
         print(shown(sentence))
     pictures = ", ".join(map(str, [*sorted(reconstructions.glob("*.png")), *sorted(scores.glob("*/*.png"))]))
-    print(NEXT.format(report=report, pictures=pictures, encoder=encoder))
+    print(NEXT.format(decision=decision, pictures=pictures, encoder=encoder))

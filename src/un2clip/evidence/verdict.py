@@ -1,7 +1,9 @@
-"""The gate's decision as a person reads it on a registry's page: a few words a rule, and a table with the sentences."""
+"""The gate's decision as a person reads it: on a registry's page, and on the report's."""
+
+from html import escape
 
 from un2clip.evidence.gate import Decision, Finding
-from un2clip.evidence.report import interval, number
+from un2clip.evidence.report import UNDECIDED, interval, number
 from un2clip.evidence.statistics import corrected
 from un2clip.evidence.units import get_unit
 
@@ -38,6 +40,18 @@ def as_markdown(judged: Decision, *, who: str, confidence: float) -> str:
         "\n".join(f"| {' | '.join(row)} |" for row in table),
         "\n".join(f"* {sentence}" for sentence in judged.sentences),
     ])  # fmt: skip
+
+
+def decided(page: str, judged: Decision, *, who: str, outcome: str) -> str:
+    """The report's page with the verdict on it, in the place of UNDECIDED.
+
+    Args:
+        page: as `report.render` wrote it; one of an older version, which has no such place, stays as it is.
+        outcome: what happened at the registry, in a sentence; empty before it did.
+    """
+    sentences = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in judged.sentences)
+    verdict = f"The gate {'passed' if judged.passed else 'refused'} it, judged against {who}. {outcome}".strip()
+    return page.replace(UNDECIDED, f"<p><strong>{escape(verdict)}</strong></p>\n<ul>\n{sentences}</ul>")
 
 
 def _cells(finding: Finding) -> tuple[str, str, str, str]:

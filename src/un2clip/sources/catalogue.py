@@ -84,6 +84,12 @@ def get_entry(name: str) -> Entry:
     return lookup(catalogue(), name, "data set")
 
 
+def published_items(benchmark: str) -> int:
+    """How many right or wrong items a benchmark's published set has; 0 where that is not known beforehand."""
+    entry = catalogue().get(benchmark)
+    return (entry.items or entry.samples) if entry and "segmentation" not in benchmark else 0
+
+
 def table() -> str:
     """The catalogue in Markdown, as it stands in data/README.md."""
     rows = ["| name | got by | licence | terms | from |", "|---|---|---|---|---|"]

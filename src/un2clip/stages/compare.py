@@ -10,7 +10,7 @@ from un2clip.evaluation.standing import STANDING
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.languages import collect_asked, over_seeds
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
-from un2clip.evidence.report import compare_scores, render
+from un2clip.evidence.report import PAGE, compare_scores, render
 from un2clip.evidence.table import print_table, table_rows
 from un2clip.files.texts import read_text
 
@@ -105,7 +105,7 @@ def compare(
         assistants=assistants,
         standings=[read_text(path).strip() for folder in scores for path in sorted(folder.rglob(STANDING))],
     )
-    (report / "index.html").write_text(page, encoding="utf-8")
+    (report / PAGE).write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))
     if comparisons:
         print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)

@@ -115,7 +115,7 @@ def _write(
             found = [written for cut in listed if (written := cut.written())]
             assert sum(written.shard.samples for written in found) == decided.samples[split], split
             for written in found:
-                statistics.add_counts(written.words)
+                statistics.add(written.words)
             splits[split] = tuple(written.shard for written in found)
             for path in (work / "shards" / split).iterdir():
                 if path not in {cut.shard for cut in listed}:

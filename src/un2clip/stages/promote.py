@@ -12,13 +12,16 @@ from un2clip import tracking
 from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import DECISION, LINEAGE, REGISTRY, read_lineage, tuned_pairs
-from un2clip.evidence.report import read_report
+from un2clip.evidence.power import never
+from un2clip.evidence.report import PAGE, read_report
 from un2clip.evidence.scores import Scores, collect_scores
-from un2clip.evidence.verdict import as_markdown, in_short
+from un2clip.evidence.verdict import as_markdown, decided, in_short
 from un2clip.files.outputs import write_json
+from un2clip.files.texts import read_text
 from un2clip.models.clip import encoder_sha256
 from un2clip.models.loading import check_loads
 from un2clip.models.registry import EVIDENCE, FILES, JUDGED_AGAINST, LOOK, ROLLED_BACK, Registry, Version, check_name
+from un2clip.sources.catalogue import published_items
 from un2clip.stages.compare import Compare
 from un2clip.tracking import store
 
@@ -42,6 +45,13 @@ class Promote:
         named = [rule.benchmark for rule in self.rules]
         if not named or len(set(named)) != len(named):
             raise ValueError(f"rules must name at least one benchmark and each once, got {', '.join(named) or 'none'}")
+        for rule in self.rules:
+            n = published_items(rule.benchmark) if rule.gain_above > 0.0 else 0
+            if n and never(n, rule.gain_above / 100.0, confidence=0.5):  # at the least that `compare` may ask for
+                raise ValueError(
+                    f"rules: {rule.benchmark} has {n} items, and no outcome of them has a lower bound above "
+                    f"{rule.gain_above:g}; lower gain_above, or name a benchmark of more items"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,7 @@ def promote(
     report: Path,
     decision: Path,
 ) -> None:
-    """Write decision.json, register the encoder, and write what happened there to registry.json.
+    """Write decision.json, register the encoder, and write what happened to registry.json and onto the report's page.
 
     The decision is a function of the scores, the numbers and the champion: a promotion that was killed anywhere and is
     run again writes the same bytes.
@@ -137,6 +147,7 @@ def promote(
     } | interval
     (decision / REGISTRY).unlink(missing_ok=True)  # of an earlier call
     write_json(decision / DECISION, content)  # before the registry is touched: the decision does not depend on it
+    _write_page(report, decision, judged, champion, "")
     done: dict[str, Any] = {"version": None, "outcome": "Nothing was registered: tracking is off."}
     if registry and run_id:
         with store.as_user_error(), store.alone(registry.client), tempfile.TemporaryDirectory() as folder:
@@ -157,6 +168,7 @@ def promote(
             registry.describe(number, page)
             done = {"version": number, "outcome": _move_aliases(registry, params, version, alias, judged)}
     write_json(decision / REGISTRY, done)
+    _write_page(report, decision, judged, champion, done["outcome"])
     for sentence in judged.sentences:
         print(sentence)
     print(f"Judged against {champion.who}: {'passed' if judged.passed else 'refused'}. {done['outcome']}")
@@ -229,12 +241,18 @@ def _objections(champion: Champion, text_sha256: str) -> tuple[str, ...]:
     )
 
 
+def _write_page(report: Path, decision: Path, judged: Decision, champion: Champion, outcome: str) -> None:
+    """The report's page with the verdict on it, beside the decision."""
+    page = decided(read_text(report / PAGE), judged, who=champion.who, outcome=outcome)
+    (decision / PAGE).write_text(page, encoding="utf-8")
+
+
 def _gather(folder: Path, pairs: list[tuple[Scores, Scores]], encoder: Path, report: Path, decision: Path) -> Path:
     """Bring together what a later challenger, and a reader, need to know about this encoder."""
     for pair in pairs:
         for each in pair:
             each.save(folder / "scores" / each.benchmark / f"{each.role}.json")
-    for path in (encoder / LINEAGE, report / "report.json", report / "index.html", decision / DECISION):
+    for path in (encoder / LINEAGE, report / "report.json", decision / PAGE, decision / DECISION):
         shutil.copy(path, folder)
     return folder
 

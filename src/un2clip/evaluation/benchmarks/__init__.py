@@ -8,6 +8,8 @@ A file has
 - where it has numbers of its own, a frozen dataclass `Options`: the section `evaluate.FILE` of params.yaml (of an mllm
   `ask.FILE`), which `run` then takes as `options`;
   where it compares with the untouched model, `run` takes that as `reference`, None where there is none;
+  where its batches can be measured apart, by several processes, it takes what calls a function on each as `spread`
+  (evaluation/spreading.py), and begins nothing else that is random or takes long before a loop;
 - where it has pictures to show, `draw(models by role, folder, png, *, batch_size)`, with `options` as `run` has them.
 """
 

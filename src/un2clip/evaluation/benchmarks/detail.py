@@ -10,13 +10,14 @@ from pathlib import Path
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.benchmarks.mmvp_vlm import PROTOCOL, Question, pair_items, read_questions
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
 MODEL: Model = "clip"
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) -> BenchmarkResult:
     """Score every pair of every folder: value 1 if both statements pick their own image.
 
     Types are FOLDER/TYPE, and so begin the items' ids; the protocol says how many pairs each folder has.
@@ -28,7 +29,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     items = tuple(
         Item(id=f"{name}/{item.id}", type=f"{name}/{item.type}", value=item.value)
         for name, questions in found.items()
-        for item in pair_items(clip, questions, batch_size, said=f"detail {name}")
+        for item in pair_items(clip, questions, batch_size, spread, said=f"detail {name}")
     )
     counts = ", ".join(f"{len(questions) // 2} {name}" for name, questions in found.items())
     return BenchmarkResult(unit="%", protocol=f"{PROTOCOL}; pairs: {counts}", items=items)

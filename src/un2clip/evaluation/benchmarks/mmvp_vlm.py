@@ -8,17 +8,18 @@ encoder that does not react to a pattern at all scores near 0, not near 25. In t
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import Grade, best_grade
 from un2clip.evaluation.readers import locked_revision, read_image
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.files.texts import read_csv
 from un2clip.hashes import file_sha256
@@ -48,7 +49,7 @@ class Question:
     image: Path
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) -> BenchmarkResult:
     """Score every pair: value 1 if both statements pick their own image.
 
     Types come from the Type column. The prompt is "a photo of " + statement. For each statement, softmax
@@ -58,7 +59,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     Args:
         folder: Questions.csv and an image tree as MMVP_VLM is distributed.
     """
-    items = pair_items(clip, read_questions(folder), batch_size)
+    items = pair_items(clip, read_questions(folder), batch_size, spread)
     return BenchmarkResult(unit="%", protocol=_protocol(folder), items=items)
 
 
@@ -67,9 +68,11 @@ def count(folder: Path) -> int:
     return len(read_questions(folder)) // 2
 
 
-def pair_items(clip: Clip, questions: list[Question], batch_size: int, *, said: str = "mmvp_vlm") -> tuple[Item, ...]:
+def pair_items(
+    clip: Clip, questions: list[Question], batch_size: int, spread: Spread, *, said: str = "mmvp_vlm"
+) -> tuple[Item, ...]:
     """An item a pair, in order; `said` stands before the progress bar."""
-    correct = pair_correct(similarities(clip, questions, batch_size, said=said))
+    correct = pair_correct(similarities(clip, questions, batch_size, spread, said=said))
     return tuple(
         Item(id=f"{left.id}-{right.id}", type=left.type, value=float(each))
         for left, right, each in zip(questions[::2], questions[1::2], correct, strict=True)
@@ -85,10 +88,11 @@ def _protocol(folder: Path) -> str:
     return f"{line} of revision {revision[:12]}" if revision else line
 
 
-def similarities(clip: Clip, questions: list[Question], batch_size: int, *, said: str = "mmvp_vlm") -> Tensor:
+def similarities(
+    clip: Clip, questions: list[Question], batch_size: int, spread: Spread = alone, *, said: str = "mmvp_vlm"
+) -> Tensor:
     """Cosines of every pair, (P, 2 statements, 2 images)."""
-    batches = tqdm(_batches(questions, batch_size), unit="batch", desc=said, mininterval=1)
-    return torch.cat([_similarities(clip, batch) for batch in batches])
+    return torch.cat(list(spread(said, _batches(questions, batch_size), partial(_similarities, clip))))
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:

@@ -7,8 +7,9 @@ classifier of more numbers reads more, so the pooled embedding and the tokens ar
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
@@ -20,9 +21,10 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.errors import UserError
-from un2clip.evaluation.attributes import read_part
+from un2clip.evaluation.attributes import Labelled, read_part
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.ridge import Ridge
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.methods.features import Encoder
 from un2clip.models.clip import Clip, finite
@@ -71,7 +73,7 @@ class Part:
         return [value for labels in self.labels if (value := labels.get(attribute)) is not None]
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, options: Options, spread: Spread = alone) -> BenchmarkResult:
     """Whether each label of the test images was read, from the pooled embedding, and `also` from the patch tokens.
 
     Classifiers are fitted on the training images, for this encoder. Types are the attributes, an item's id is
@@ -83,7 +85,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> Bench
     Raises:
         UserError: the data are not as they must be, or the tower gives no patch tokens.
     """
-    train, test = (_embed(clip, folder, part, batch_size, options) for part in ("train", "test"))
+    train, test = (_embed(clip, folder, part, batch_size, options, spread) for part in ("train", "test"))
     values = _values(train, test, folder)
     said = f"{PROTOCOL} {', '.join(f'{each:g}' for each in options.penalties)}; {_chance(train, test, values)}"
     of = {
@@ -100,7 +102,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> Bench
     return dataclasses.replace(own, also=dict(further))
 
 
-def _embed(clip: Clip, folder: Path, part: str, batch_size: int, options: Options) -> Part:
+def _embed(clip: Clip, folder: Path, part: str, batch_size: int, options: Options, spread: Spread) -> Part:
     try:
         encoder = Encoder(clip.model.visual, "raw" if options.grid else "none", options.layer)
     except UserError as error:
@@ -108,18 +110,30 @@ def _embed(clip: Clip, folder: Path, part: str, batch_size: int, options: Option
     ids: list[str] = []
     labels: list[dict[str, str | None]] = []
     features: dict[str, list[Tensor]] = {}
-    samples = read_part(folder, part)
-    with tqdm(unit="image", desc=f"probe {part}", mininterval=1) as progress:
-        while batch := list(islice(samples, batch_size)):
-            pixel_values = torch.stack([clip.preprocess(image) for _, image, _ in batch]).to(clip.device)
-            for name, each in _features(encoder, pixel_values, options).items():
-                features.setdefault(name, []).append(finite(each, "image", [image for image, _, _ in batch]).cpu())
-            ids += [name for name, _, _ in batch]
-            labels += [each for _, _, each in batch]
-            progress.update(len(batch))
+    batches = _batches(read_part(folder, part), batch_size)
+    for some_ids, some_labels, some in spread(f"probe {part}", batches, partial(_read, clip, encoder, options)):
+        ids += some_ids
+        labels += some_labels
+        for name, each in some.items():
+            features.setdefault(name, []).append(each)
     if not ids:
         raise UserError(f"{folder / part} holds no images")
     return Part(ids=ids, labels=labels, features={name: torch.cat(each) for name, each in features.items()})
+
+
+def _batches(samples: Iterator[Labelled], batch_size: int) -> Iterator[list[Labelled]]:
+    while batch := list(islice(samples, batch_size)):
+        yield batch
+
+
+def _read(
+    clip: Clip, encoder: Encoder, options: Options, batch: list[Labelled]
+) -> tuple[list[str], list[dict[str, str | None]], dict[str, Tensor]]:
+    """Ids, labels and features of a batch."""
+    ids = [name for name, _, _ in batch]
+    pixel_values = torch.stack([clip.preprocess(picture.read()) for _, picture, _ in batch]).to(clip.device)
+    found = _features(encoder, pixel_values, options)
+    return ids, [each for _, _, each in batch], {name: finite(each, "image", ids).cpu() for name, each in found.items()}
 
 
 @torch.no_grad()

@@ -8,26 +8,28 @@ zero-shot.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets.loader import generator_view
 from un2clip.errors import UserError
 from un2clip.evaluation.autoencoding import Autoencoder
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.readers import read_pictures
+from un2clip.evaluation.readers import Picture, read_pictures
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.evidence.scores import Role
 from un2clip.evidence.units import LOUDEST
 from un2clip.sources.hub import verify
 
 MODEL: Model = "autoencoder"
+Named = tuple[str, Picture]
 SMALLEST = 11  # px: SSIM's window
 PROTOCOL = "pixels between 0 and 1, clamped, not rounded; SSIM: Gaussian window of 11 px and sigma 1.5, data range 1"
 
@@ -56,7 +58,13 @@ class Options:
 
 
 def run(
-    model: Autoencoder, folder: Path, *, batch_size: int, options: Options, reference: Autoencoder | None = None
+    model: Autoencoder,
+    folder: Path,
+    *,
+    batch_size: int,
+    options: Options,
+    reference: Autoencoder | None = None,
+    spread: Spread = alone,
 ) -> BenchmarkResult:
     """PSNR of every picture, in dB; `also` its SSIM, and of the whole set a Frechet distance.
 
@@ -75,16 +83,11 @@ def run(
     distance = _Distance(reference, options, model.decoder.device)
     psnr: list[Item] = []
     ssim: list[Item] = []
-    with tqdm(unit="image", desc="reconstruction", mininterval=1) as progress:
-        for names, images in _batches(folder, px, batch_size):
-            images = images.to(model.decoder.device)
-            drawn = model.reconstruct(images, names)
-            distance.update(images, drawn)
-            for found, values in ((psnr, decibels(drawn, images)), (ssim, likeness(drawn, images))):
-                found += [
-                    Item(id=name, type="image", value=value) for name, value in zip(names, values.tolist(), strict=True)
-                ]
-            progress.update(len(names))
+    measured = partial(_measured, model, distance, px)
+    for names, *features, decibel, similar in spread("reconstruction", _batches(folder, batch_size), measured):
+        distance.update(*features)
+        for found, values in ((psnr, decibel), (ssim, similar)):
+            found += [Item(id=name, type="image", value=value) for name, value in zip(names, values, strict=True)]
     if len(psnr) < 2:
         raise UserError(f"{folder} holds {len(psnr)} images, and a distance of sets needs two at least")
     side = model.side(px)
@@ -103,7 +106,7 @@ def draw(models: Mapping[Role, Autoencoder], folder: Path, png: Path, *, batch_s
     from matplotlib.figure import Figure  # here, since every benchmark's start would wait for it
 
     model = next(iter(models.values()))
-    names, images = next(_batches(folder, options.image_px or model.own_px, options.pictures))
+    names, images = _open(next(_batches(folder, options.pictures)), options.image_px or model.own_px)
     rows = {"original": images} | {
         role: each.reconstruct(images.to(each.decoder.device), names).cpu() for role, each in models.items()
     }
@@ -115,6 +118,17 @@ def draw(models: Mapping[Role, Autoencoder], folder: Path, png: Path, *, batch_s
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=110, metadata={"Software": None})
+
+
+def _measured(
+    model: Autoencoder, distance: "_Distance", px: int, batch: list[Named]
+) -> tuple[list[str], Tensor, Tensor, list[float], list[float]]:
+    """Names of a batch, features of its pictures and of what is drawn, PSNR and SSIM of each."""
+    names, images = _open(batch, px)
+    images = images.to(model.decoder.device)
+    drawn = model.reconstruct(images, names)
+    before, after = (distance.features(each).cpu() for each in (images, drawn))
+    return names, before, after, decibels(drawn, images).tolist(), likeness(drawn, images).tolist()
 
 
 def decibels(drawn: Tensor, images: Tensor) -> Tensor:
@@ -140,24 +154,32 @@ class _Distance:
     def __init__(self, reference: Autoencoder | None, options: Options, device: torch.device) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        self.inception, self.metric = bool(options.inception), None
-        made: Any = None
+        self.inception, self.metric, self.device = bool(options.inception), None, device
+        self.network: Any = None
         if self.inception:
-            made = FrechetInceptionDistance(
-                2048, feature_extractor_weights_path=_weights(options.inception), antialias=False
-            )
+            weights = _weights(options.inception)
+            made = FrechetInceptionDistance(2048, feature_extractor_weights_path=weights, antialias=False)
+            self.network, size = made.inception.to(device), 2048
             self.of = f"torch-fidelity's Inception ({next(iter(options.inception.values()))[:12]})"
         elif reference is not None:
-            made = FrechetInceptionDistance(_Features(reference))
-            self.of = f"the untouched encoder's {made.inception.num_features} features"
-        if made is not None:
-            self.metric = made.to(device)
+            px = reference.own_px
+            self.network = reference.features
+            size = int(self.network(torch.zeros(1, 3, px, px, device=device)).shape[1])
+            self.of = f"the untouched encoder's {size} features"
+        if self.network is not None:
+            self.metric = FrechetInceptionDistance(_Given(size)).to(device)
 
-    def update(self, images: Tensor, drawn: Tensor) -> None:
-        if self.metric is None:
-            return
-        for each, real in ((images, True), (drawn, False)):
-            self.metric.update((each * 255).round().byte() if self.inception else each, real=real)
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) in [0, 1] -> (B, D); (0,) where there is no distance."""
+        if self.network is None:
+            return torch.empty(0)
+        found: Tensor = self.network((images * 255).round().byte() if self.inception else images)
+        return found
+
+    def update(self, of_images: Tensor, of_drawn: Tensor) -> None:
+        if self.metric is not None:
+            self.metric.update(of_images.to(self.device), real=True)
+            self.metric.update(of_drawn.to(self.device), real=False)
 
     def result(self, said: str, n: int) -> dict[str, BenchmarkResult]:
         """The score by its name; {} where there is none."""
@@ -169,17 +191,15 @@ class _Distance:
         return {name: BenchmarkResult(unit=unit, protocol=protocol, items=(), number=number)}
 
 
-class _Features(torch.nn.Module):
-    """What torchmetrics takes in Inception's place; the encoder is none of its parts, and is not moved with it."""
+class _Given(torch.nn.Module):
+    """What torchmetrics takes in Inception's place: it is given features, not pictures."""
 
-    def __init__(self, reference: Autoencoder) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        px, device = reference.own_px, reference.decoder.device
-        self.of = reference.features
-        self.num_features = int(self.of(torch.zeros(1, 3, px, px, device=device)).shape[1])
+        self.num_features = num_features
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.of(images)
+    def forward(self, features: Tensor) -> Tensor:
+        return features
 
 
 def _weights(inception: dict[str, str]) -> str:
@@ -193,11 +213,16 @@ def _weights(inception: dict[str, str]) -> str:
     return name
 
 
-def _batches(folder: Path, px: int, size: int) -> Iterator[tuple[list[str], Tensor]]:
-    """Names, and pictures (B, 3, px, px) in [0, 1]."""
-    view, pictures = generator_view(px), read_pictures(folder)
+def _batches(folder: Path, size: int) -> Iterator[list[Named]]:
+    pictures = read_pictures(folder)
     while batch := list(islice(pictures, size)):
-        yield [name for name, _ in batch], torch.stack([_unit(view(image)) for _, image in batch])
+        yield batch
+
+
+def _open(batch: list[Named], px: int) -> tuple[list[str], Tensor]:
+    """Names, and pictures (B, 3, px, px) in [0, 1]."""
+    view = generator_view(px)
+    return [name for name, _ in batch], torch.stack([_unit(view(picture.read())) for _, picture in batch])
 
 
 def _unit(image: Tensor) -> Tensor:

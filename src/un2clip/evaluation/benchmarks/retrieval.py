@@ -12,17 +12,18 @@ that is not filled anew. Where the text tower stays, captions lose nothing, and 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.readers import dataset_type, find_tars, read_tars
+from un2clip.evaluation.readers import Picture, dataset_type, find_tars, read_tars
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.hashes import tensors_sha256
 from un2clip.models.clip import Clip
@@ -31,6 +32,7 @@ MODEL: Model = "clip"
 INDEX = "fp32; queries by the encoder, images by {sha256}; R@k: the query's image is among the first k, ties against it"
 PROTOCOL = "fp32; R@k: a positive is among the first k of the whole set, ties against it; the score is the mean of all"
 RECALLS = (1, 5, 10)
+Sample = tuple[str, Picture, list[str]]  # its key, picture and captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,9 @@ class Embedded:
     owner: Tensor
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int, reference: Clip | None = None) -> BenchmarkResult:
+def run(
+    clip: Clip, folder: Path, *, batch_size: int, reference: Clip | None = None, spread: Spread = alone
+) -> BenchmarkResult:
     """Every query's outcomes, in both directions: value 1 if the rank of its best positive is at most k.
 
     Types are "image to text R@1", ...; a k that no query could miss, because there are not more candidates, is
@@ -62,7 +66,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, reference: Clip | None = N
             an image and .txt a sample, a caption a line.
         reference: the encoder that filled an index; None for no second score.
     """
-    data = _embed(clip, folder, batch_size)
+    data = _embed(clip, folder, batch_size, spread)
     image = torch.arange(len(data.images))
     to_text = ranks(data.images, data.captions, image, data.owner, batch_size)
     to_image = ranks(data.captions, data.images, data.owner, image, batch_size)
@@ -70,14 +74,16 @@ def run(clip: Clip, folder: Path, *, batch_size: int, reference: Clip | None = N
         *_items("image to text", data.image_ids, to_text, len(data.captions)),
         *_items("text to image", data.caption_ids, to_image, len(data.images)),
     ]
-    also = {} if reference is None else {"index": _index(data, clip, reference, folder, batch_size)}
+    also = {} if reference is None else {"index": _index(data, clip, reference, folder, batch_size, spread)}
     return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items), also=also)
 
 
-def _index(data: Embedded, clip: Clip, reference: Clip, folder: Path, batch_size: int) -> BenchmarkResult:
+def _index(
+    data: Embedded, clip: Clip, reference: Clip, folder: Path, batch_size: int, spread: Spread
+) -> BenchmarkResult:
     """The queries of `data` among the images as the reference embeds them."""
     image = torch.arange(len(data.images))
-    images = data.images if reference is clip else _embed(reference, folder, batch_size, texts=False).images
+    images = data.images if reference is clip else _embed(reference, folder, batch_size, spread, texts=False).images
     if images.shape != data.images.shape:
         raise UserError(f"embeddings of {data.images.shape[1]} fit no index of {images.shape[1]} numbers an image")
     by_text = ranks(data.captions, images, data.owner, image, batch_size)
@@ -108,42 +114,53 @@ def ranks(queries: Tensor, candidates: Tensor, of: Tensor, owner: Tensor, batch_
     return torch.cat(found).tolist()
 
 
-def _embed(clip: Clip, folder: Path, batch_size: int, *, texts: bool = True) -> Embedded:
-    samples = _samples(clip, folder)
+def _embed(clip: Clip, folder: Path, batch_size: int, spread: Spread, *, texts: bool = True) -> Embedded:
     image_ids: list[str] = []
     caption_ids: list[str] = []
     images, captions, owner = [], [], []
-    with tqdm(unit="image", desc="retrieval", mininterval=1) as progress:
-        while batch := list(islice(samples, batch_size)):
-            pixel_values = torch.stack([each for _, each, _ in batch])
-            images.append(normalize(clip.embed(pixel_values, [key for key, _, _ in batch]), dim=-1))
-            if texts:
-                captions.append(normalize(clip.embed_texts([text for _, _, lines in batch for text in lines]), dim=-1))
-            for key, _, lines in batch:
-                owner += [len(image_ids)] * len(lines)
-                image_ids.append(f"{key}@image")
-                caption_ids += [f"{key}@caption{n}" for n in range(len(lines))]
-            progress.update(len(batch))
+    batches = _batches(folder, batch_size)
+    for keys, counts, embedded, embedded_texts in spread("retrieval", batches, partial(_embedded, clip, texts)):
+        images.append(embedded.to(clip.device))
+        captions.append(embedded_texts.to(clip.device))
+        for key, lines in zip(keys, counts, strict=True):
+            owner += [len(image_ids)] * lines
+            image_ids.append(f"{key}@image")
+            caption_ids += [f"{key}@caption{n}" for n in range(lines)]
     if len(image_ids) < 2:
         raise UserError(f"{folder} holds {len(image_ids)} images; retrieval needs at least 2 to choose from")
     return Embedded(
         image_ids=image_ids,
         caption_ids=caption_ids,
         images=torch.cat(images),
-        captions=torch.cat(captions) if texts else torch.empty(0),
+        captions=torch.cat(captions),
         owner=torch.tensor(owner),
     )
 
 
-def _samples(clip: Clip, folder: Path) -> Iterator[tuple[str, Tensor, list[str]]]:
+def _embedded(clip: Clip, texts: bool, batch: list[Sample]) -> tuple[list[str], list[int], Tensor, Tensor]:
+    """Keys and numbers of captions of a batch, its images embedded, and its captions where they are wanted."""
+    keys, captions = [key for key, _, _ in batch], [text for _, _, lines in batch for text in lines]
+    pixel_values = torch.stack([clip.preprocess(picture.read()) for _, picture, _ in batch])
+    images = normalize(clip.embed(pixel_values, keys), dim=-1).cpu()
+    embedded = normalize(clip.embed_texts(captions), dim=-1).cpu() if texts else torch.empty(0)
+    return keys, [len(lines) for _, _, lines in batch], images, embedded
+
+
+def _batches(folder: Path, batch_size: int) -> Iterator[list[Sample]]:
+    samples = _samples(folder)
+    while batch := list(islice(samples, batch_size)):
+        yield batch
+
+
+def _samples(folder: Path) -> Iterator[Sample]:
     tars = find_tars(folder)
     if not tars or dataset_type(folder) not in ("", "retrieval"):
         raise UserError(f"{folder} must hold test/*.tar or *.tar, and its dataset_type.txt, if any, say retrieval")
-    for key, image, text in read_tars(tars, "txt"):
+    for key, picture, text in read_tars(tars, "txt"):
         captions = [line for line in text.splitlines() if line.strip()]
         if not captions:
             raise UserError(f"{folder}: sample {key} has no caption")
-        yield key, clip.preprocess(image), captions
+        yield key, picture, captions
 
 
 def _items(direction: str, ids: list[str], ranks: list[int], candidates: int) -> Iterator[Item]:

@@ -6,26 +6,27 @@ something beside another one of the same protocol only; and a class seen in few 
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.dense.features import get_dense_method, text_features
 from un2clip.evaluation.dense.grid import save_grid
 from un2clip.evaluation.dense.layouts import IGNORED, DataSet, Photograph, read_data_set
-from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph
+from un2clip.evaluation.dense.masks import Classes, Pixels, class_colours, read_mask, read_photograph, size_of
 from un2clip.evaluation.dense.names import Names, names_sha256
 from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
 from un2clip.evaluation.dense.resizing import resize
-from un2clip.evaluation.dense.windows import similarity_maps
+from un2clip.evaluation.dense.windows import similarity_maps, windows
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip, finite
 
@@ -55,7 +56,7 @@ class Options:
         get_protocol(self.protocol)
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, options: Options, spread: Spread = alone) -> BenchmarkResult:
     """Intersection and union of every class in every image, in pixels; in fp32.
 
     Args:
@@ -67,15 +68,15 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options) -> Bench
         UserError: data, method or protocol are not as they must be; the message names the file.
     """
     data = read_data_set(folder)
+    text_features(clip, data.names)  # now, so that processes which share the batches find them on disk
+    batches = list(_batches(data, batch_size, options))
+    items = tuple(
+        Item(id=f"{id}@{name}", type=name, value=float(intersection), of=float(union))
+        for found in spread("segmentation", batches, partial(_overlaps, clip, batch_size, options))
+        for id, name, intersection, union in found
+    )
     if (said := _whose_names(data, folder, options.protocol)) is not None:
         print(said, flush=True)
-    predictions = _predictions(clip, data, batch_size, options)
-    progress = tqdm(predictions, total=len(data.photographs), unit="image", desc="segmentation")
-    items = tuple(
-        Item(id=f"{photograph.id}@{name}", type=name, value=float(intersection), of=float(union))
-        for photograph, truth, predicted in progress
-        for name, intersection, union in overlaps(truth, predicted, data.names)
-    )
     return BenchmarkResult(unit="mIoU", protocol=_protocol(data, options), items=items)
 
 
@@ -140,11 +141,40 @@ def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -
     Resized as mmcv does it, which the reference codes use (dense/resizing.py).
     """
     height, width = pixels.shape[:2]
-    scale = min(long_side_px / max(height, width), settings.short_side_px / min(height, width))
-    size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+    size = _prepared_size(height, width, settings, long_side_px)
     image = torch.from_numpy(resize(pixels, *size).copy()).permute(2, 0, 1).float() / 255
     cfg = clip.model.visual.preprocess_cfg
     return (image - torch.tensor(cfg["mean"])[:, None, None]) / torch.tensor(cfg["std"])[:, None, None]
+
+
+def _prepared_size(height: int, width: int, settings: Settings, long_side_px: int) -> tuple[int, int]:
+    scale = min(long_side_px / max(height, width), settings.short_side_px / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def _batches(data: DataSet, batch_size: int, options: Options) -> Iterator[DataSet]:
+    """Some photographs each, whose windows go through the tower together."""
+    settings, protocol = get_settings(options.protocol, data.name), get_protocol(options.protocol)
+    held: list[Photograph] = []
+    filled = 0
+    for photograph in data.photographs:
+        size = _prepared_size(*size_of(photograph), settings, protocol.long_side_px)
+        places = len(windows(*size, settings.crop_px, settings.stride_px))
+        if held and filled + places > batch_size:
+            yield replace(data, photographs=tuple(held))
+            held, filled = [], 0
+        held.append(photograph)
+        filled += places
+    yield replace(data, photographs=tuple(held))
+
+
+def _overlaps(clip: Clip, batch_size: int, options: Options, batch: DataSet) -> list[tuple[str, str, int, int]]:
+    """Photograph, class, intersection and union, of a batch."""
+    return [
+        (photograph.id, *found)
+        for photograph, truth, predicted in _predictions(clip, batch, batch_size, options)
+        for found in overlaps(truth, predicted, batch.names)
+    ]
 
 
 def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -> Iterator[Prediction]:

@@ -7,16 +7,17 @@ types, or their unweighted mean. It tests the text tower, which no method here c
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import read_image
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.files.texts import read_json
 from un2clip.models.clip import Clip
@@ -38,7 +39,7 @@ class Row:
     negative_caption: str
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) -> BenchmarkResult:
     """Value 1 for every row whose cosine with the caption is above that with the negative.
 
     Args:
@@ -46,12 +47,10 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
             its name the type, as published (add_att.json, ...), or a list of such rows that have a `type` each.
     """
     rows = read_rows(folder)
-    items: list[Item] = []
-    for start in tqdm(range(0, len(rows), batch_size), unit="batch", desc="sugarcrepe", mininterval=1):
-        batch = rows[start : start + batch_size]
-        outcomes = zip(batch, _caption_wins(clip, batch), strict=True)
-        items += [Item(id=row.id, type=row.type, value=float(wins)) for row, wins in outcomes]
-    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=tuple(items))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    found = [wins for batch in spread("sugarcrepe", batches, partial(_caption_wins, clip)) for wins in batch]
+    items = tuple(Item(id=row.id, type=row.type, value=float(wins)) for row, wins in zip(rows, found, strict=True))
+    return BenchmarkResult(unit="%", protocol=PROTOCOL, items=items)
 
 
 def _caption_wins(clip: Clip, rows: list[Row]) -> list[bool]:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.classification import Classification, open_classification
+from un2clip.evaluation.classification import Classification, Sample, open_classification
+from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip
 
@@ -26,7 +26,7 @@ MODEL: Model = "clip"
 PROTOCOL = "fp32; top-1; a class is the mean of its normalised templates, normalised"
 
 
-def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
+def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) -> BenchmarkResult:
     """Top-1 outcome of every image, in fp32; an item's type is its true class.
 
     A class's embedding is the mean of its normalised templates, normalised.
@@ -38,12 +38,8 @@ def run(clip: Clip, folder: Path, *, batch_size: int) -> BenchmarkResult:
     classifier = _classifier(clip, data)
     types = _types(data.names)
     items: list[Item] = []
-    for ids, pixel_values, labels in tqdm(_batches(data, batch_size), desc="images", unit="batch"):
-        logits = 100 * normalize(clip.embed(pixel_values, ids), dim=-1) @ classifier  # rounded as clip-benchmark's
-        items += [
-            Item(id=key, type=types[label], value=float(label == predicted))
-            for key, label, predicted in zip(ids, labels, logits.argmax(1).tolist(), strict=True)
-        ]
+    for found in spread("images", _batches(data, batch_size), partial(_classified, clip, classifier)):
+        items += [Item(id=key, type=types[label], value=float(label == predicted)) for key, label, predicted in found]
     if not items:
         raise UserError(f"{folder} holds no images")
     protocol = PROTOCOL + (f"; clip-benchmark's {data.shipped}" if data.shipped else "")
@@ -56,15 +52,21 @@ def _classifier(clip: Clip, data: Classification) -> Tensor:
     return clip.embed_classes(data.names, templates, at_once=1, progress=True)
 
 
+def _classified(clip: Clip, classifier: Tensor, batch: list[Sample]) -> list[tuple[str, int, int]]:
+    """Id, label and predicted label of each image of a batch."""
+    ids, pixel_values, labels = zip(*(sample() for sample in batch), strict=True)
+    embedding = normalize(clip.embed(torch.stack(pixel_values), ids), dim=-1)
+    logits = 100 * embedding @ classifier  # rounded as clip-benchmark's
+    return list(zip(ids, labels, logits.argmax(1).tolist(), strict=True))
+
+
 def _filled(template: str, name: str) -> str:
     return template.format(c=name)
 
 
-def _batches(data: Classification, batch_size: int) -> Iterator[tuple[tuple[str, ...], Tensor, tuple[int, ...]]]:
-    """Ids, pixel_values (B, 3, H, W) and labels of up to `batch_size` images."""
+def _batches(data: Classification, batch_size: int) -> Iterator[list[Sample]]:
     while batch := list(islice(data.samples, batch_size)):
-        ids, pixel_values, labels = zip(*batch, strict=True)
-        yield ids, torch.stack(pixel_values), labels
+        yield batch
 
 
 def _types(names: list[str]) -> list[str]:

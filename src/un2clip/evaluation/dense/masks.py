@@ -26,6 +26,15 @@ def read_photograph(photograph: Photograph) -> Pixels:
         raise UserError(f"{photograph.image} is not a readable image: {error}") from None
 
 
+def size_of(photograph: Photograph) -> tuple[int, int]:
+    """Height and width by the file's header, lying or upright; what cannot be read is told by who reads the pixels."""
+    try:
+        with open_image(photograph.image) as image:
+            return image.height, image.width
+    except Exception:  # as above
+        return 1, 1
+
+
 def read_mask(data: DataSet, photograph: Photograph, height: int, width: int) -> Classes:
     """Classes (H, W) int64, IGNORED where a pixel does not count.
 
