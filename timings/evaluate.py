@@ -142,7 +142,8 @@ def loop_classes(clip: Clip, folder: Path, params: Evaluate) -> None:
     templates = [partial(str.format, template) for template in data.templates]
     filled = [[template(c=name) for template in templates] for name in data.names]
     classes = torch.stack([normalize(normalize(clip.embed_texts(texts), dim=1).mean(0), dim=0) for texts in filled])
-    for _, pixel_values, _ in data.samples:
+    for sample in data.samples:
+        _, pixel_values, _ = sample()
         (normalize(clip.embed(pixel_values[None]), dim=1) @ classes.T).argmax(1).item()
 
 
