@@ -137,6 +137,8 @@ def test_other_units_by_the_interval_that_was_seen():
     few = Difference(mean=1.0, low=0.0, high=2.0, n=5, changed=5)
     assert smallest_shown(few, "mse", bound=0.0, **how) == math.inf
     assert smallest_shown(few, "mse", bound=-3.0, **how) < 3.0
+    same = Difference(mean=0.0, low=0.0, high=0.0, n=48, changed=0)
+    assert math.isnan(smallest_shown(same, "mse", bound=-0.5, **how)), "no width was seen, so nothing is known of it"
 
 
 def test_the_level_of_later_looks():

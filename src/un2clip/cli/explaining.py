@@ -156,6 +156,8 @@ def _measured(rule: Rule, compare: Compare, seed: int) -> str:
         power=compare.power,
     )
     changed = f"{seen.n} {unit.counts}, of which {seen.changed} changed in {files[0].parent}"
+    if math.isnan(gain):
+        return f"{changed}: not known"
     return f"{changed}: {gain:.3g} {unit.change}" if math.isfinite(gain) else f"{changed}: no outcome could pass"
 
 

@@ -162,7 +162,9 @@ def _judge(rule: Rule, before: Scores, after: Scores, gain: Difference, confiden
     )
     true = f"a true {'loss' if smallest < 0.0 else 'gain'} of {abs(smallest):.3g} {unit.change}"
     shows = f"{true} passes in about {100 * power:g} of 100 cases"
-    if not math.isfinite(smallest):
+    if math.isnan(smallest):
+        shows = "no sample changed, so what it could show is not known"
+    elif math.isinf(smallest):
         shows = f"no outcome of its {gain.n} {unit.counts} could pass; take a benchmark of more"
     sentence = (
         f"{rule.benchmark} {change} over {gain.n} {unit.counts} "

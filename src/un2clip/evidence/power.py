@@ -52,7 +52,8 @@ def smallest_shown(
         bound: in the unit, as of a gain.
 
     Returns:
-        The gain in the unit; inf where no outcome of its samples is enough.
+        The gain in the unit; inf where no outcome of its samples is enough, nan where it is not known: no sample
+        changed, so the interval of outcomes that are not right or wrong has no width.
     """
     row, n = get_unit(unit), seen.n
     if right_or_wrong:
@@ -60,6 +61,8 @@ def smallest_shown(
         return row.scale * share
     if seen.low is None or seen.high is None or (bound >= 0.0 and n < fewest(confidence)):
         return math.inf
+    if not seen.changed:
+        return math.nan
     z = float(norm.isf((1.0 - confidence) / 2.0))
     return bound + (z + float(norm.isf(1.0 - power))) * (seen.high - seen.low) / 2.0 / z
 
