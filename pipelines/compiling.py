@@ -23,6 +23,8 @@ PACKAGE = ROOT / "pipelines" / "un2clip.yaml"
 PACKAGES = {PACKAGE: None, ROOT / "pipelines" / "un2clip-gpu.yaml": resources.CLUSTERS / "gpu.yaml"}
 #: The pipeline of assistants, for plain nodes; for others it is compiled with a cluster's file.
 ASSISTANTS = ROOT / "pipelines" / "assistants.yaml"
+#: Laid under any other overlay: which of the default benchmarks a run on Kubeflow leaves out, and why.
+KUBEFLOW = ROOT / "configs" / "kubeflow.yaml"
 HEADER = "# Compiled from pipelines/{}.py, params.yaml and world.yaml by `python -m pipelines.un2clip`; do not edit.\n"
 #: Where dvc.yaml's stage `shapes` writes: as `images` or `benchmark_data` they mean the output of the task `shapes`.
 WORLD = {
@@ -64,8 +66,8 @@ def compile_to(path: Path, params: Mapping[str, Any], cluster: Cluster, of: Pipe
 
 
 def read_params(*overlays: Path) -> dict[str, Any]:
-    """The repository's numbers, with overlays (or another whole params file) laid over them; see config.read_params."""
-    return config.read_params(ROOT / "params.yaml", overlays)
+    """The repository's numbers; over them KUBEFLOW, then overlays or another params file, as config.read_params."""
+    return config.read_params(ROOT / "params.yaml", [KUBEFLOW, *overlays])
 
 
 def _nulls(value: Any, name: str) -> Iterator[str]:

@@ -1,71 +1,106 @@
-"""One full-width training step without any published weights: ViT-L-14 through unCLIP-L, batch 1.
+"""One training step of any overlay at its full width, without any published weights: random ones of the same shapes.
 
-    python -m timings.full_width_step                         float32
-    python -m timings.full_width_step --dtype bfloat16 --checkpointing
-    python -m timings.full_width_step --smallest      narrow widths, one block: only that it runs
+    python -m timings.full_width_step                 the paper's
+    python -m timings.full_width_step --checkpointing configs/diva.yaml configs/openai-vit-l-14.yaml
+    python -m timings.full_width_step --smallest      shapes alone, on torch's meta device: only that it runs
 
-Encode the image by the VAE at 768 px, embed it by the encoder, noise, predict, loss, backward through the frozen
-U-Net, AdamW. Prints a row for a table: what, losses, seconds of each part, peak memory of the process.
+Target (the VAE), forward and backward of every noise sample, the optimiser: the last phase of the row, which is the one
+that trains the encoder. Prints a row for a table: what, loss, seconds of each part, peak memory of the process.
 """
 
 import argparse
+import dataclasses
 import resource
 import time
+from pathlib import Path
 
-import open_clip
 import torch
 
+from un2clip.config import build, read_params
 from un2clip.datasets.loader import to_device
-from un2clip.decoders import Cond, NoiseConfig
-from un2clip.planning.published import CONFIG, new_generator
+from un2clip.methods.table import get_method
+from un2clip.planning.published import new_reconstruction
+from un2clip.stages.backbones import Backbones
+from un2clip.stages.finetune_job import Finetune
+from un2clip.training.replicas import Replicas
 
-NOISE = NoiseConfig(
-    timesteps=(0, 999), timesteps_drawn="independent", noise_level=(0, 0), condition_dropout=0.0, time_scale=1.0
-)
-ENCODER = "ViT-L-14-quickgelu"
+ROOT = Path(__file__).parents[1]
+PAPER = [ROOT / "configs/paper.yaml", ROOT / "configs/openai-vit-l-14.yaml"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the generator is held in")
-    parser.add_argument("--checkpointing", action="store_true", help="of the U-Net's activations")
+    parser.add_argument("overlays", nargs="*", type=Path, help="laid over params.yaml; none: the paper's")
+    parser.add_argument("--frozen", choices=("fp32", "bf16"), default="fp32", help="what is frozen is held in")
+    parser.add_argument("--checkpointing", action="store_true", help="of activations")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--smallest", action="store_true", help="for the tests: that it runs, not how fast")
     args = parser.parse_args()
     torch.manual_seed(0)
-    device, rng = torch.device(args.device), torch.Generator().manual_seed(0)
+    device, rng = torch.device("meta" if args.smallest else args.device), torch.Generator().manual_seed(0)
+    params = read_params(ROOT / "params.yaml", args.overlays or PAPER)
+    row = get_method(params["method"])
+    finetune = build(Finetune, params["finetune"], "finetune")
     with device:
-        generator = new_generator(CONFIG["embed_dim"]["unclip-l"], smallest=args.smallest)
-    generator.prepare(dtype=getattr(torch, args.dtype), checkpointing=args.checkpointing)
-    vision_cfg = open_clip.get_model_config(ENCODER)["vision_cfg"] | ({"layers": 1} if args.smallest else {})
-    visual = open_clip.create_model(ENCODER, load_weights=False, vision_cfg=vision_cfg).visual.to(device)
-    optimizer = torch.optim.AdamW(visual.parameters(), lr=3e-7)
-    pixel_values = torch.randn(args.batch, 3, 224, 224, generator=rng).to(device)
-    images = torch.rand(args.batch, 3, generator.image_px, generator.image_px, generator=rng) * 2 - 1
+        objective, size = new_reconstruction(build(Backbones, params["backbones"], "backbones"), finetune, row)
+    phase, numbers = row.phases[-1], finetune.phases_of(row)[-1]
+    own = objective.decoder.image_px
+    objective.decoder.resize(numbers.image_px or own)
+    compute = dataclasses.replace(finetune.compute, frozen=args.frozen, gradient_checkpointing=args.checkpointing)
+    replicas = Replicas(objective, phase.trains, numbers, compute, seed=0)
+    px = objective.decoder.image_px
+    read = (px, px) if objective.decoder.as_read else size
+    images = torch.rand(args.batch, 3, px, px, generator=rng) * 2 - 1
+    batch = {
+        "images": images.to(device),
+        "pixel_values": torch.randn(args.batch, 3, *read, generator=rng).to(device),
+        "view": torch.randn(args.batch, 3, *read, generator=rng).to(device),
+        "valid": torch.ones(args.batch, dtype=torch.bool, device=device),
+        "keys": [str(i) for i in range(args.batch)],
+    }
     for step in range(args.steps):
-        marks = [_now(device)]
-        latents = generator.encode(images)
+        marks, cpu = [_now(device)], time.process_time()
+        batch["target"] = objective.decoder.target(batch)
         marks.append(_now(device))
-        noise_sample = to_device(generator.draw(args.batch, rng, NOISE), device)
-        loss = generator.loss(latents, Cond(vector=visual(pixel_values)), noise_sample)["diffusion_loss"].mean()
+        forward = backward = 0.0
+        for _ in range(numbers.noise_samples):
+            noise_sample = to_device(objective.draw(batch, args.batch, rng, numbers.noise), device)
+            loss = objective(batch, noise_sample)["loss"].mean()
+            begun = _now(device)
+            forward += begun - marks[-1]
+            (loss / numbers.noise_samples).backward()
+            marks.append(_now(device))
+            backward += marks[-1] - begun
+        norm = float("nan")
+        if not loss.is_meta:  # nothing is computed there, and torch's fused AdamW refuses it
+            norm = replicas.clip()
+            replicas.step(step)
+        replicas.optimizer.zero_grad(set_to_none=True)
         marks.append(_now(device))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0).item()
-        marks.append(_now(device))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        marks.append(_now(device))
-        seconds = [f"{after - before:.1f}" for before, after in zip(marks, marks[1:], strict=False)]
-        assert all(parameter.grad is None for parameter in generator.parameters()) and norm > 0
+        shown = {
+            "row": params["method"],
+            "phase": phase.numbers,
+            "frozen in": args.frozen,
+            "checkpointing": "yes" if args.checkpointing else "no",
+            "device": str(device),
+            "batch": str(args.batch),
+            "target": " x ".join(map(str, batch["target"].shape[1:])),
+            "noise samples": str(numbers.noise_samples),
+            "loss": f"{float('nan') if loss.is_meta else loss.item():.4g}",
+            "gradient norm": f"{norm:.4g}",
+            "target s": f"{marks[1] - marks[0]:.1f}",
+            "forward s": f"{forward:.1f}",
+            "backward s": f"{backward:.1f}",
+            "optimiser s": f"{marks[-1] - marks[-2]:.1f}",
+            "step s": f"{marks[-1] - marks[0]:.1f}",
+            "CPU s": f"{time.process_time() - cpu:.1f}",
+            "peak GiB": f"{_peak(device):.1f}",
+        }
         if step == 0:
-            print("| generator in | checkpointing | device | batch | latents | loss | gradient norm "
-                  "| VAE s | forward s | backward s | AdamW s | step s | peak GiB |")  # fmt: skip
-            print("|" + "---|" * 13)
-        print(f"| {args.dtype} | {'yes' if args.checkpointing else 'no'} | {args.device} | {args.batch} "
-              f"| {' x '.join(map(str, latents.shape[1:]))} | {loss.item():.4f} | {norm:.3g} | {' | '.join(seconds)} "
-              f"| {marks[-1] - marks[0]:.1f} | {_peak(device):.1f} |", flush=True)  # fmt: skip
+            print(f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}")
+        print(f"| {' | '.join(shown.values())} |", flush=True)
 
 
 def _now(device: torch.device) -> float:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.compiling import ASSISTANTS, PACKAGES, read_params
+from pipelines.compiling import ASSISTANTS, PACKAGES, ROOT, read_params
 from pipelines.sources import shorten
+from un2clip import config
 
 SCALE = 1.9
 PATCH = 900  # letters of a pod's patch that are the same for each task: the launcher's own arguments
@@ -83,10 +84,16 @@ def test_ten_benchmarks_are_no_larger_than_they_were(package) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_the_default_benchmarks_are_below_the_limit(package) -> None:
-    """With those of params.yaml Kubeflow can list every task, by this estimate."""
+    """With its default benchmarks Kubeflow can list every task, by this estimate; with all of params.yaml it could not.
+
+    Where it can, configs/kubeflow.yaml may go.
+    """
     documents = list(yaml.safe_load_all(package.read_text()))
-    found = estimate(documents, len(read_params()["benchmarks"]))
-    assert found < 2**20, f"{found:.0f}"
+    found, all_of_them = (
+        estimate(documents, len(numbers["benchmarks"]))
+        for numbers in (read_params(), config.read_params(ROOT / "params.yaml"))
+    )
+    assert found < 2**20 < all_of_them, f"{found:.0f} {all_of_them:.0f}"
 
 
 def test_three_language_models_are_below_the_limit() -> None:
