@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from un2clip.config import merge
+from un2clip.config import build, merge
 from un2clip.errors import UserError
 from un2clip.evidence.scores import load_scores
-from un2clip.stages import stage_params
+from un2clip.stages import run_stage, stage_params
+from un2clip.stages.compare import Compare
 from un2clip.stages.diffusion_loss import diffusion_loss, diffusion_loss_knowing
 from un2clip.stages.evaluate import evaluate, evaluate_knowing
-from un2clip.study.run import study
+from un2clip.study.run import read_by_languages, study
 from un2clip.study.variants import check_variant, varied
 
 SHORT, RANDOM = "un2clip@phases.tune.steps=1", "un2clip@random"
@@ -199,3 +200,27 @@ def test_a_variant_is_one_other_number(tiny) -> None:
         varied(tiny.params, "un2clip@phases.tune.step=1")
     with pytest.raises(UserError, match=r"un2clip@anchors.cosines=a lot"):
         varied(tiny.params, "un2clip@anchors.cosines=a lot")
+
+
+def test_language_models_of_three_seeds_read_both_encoders(done, tmp_path) -> None:
+    """The reference's are trained once in a world; the spread over the seeds is known, and nothing untrained gains."""
+    params, _, work = done
+    questions = {"pictures": 24, "turns": 2, "of_each": 1}
+    params = merge(params, {"shapes": {"questions": questions}}) | {"language_seeds": [0, 1, 2], "questions": ["pope"]}
+    folders = {name: tmp_path / name for name in ("images", "instructions", "benchmarks")}
+    run_stage("shapes", params["shapes"], seed=5, **folders)
+    (tmp_path / "backbones").symlink_to(work / "seed5/backbones")
+    compare = build(Compare, params["compare"], "compare")
+    for row in ("un2clip", "align"):
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "encoder").symlink_to(work / "seed5" / row / "encoder")
+        (found,) = read_by_languages(params, row, 5, tmp_path, compare)
+        assert (found.benchmark, [each.seed for each in found.seeds]) == ("pope", [0, 1, 2])
+        assert found.spread is not None and found.reading == "noise"
+    assert found.difference.mean == 0 and found.spread == 0  # `align` leaves the encoder alone
+    stages = [json.loads(line)["output"] for line in (tmp_path / "seconds.jsonl").read_text().splitlines()]
+    assert set(stages) >= {f"{folder}/{seed}" for folder in ("languages", "align/languages") for seed in range(3)}
+    assert sum(name == "languages/0" for name in stages) == 2  # when it begins and when it ends
+    without = params | {"shapes": done[0]["shapes"], "study": done[0]["study"]}
+    with pytest.raises(UserError, match="shapes.questions makes no questions"):
+        study(without, tmp_path / "to", tmp_path / "work")

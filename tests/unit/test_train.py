@@ -14,6 +14,7 @@ from un2clip.errors import UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.models.clip import load_clip
 from un2clip.training.loop import fit
+from un2clip.training.shards import Shards
 
 
 def test_same_seed_same_weights(tiny) -> None:
@@ -165,3 +166,12 @@ def test_no_reference_where_nothing_asks_for_one(tiny) -> None:
     _, _, history = run(tiny, "un2clip", compute={"refer_every": 2}, **FAST)
     assert ["cosine" in row for row in history] == [True, False, True]
     assert history[0]["cosine"] == pytest.approx(1, abs=1e-6) and history[2]["cosine"] < 1
+
+
+def test_an_encoder_is_not_trained_in_shards(tiny) -> None:
+    """It is refused before any process waits for another, and nothing of the objective is changed."""
+    clip, objective, params = prepare(tiny, "un2clip", shard=True)
+    before = tensors_sha256(clip.model.state_dict())
+    with pytest.raises(UserError, match="compute.shard must be false here: an assistant alone"):
+        Shards(objective, ("encoder",), params.phases["tune"], params.compute, 0)
+    assert tensors_sha256(clip.model.state_dict()) == before

@@ -32,6 +32,9 @@ class NextToken(Objective):
             "language": nn.ModuleList([inner.language_model, self.llava.lm_head]),
         }
 
+    def shards(self) -> list[nn.Module]:
+        return [self.parts()["projector"], *self.llava.model.language_model.layers]
+
     def weights(self, batch: Batch) -> Tensor:
         """(b,): tokens of answers; the first token of a text has none before it."""
         return (batch["labels"][:, 1:] != IGNORED).sum(dim=1) * batch["valid"].float()

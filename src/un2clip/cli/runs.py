@@ -104,19 +104,22 @@ def add_study(commands: Commands) -> None:
 
 
 def add_controls(commands: Commands) -> None:
-    parser = commands.add_parser("controls", help="can language models' answers tell encoders apart? blind and random")
+    parser = commands.add_parser(
+        "controls", help="can language models' answers tell encoders apart? blind, random, labels"
+    )
     parser.add_argument("--to", type=Path, default=Path("study/controls"), help="all that is made, to go on from")
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of the language models")
     add_overlay(parser)
 
     def run(args: Args) -> None:
         from un2clip.evidence.assistants import print_assistants
-        from un2clip.study.assistants import controls
+        from un2clip.study.assistants import controls, verdict
 
         params = read_params(PARAMS, args.overlay)
         for name, found in controls(params, to=args.to, seeds=args.seeds).items():
             print(f"{name}, in the column of the tuned encoder, against the reference")
             print_assistants(found, confidence=params["compare"]["confidence"])
+            print(verdict(name, found))
 
     parser.set_defaults(run=run)
 

@@ -35,6 +35,10 @@ class Objective(nn.Module):
         """What may train, by name."""
         raise NotImplementedError
 
+    def shards(self) -> list[nn.Module]:
+        """Modules whose weights are gathered one module at a time, where processes hold shares; none: it cannot be."""
+        return []
+
     def draw(self, batch: Batch, n: int, rng: torch.Generator, noise: NoiseConfig) -> NoiseSample:
         """The random numbers of the n samples of the whole batch, of which this process has `batch`."""
         return {}

@@ -1,14 +1,16 @@
 """Can this world tell encoders apart by what language models answer? Controls, whose outcome is known beforehand.
 
-Each control's assistants are trained and asked as the reference's, and the table says how much lower they score. Blind:
-every picture gives the same tokens, so what is left is the prior of the questions. Random: the reference's image tower
-with weights as it began. Where they do not score lower, beyond the spread over the language models, the questions, or
-the training, cannot tell encoders apart, and no other comparison on this world means anything.
+Each control's assistants are trained and asked as the reference's, and the table says how they differ. Blind: every
+picture gives the same tokens, so what is left is the prior of the questions. Random: the reference's image tower with
+weights as it began. Both must score lower. Labels: trained on with labels of all that is asked (labelled.py); it must
+score higher. Where one does not, beyond the spread over the language models, the questions, or the training, cannot
+tell such encoders apart: of a comparison that shows no difference it is not known then whether there was one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,19 +24,20 @@ from un2clip.models.clip import Clip, load_clip, save_clip
 from un2clip.stages import run_stage
 from un2clip.stages.ask import ask_assistant, check_questions
 from un2clip.stages.compare import Compare
+from un2clip.study.labelled import with_labels
 from un2clip.world.asking import ASKED
 
 REFERENCE = "reference"
 
 
 @torch.no_grad()
-def blind(clip: Clip) -> None:
+def blind(clip: Clip, params: Mapping[str, Any]) -> None:
     """No pixel gets in: the patches' weights are 0, as is what they would say of a picture."""
     clip.model.visual.conv1.weight.zero_()
 
 
 @torch.no_grad()
-def at_random(clip: Clip) -> None:
+def at_random(clip: Clip, params: Mapping[str, Any]) -> None:
     """Every tensor's values are drawn anew, with the mean and the deviation that they have."""
     rng = torch.Generator().manual_seed(0)
     for value in clip.model.visual.parameters():
@@ -42,7 +45,25 @@ def at_random(clip: Clip) -> None:
         value.copy_(value.mean() + deviation * torch.randn(value.shape, generator=rng))
 
 
-CONTROLS: Mapping[str, Callable[[Clip], None]] = {"blind": blind, "random": at_random}
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What makes the encoder of the reference's, in place, by the numbers; and how its assistants must compare."""
+
+    change: Callable[[Clip, Mapping[str, Any]], None]
+    expected: Literal["better", "worse"]
+
+
+CONTROLS: Mapping[str, Control] = {
+    "blind": Control(change=blind, expected="worse"),
+    "random": Control(change=at_random, expected="worse"),
+    "labels": Control(change=with_labels, expected="better"),
+}
+
+
+def check_asks(params: Mapping[str, Any]) -> None:
+    """Raise a UserError unless the world has questions, to learn from and to be asked."""
+    if not params["shapes"]["questions"]["pictures"] or not params["shapes"]["questions"]["of_each"]:
+        raise UserError("shapes.questions makes no questions; lay configs/laptop-assistants.yaml over the numbers")
 
 
 def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> dict[str, list[OverSeeds]]:
@@ -56,8 +77,7 @@ def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> di
     Raises:
         UserError: the world has no questions, or as the stages.
     """
-    if not params["shapes"]["questions"]["pictures"] or not params["shapes"]["questions"]["of_each"]:
-        raise UserError("shapes.questions makes no questions; lay configs/laptop-assistants.yaml over the numbers")
+    check_asks(params)
     world = {name: to / "world" / name for name in ("images", "instructions", "benchmarks")}
     if not (world["benchmarks"] / list(ASKED)[-1]).is_dir():
         run_stage("shapes", params["shapes"], seed=params["seed"], **world)
@@ -67,10 +87,10 @@ def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> di
                 "backbones", params["backbones"], seed=params["seed"], device=params["device"], images=world["images"],
                 backbones=partial,
             )  # fmt: skip
-    for name, change in CONTROLS.items():
+    for name, control in CONTROLS.items():
         if not (to / "encoders" / name).is_dir():
             clip = load_clip(to / "backbones/clip")
-            change(clip)
+            control.change(clip, params)
             with replaced(to / "encoders" / name) as partial:
                 save_clip(clip, partial)
     for name in (REFERENCE, *CONTROLS):
@@ -84,6 +104,15 @@ def controls(params: Mapping[str, Any], *, to: Path, seeds: Sequence[int]) -> di
         ]
         for name in CONTROLS
     }
+
+
+def verdict(name: str, found: Sequence[OverSeeds]) -> str:
+    """One sentence: on which benchmarks a control came out as it must, and what the others cannot tell."""
+    expected = CONTROLS[name].expected
+    seen = [each.benchmark for each in found if each.reading == expected]
+    missing = [each.benchmark for each in found if each.reading != expected]
+    text = f"{name} must be {expected}, and is, beyond the spread, on {', '.join(seen) or 'none'}"
+    return text + (f"; this world, so trained, cannot tell it by {', '.join(missing)}" if missing else "")
 
 
 def _answers(params: Mapping[str, Any], to: Path, name: str, seed: int) -> None:

@@ -1,9 +1,9 @@
 """The study: every method over several seeds, each seed with a world of its own.
 
-It writes runs/seedN/ROW.json (a fine-tuning: every comparison, seconds, hash) as soon as each is there, study.md
-(tables), summary.json (means and intervals over the seeds) and study.svg (the figure). A run whose file is there is not
-made again, though its world and encoder be gone. So a study of many hours can be made in parts, or by several processes
-with a seed each: the tables are of all runs in the folder.
+It writes runs/seedN/ROW.json (a fine-tuning: every comparison, assistants, seconds, hash) as soon as each is there,
+study.md (tables), summary.json (means and intervals over the seeds) and study.svg (the figure). A run whose file is
+there is not made again, though its world and encoder be gone. So a study of many hours can be made in parts, or by
+several processes with a seed each: the tables are of all runs in the folder.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from typing import Any, get_type_hints
 from un2clip.config import build, flatten, read_record
 from un2clip.errors import UserError
 from un2clip.evaluation.measuring import get_benchmark
-from un2clip.evidence.report import Comparison, compare_scores
+from un2clip.evidence.languages import OverSeeds, collect_asked, in_words, over_seeds
+from un2clip.evidence.report import Comparison, compare_scores, number
 from un2clip.evidence.scores import Scores, collect_scores, load_scores
 from un2clip.files.outputs import write_json
 from un2clip.files.texts import read_json, read_lines, read_text
@@ -30,6 +31,7 @@ from un2clip.stages import get_stage, stage_params
 from un2clip.stages.compare import Compare
 from un2clip.stages.diffusion_loss import diffusion_loss_knowing
 from un2clip.stages.evaluate import evaluate_knowing
+from un2clip.study.assistants import check_asks
 from un2clip.study.figure import plot_changes
 from un2clip.study.ranking import ranking_table, rankings
 from un2clip.study.seeds import Result, summary, table
@@ -44,6 +46,8 @@ KNOWING: dict[str, Callable[..., None]] = {"evaluate": evaluate_knowing, "diffus
 SECTIONS = (
     "shapes", "ingest", "backbones", "latents", "benchmarks", "finetune", "diffusion_loss", "evaluate", "compare"
 )  # fmt: skip
+#: And these, where language models read the encoders.
+LANGUAGES = ("language_seeds", "questions", "assistant", "ask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class Run:
         seconds: of the fine-tuning; None where none was made, or it was made in more than one call.
         encoder_sha256: of its encoder.
         benchmarks: the encoder against its reference, on each.
+        assistants: the same by what language models answer, over `language_seeds`, where there are some.
     """
 
     seed: int
@@ -95,6 +100,7 @@ class Run:
     seconds: float | None
     encoder_sha256: str
     benchmarks: tuple[Comparison, ...]
+    assistants: tuple[OverSeeds, ...] = ()
 
 
 def study(params: Mapping[str, Any], to: Path, work: Path) -> None:
@@ -108,6 +114,8 @@ def study(params: Mapping[str, Any], to: Path, work: Path) -> None:
     section = build(Study, params["study"], "study")
     section.check(params["benchmarks"])
     compare = build(Compare, params["compare"], "compare")
+    if params["language_seeds"]:
+        check_asks(params)
     for folder in (to, work):
         _same_numbers(params, folder / "params.json")
     for seed in section.seeds:
@@ -151,7 +159,26 @@ def _run(params: Mapping[str, Any], name: str, seed: int, world: Path, compare: 
         seconds=seconds,
         encoder_sha256=encoder_sha256(world / encoder),
         benchmarks=tuple(compared),
+        assistants=tuple(read_by_languages(params, name, seed, world, compare)),
     )
+
+
+def read_by_languages(
+    params: Mapping[str, Any], name: str, seed: int, world: Path, compare: Compare
+) -> list[OverSeeds]:
+    """Train and ask an assistant of each encoder for each of `language_seeds`; the reference's, once in a world."""
+    run, encoders = _runner(params, world), {"reference": "backbones", "tuned": f"{name}/encoder"}
+    for each in params["language_seeds"]:
+        folders = {"reference": f"languages/{each}", "tuned": f"{name}/languages/{each}"}
+        for role, folder in folders.items():
+            learns = {"instructions": "instructions", "encoder": encoders[role]}
+            run("assistant", language_seed=each, **learns, assistant=folder)
+        asked = {"questions": list(params["questions"]), "benchmarks": "benchmarks"}
+        run("ask", **asked, **folders, scores=f"{name}/asked/{each}")
+    return [
+        over_seeds(pairs, seed=seed, confidence=compare.confidence, resamples=compare.resamples)
+        for pairs in collect_asked([world / name / "asked"] if params["language_seeds"] else []).values()
+    ]
 
 
 def _known(world: Path, benchmark: str) -> list[Scores]:
@@ -188,9 +215,10 @@ def _same_numbers(params: Mapping[str, Any], kept: Path) -> None:
 
 def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
     """The numbers that decide the results, by their full names: not how it is computed, and no other stage's."""
-    flat = flatten({name: params[name] for name in SECTIONS})
-    running = {f"finetune.compute.{name}" for name in DECIDING}
-    return {name: value for name, value in flat.items() if not name.startswith("finetune.compute.") or name in running}
+    sections = SECTIONS + (LANGUAGES if params.get("language_seeds") else ())
+    flat = flatten({name: params[name] for name in sections})
+    how = [(name, name.partition(".compute.")[2]) for name in flat]
+    return {name: flat[name] for name, computed in how if not computed or computed in DECIDING}
 
 
 def _runner(params: Mapping[str, Any], world: Path) -> Callable[..., float | None]:
@@ -257,5 +285,16 @@ def _write(to: Path, section: Study, compare: Compare) -> None:
     content = {"confidence": compare.confidence, "changes": means, "rankings": list(map(dataclasses.asdict, ranked))}
     (to / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
     ranking = ranking_table(ranked, section.detail, compare.confidence)
-    (to / "study.md").write_text(f"{table(results, compare.confidence)}\n{ranking}")
+    (to / "study.md").write_text(f"{table(results, compare.confidence)}\n{ranking}{_read_in_words(runs)}")
     (to / "study.svg").write_bytes(plot_changes(means, section.language, section.detail))
+
+
+def _read_in_words(runs: Sequence[Run]) -> str:
+    """A line for each world, method and benchmark that was asked of language models; "" where none was."""
+    lines = [
+        f"- world {run.seed}, `{run.method}`, `{each.benchmark}`: {number(each.reference, each.unit)} and "
+        f"{number(each.tuned, each.unit)} {each.unit}, {in_words(each)}\n"
+        for run in runs
+        for each in run.assistants
+    ]
+    return "\nBy language models that read them:\n\n" + "".join(lines) if lines else ""

@@ -103,6 +103,7 @@ class ComputeConfig:
 
     Attributes:
         processes: on this machine, one a GPU; 0 for as many as GPUs are visible. torchrun's own number goes before it.
+        shard: whether each of several processes holds its share of the weights and moments, and not all of them.
         workers: processes that read images, beside each of them; 0 for none.
         max_per_device: images in one forward; a process whose local batch is larger accumulates gradients.
         precision: of the arithmetic; with bf16, what trains is held in fp32 all the same.
@@ -116,6 +117,7 @@ class ComputeConfig:
     """
 
     processes: int
+    shard: bool
     workers: int
     max_per_device: int
     precision: Literal["fp32", "bf16"]
@@ -158,6 +160,7 @@ def single_process(batch_size: int) -> ComputeConfig:
     """One process, fp32, the whole batch at once: how toy backbones are trained."""
     return ComputeConfig(
         processes=1,
+        shard=False,
         workers=0,
         max_per_device=batch_size,
         precision="fp32",

@@ -19,6 +19,7 @@ from un2clip.training.checkpoints import Checkpoints, Interruption, Saved
 from un2clip.training.config import ComputeConfig, PhaseConfig
 from un2clip.training.progress import Progress, Record
 from un2clip.training.replicas import Replicas
+from un2clip.training.shards import Shards
 
 
 class Objective(Protocol):
@@ -65,7 +66,8 @@ def fit(
             was finite.
         Stopped: a signal asked for it; the state is in `checkpoints`.
     """
-    replicas = Replicas(objective, trains, phase, compute, rng.initial_seed())
+    kind = Shards if compute.shard and devices.world_size() > 1 else Replicas
+    replicas = kind(objective, trains, phase, compute, rng.initial_seed())
     start = 0
     if saved is not None:
         start = saved.step
@@ -107,8 +109,10 @@ def fit(
                 replicas.step(step)
                 history.append(record)
                 on_step(done + step, record | progress.update(record, samples=int(valid)))
-            if checkpoints is not None and devices.rank() == 0 and checkpoints.due(step + 1, phase.steps, bool(stop)):
-                checkpoints.save(step + 1, replicas.pack() | {"rng": rng.get_state()}, history)
+            if checkpoints is not None and checkpoints.due(step + 1, phase.steps, bool(stop)):
+                tensors = replicas.pack() | {"rng": rng.get_state()}  # by all processes: each may hold a share of it
+                if devices.rank() == 0:
+                    checkpoints.save(step + 1, tensors, history)
             if stop:
                 raise Stopped(f"stopped by a signal after {step + 1} of {phase.steps} steps", interruption.number)
         if checkpoints is not None and checkpoints.final:  # a signal in the last step must not be lost on what follows

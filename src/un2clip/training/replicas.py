@@ -1,7 +1,7 @@
 """What trains, on one process or on each of several: wrapped, clipped, stepped, averaged, packed and unpacked.
 
-All that depends on how parameters lie on processes is in this class, whose replicas are DistributedDataParallel's; one
-whose shards are FSDP's can take its place.
+All that depends on how parameters lie on processes is in this class, whose replicas are DistributedDataParallel's, and
+in shards.py, whose shards are FSDP's.
 """
 
 from collections.abc import Sequence
@@ -45,6 +45,14 @@ class Replicas:
         groups: list[dict[str, Any]] = []
         for name, part in zip(trains, self.parts, strict=True):
             groups += _groups(name, part, phase, seed)
+        objective.prepare(
+            tuple(trains),
+            frozen=torch.bfloat16 if compute.frozen == "bf16" else torch.float32,
+            checkpointing=compute.gradient_checkpointing,
+            channels_last=compute.channels_last,
+            compiled=compute.compile,
+        )
+        self.parallel = self.spread(groups, compute)
         self.trained: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         if phase.optimizer == "adamw":
             betas = (phase.betas[0], phase.betas[1])
@@ -53,18 +61,13 @@ class Replicas:
             self.optimizer = torch.optim.SGD(groups, momentum=phase.momentum)
         self.rates = [group["lr"] for group in groups]
         self.averages = [parameter.detach().clone() for parameter in self.trained] if phase.ema_decay else []
-        objective.prepare(
-            tuple(trains),
-            frozen=torch.bfloat16 if compute.frozen == "bf16" else torch.float32,
-            checkpointing=compute.gradient_checkpointing,
-            channels_last=compute.channels_last,
-            compiled=compute.compile,
-        )
-        self.parallel = objective
-        if devices.world_size() > 1:  # a head that this objective does not read gets no gradient, which is no mistake
-            self.parallel = DistributedDataParallel(
-                objective, gradient_as_bucket_view=True, find_unused_parameters=True
-            )
+
+    def spread(self, groups: list[dict[str, Any]], compute: ComputeConfig) -> Any:
+        """What is called in the objective's place; `groups` get the parameters that it holds."""
+        if devices.world_size() == 1:
+            return self.objective
+        # a head that this objective does not read gets no gradient, which is no mistake
+        return DistributedDataParallel(self.objective, gradient_as_bucket_view=True, find_unused_parameters=True)
 
     def __call__(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.parallel(*arguments, **named)
