@@ -189,7 +189,7 @@ def pipeline(compiled: Compiled) -> GraphComponent:
                         params=evaluate_params,
                         benchmark=benchmark,
                         device=device,
-                        checkpoints=resources.checkpoint_folder(compiled, checkpoints),
+                        checkpoints=checkpoints,  # for texts alone: no pod waits for finetune's volume
                         folder=benchmark_data,
                         version=benchmark_version,
                         benchmarks=world.outputs["benchmarks"],

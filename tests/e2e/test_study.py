@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_other_numbers_are_refused_by_name(done) -> None:
     with pytest.raises(UserError, match=r"other numbers \(finetune.compute.precision fp32 there, bf16 now\)"):
         study(merge(params, {"finetune": {"compute": {"precision": "bf16"}}}), to, work)
     log = (work / "seed5/seconds.jsonl").read_text()
-    study(merge(params, {"finetune": {"compute": {"checkpoint_every": 7}}, "promote": {"champion": "auto"}}), to, work)
+    how: dict[str, Any] = {"finetune": {"compute": {"checkpoint_every": 7}}, "evaluate": {"processes": 2}}
+    study(merge(params, how | {"promote": {"champion": "auto"}}), to, work)
     assert (work / "seed5/seconds.jsonl").read_text() == log, "how it is computed, or another stage, decides nothing"
 
 

@@ -217,7 +217,7 @@ def _deciding(params: Mapping[str, Any]) -> dict[str, str]:
     """The numbers that decide the results, by their full names: not how it is computed, and no other stage's."""
     sections = SECTIONS + (LANGUAGES if params.get("language_seeds") else ())
     flat = flatten({name: params[name] for name in sections})
-    how = [(name, name.partition(".compute.")[2]) for name in flat]
+    how = [(name, name.partition(".compute.")[2]) for name in flat if not name.endswith(".processes")]
     return {name: flat[name] for name, computed in how if not computed or computed in DECIDING}
 
 
