@@ -259,7 +259,7 @@ def test_diffusion_loss_bins_hold_their_timesteps(tiny, encoder: Path, tmp_path)
 def test_evaluate_scores_both_encoders_on_one_data_set(tiny, encoder: Path, tmp_path) -> None:
     """Two files, one data hash, each with its own encoder's hash."""
     names = {"benchmarks": tiny.benchmarks, "backbones": tiny.backbones, "encoder": encoder, "scores": tmp_path}
-    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", device="cpu", **names)
+    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", device="cpu", checkpoints="", **names)
     reference, tuned = load_scores(tmp_path / "reference.json"), load_scores(tmp_path / "tuned.json")
     assert reference.data_sha256 == tuned.data_sha256 and reference.n == tuned.n == 36
     assert (reference.method, tuned.method) == ("reference", "un2clip-anchored")

@@ -290,7 +290,7 @@ def test_a_model_of_another_kind_is_refused_before_anything_is_loaded(tmp_path) 
     with pytest.raises(
         UserError, match="^benchmark new-set measures a model of the kind mllm, not clip or autoencoder$"
     ):
-        evaluate(build(Evaluate, SECTION, "evaluate"), benchmark="new-set", device="cpu", **nothing)
+        evaluate(build(Evaluate, SECTION, "evaluate"), benchmark="new-set", device="cpu", checkpoints="", **nothing)
 
 
 def test_every_file_says_what_it_measures() -> None:
@@ -347,7 +347,8 @@ def test_data_hash_sees_names_and_contents(tmp_path) -> None:
 def test_an_encoder_that_was_not_made_here_can_be_scored(tiny, tmp_path) -> None:
     """A CLIP folder without a lineage, as `un2clip convert` writes, is scored beside the reference as imported."""
     made = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip", "benchmarks": tiny.benchmarks}
-    evaluate(tiny.section(Evaluate, "evaluate"), benchmark="zeroshot", device="cpu", **made, scores=tmp_path)
+    how = {"benchmark": "zeroshot", "device": "cpu", "checkpoints": ""}
+    evaluate(tiny.section(Evaluate, "evaluate"), **how, **made, scores=tmp_path)
     reference, tuned = (load_scores(tmp_path / f"{role}.json") for role in ROLES)
     assert (reference.method, tuned.method) == ("reference", "imported")
     assert reference.items == tuned.items and reference.protocol.startswith("fp32; top-1")

@@ -128,11 +128,17 @@ def _new_generator(source: GeneratorSource, kind: str, embed_dim: int) -> Decode
     return _unite(unet, vae, embed_dim=None if text else embed_dim, tokens=length, image_px=px)
 
 
-def new_generator(embed_dim: int, image_px: int | None = None) -> Unclip:
-    """An unCLIP of SD-2.1's shape for embeddings of this width: 768 is unclip-l, 1024 unclip-h; None: its image_px."""
+def new_generator(embed_dim: int, image_px: int | None = None, *, smallest: bool = False) -> Unclip:
+    """An unCLIP of SD-2.1's shape for embeddings of this width: 768 is unclip-l, 1024 unclip-h. None: its own image_px.
+
+    The smallest has the published one's parts and embedding, and widths that a test can run.
+    """
+    small = CONFIG["smallest"] if smallest else {"text": {}, "unet": {}, "vae": {}}
     of_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * embed_dim}
-    unet, vae = UNet2DConditionModel(**CONFIG["unet"] | of_embedding), AutoencoderKL(**CONFIG["vae"])
-    unclip = _unite(unet, vae, embed_dim=embed_dim, tokens=CONFIG["text"]["tokens"], image_px=image_px)
+    unet = UNet2DConditionModel(**CONFIG["unet"] | small["unet"] | of_embedding)
+    vae = AutoencoderKL(**CONFIG["vae"] | small["vae"])
+    tokens = int((CONFIG["text"] | small["text"])["tokens"])
+    unclip = _unite(unet, vae, embed_dim=embed_dim, tokens=tokens, image_px=image_px)
     assert isinstance(unclip, Unclip)
     return unclip
 

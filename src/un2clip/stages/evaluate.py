@@ -203,6 +203,6 @@ def _made_of(
     numbers = dataclasses.replace(params, processes=0)
     weights = [subject.encoder_sha256 for subject in subjects.values()]
     drawing = folder_sha256(encoder) if chosen.file.MODEL == "autoencoder" else ""
-    code = inspect.getsource(chosen.file)
+    code = inspect.getsource(chosen.file) if hasattr(chosen.file, "__file__") else ""  # one made in memory has none
     said = (chosen.name, numbers, weights, drawing, data_sha256, device, code, __version__, torch.__version__)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:24]
