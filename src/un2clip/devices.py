@@ -40,6 +40,17 @@ def pick_device(name: str) -> "torch.device":
     return device
 
 
+def processes_here(wanted: int, device: str) -> int:
+    """How many processes compute on this machine, with `device` of params.yaml; it does not touch a GPU.
+
+    Args:
+        wanted: so many; 0: one a visible GPU, or one without.
+    """
+    import torch
+
+    return wanted or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+
+
 def has_bf16(device: "torch.device") -> bool:
     """Whether it multiplies in bf16 by instructions of its own; a GPU is taken to."""
     import torch

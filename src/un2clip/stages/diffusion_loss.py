@@ -24,7 +24,7 @@ from un2clip.datasets.engine import run_tasks
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Cond, NoiseConfig, Unclip, load_generator
-from un2clip.devices import pick_device
+from un2clip.devices import pick_device, processes_here
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Item, Role, Scores
 from un2clip.files.outputs import write_json
@@ -99,7 +99,7 @@ def diffusion_loss_knowing(
         scores.mkdir(parents=True, exist_ok=True)
         print("diffusion_loss: there is no unCLIP to measure by")
         return
-    processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+    processes = processes_here(params.processes, device)
     made = encoder_pair(backbones, encoder)
     _generator.cache_clear()  # another may lie in the same folder by now
     generator = _generator(backbones, "cpu" if processes > 1 else device)

@@ -14,7 +14,7 @@ import torch
 
 from un2clip import __version__
 from un2clip.datasets.engine import run_tasks
-from un2clip.devices import pick_device
+from un2clip.devices import pick_device, processes_here
 from un2clip.evaluation.autoencoding import open_autoencoder
 from un2clip.evaluation.benchmarks import BenchmarkResult
 from un2clip.evaluation.measuring import Benchmark, Evaluate, Subject, get_benchmark, measure
@@ -78,7 +78,7 @@ def evaluate_knowing(
         known: what an earlier call has in reference.json, and in those of its further scores. They are written again,
             byte for byte, if they are of this reference, these data and this protocol; else it is measured.
     """
-    processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+    processes = processes_here(params.processes, device)
     chosen, data, folder = _benchmark(benchmark), benchmarks / benchmark, scores.resolve()
     work = folder.with_name(f".{folder.name}.partial")
     texts = Path(checkpoints) / "texts" if checkpoints else work / "texts"  # workers read them there

@@ -16,7 +16,7 @@ from un2clip.datasets.engine import run_tasks
 from un2clip.datasets.latents import INDEX, MADE_OF, file_of, kept_sha256, made_of
 from un2clip.datasets.shards import read_index
 from un2clip.decoders import Unclip, load_generator
-from un2clip.devices import pick_device
+from un2clip.devices import pick_device, processes_here
 from un2clip.errors import disks_in_words
 from un2clip.files.outputs import save_tensors, write_json
 from un2clip.hashes import file_sha256_once
@@ -57,7 +57,7 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
     Raises:
         UserError: a sample cannot be read.
     """
-    processes = params.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+    processes = processes_here(params.processes, device)
     if not (backbones / "unclip").is_dir():
         write_json(latents / INDEX, {"cached": False, "vae_sha256": "", "shards": {}, "sha256": {}})
         print("latents: there is no unCLIP, so no latents either")

@@ -9,7 +9,7 @@ import torch
 
 from un2clip.config import at_least
 from un2clip.decoders.decoder import NoiseConfig
-from un2clip.devices import warn_of_bf16
+from un2clip.devices import processes_here, warn_of_bf16
 from un2clip.errors import UserError
 
 Decay = Literal["constant", "cosine"]
@@ -142,8 +142,8 @@ class ComputeConfig:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def processes_here(self, device: str) -> int:
-        """How many processes train on this machine, with `device` of params.yaml; it does not touch a GPU."""
-        return self.processes or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+        """How many processes train on this machine: devices.processes_here."""
+        return processes_here(self.processes, device)
 
     def microbatches(self, size: int, group: int = 1) -> Iterator[slice]:
         """The microbatches of a local batch: parts of at most `max_per_device`, cut between contrast groups only."""
