@@ -29,6 +29,7 @@ from un2clip.stages.evaluate import evaluate
 SECTION = {
     "batch_size": 16,
     "processes": 1,
+    "precision": "fp32",
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
     "reconstruction": {"image_px": 0, "pictures": 2, "inception": {}},
@@ -192,6 +193,7 @@ def test_the_section_is_built_of_the_files() -> None:
     """What params.yaml has, as the stage reads it: numbers of all benchmarks, and those that a file owns."""
     read = stage_params("evaluate", SECTION)
     own = {
+        "precision": "fp32",
         "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
         "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
     }
@@ -204,7 +206,7 @@ def test_the_section_is_built_of_the_files() -> None:
     [
         (
             SECTION | {"size": 1},
-            r"unknown parameter evaluate\.size; known here: batch_size, processes, probe, r",
+            r"unknown parameter evaluate\.size; known here: batch_size, processes, precision, probe, r",
         ),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},
