@@ -29,6 +29,7 @@ from un2clip.stages.evaluate import evaluate
 SECTION = {
     "batch_size": 16,
     "processes": 1,
+    "engine": "processes",
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
     "reconstruction": {"image_px": 0, "pictures": 2, "inception": {}},
@@ -195,7 +196,9 @@ def test_the_section_is_built_of_the_files() -> None:
         "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
         "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
     }
-    assert read == Evaluate(batch_size=16, processes=1, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
+    assert read == Evaluate(
+        batch_size=16, processes=1, engine="processes", probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own
+    )
     assert isinstance(read, Evaluate)
 
 
@@ -204,7 +207,7 @@ def test_the_section_is_built_of_the_files() -> None:
     [
         (
             SECTION | {"size": 1},
-            r"unknown parameter evaluate\.size; known here: batch_size, processes, probe, r",
+            r"unknown parameter evaluate\.size; known here: batch_size, processes, engine, probe, r",
         ),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},
