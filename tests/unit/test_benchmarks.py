@@ -29,6 +29,7 @@ from un2clip.stages.evaluate import evaluate
 SECTION = {
     "batch_size": 16,
     "processes": 1,
+    "engine": "processes",
     "precision": "fp32",
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
@@ -197,7 +198,9 @@ def test_the_section_is_built_of_the_files() -> None:
         "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
         "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
     }
-    assert read == Evaluate(batch_size=16, processes=1, probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own)
+    assert read == Evaluate(
+        batch_size=16, processes=1, engine="processes", probe=probe.Options(layer=-1, grid=4, penalties=(1.0,)), **own
+    )
     assert isinstance(read, Evaluate)
 
 
@@ -206,7 +209,7 @@ def test_the_section_is_built_of_the_files() -> None:
     [
         (
             SECTION | {"size": 1},
-            r"unknown parameter evaluate\.size; known here: batch_size, processes, precision, probe, r",
+            r"unknown parameter evaluate\.size; known here: batch_size, processes, engine, precision, probe, r",
         ),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},

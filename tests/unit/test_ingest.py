@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "duplicates": "keep",
     "near_distance": 4,
     "processes": 1,
+    "engine": "processes",
 }
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 Member = tuple[str | tarfile.TarInfo, bytes]

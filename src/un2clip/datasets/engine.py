@@ -1,4 +1,4 @@
-"""Who runs a function over shards: this process, or several on this machine, one a GPU.
+"""Who runs a function over shards: this process, several on this machine, one a GPU, or the nodes of a Ray cluster.
 
 A task is a pure function of its argument that writes its own output, beside it first and then by its name. So tasks may
 end in any order, and be done again.
@@ -14,30 +14,59 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
+from un2clip.datasets import ray_engine
+from un2clip.devices import processes_here
 from un2clip.errors import UserError
 
 Task = TypeVar("Task")
+#: Who runs the tasks of a stage.
+Engine = Literal["processes", "ray"]
 ATTEMPTS = 3  # of a task whose worker died: any of those that ran may have killed it
 
 
-def run_tasks(function: Callable[[Task], None], tasks: Iterable[Task], processes: int) -> Iterator[Task]:
+def at_once(processes: int, engine: Engine, device: str | None) -> int:
+    """How many tasks of a stage run at once.
+
+    Args:
+        processes: the stage's number. 0: one a GPU, or a core, of this machine or of Ray's cluster.
+        device: auto, cpu or cuda; without a GPU a machine computes one task at once. None: tasks that only read.
+    """
+    if processes:
+        return processes
+    if engine == "ray" and os.environ.get("RAY_ADDRESS"):
+        return ray_engine.room(device)
+    return processes_here(0, device) if device else os.cpu_count() or 1
+
+
+def run_tasks(
+    function: Callable[[Task], None],
+    tasks: Iterable[Task],
+    processes: int,
+    engine: Engine = "processes",
+    device: str | None = None,
+) -> Iterator[Task]:
     """Call a function on each task; each comes back when it is done, in any order.
 
     Args:
         function: of a module, so that another process finds it.
         processes: 1: this one, in order. More: so many beside this one, the n-th with the n-th GPU, each with as many
-            threads as this one, so that the bytes are the same. They end when this one does.
+            threads as this one, so that the bytes are the same. They end when this one does. By Ray so many tasks at
+            once, on any node.
+        engine: who runs them; Ray also runs a single one.
+        device: of the tasks, by which Ray finds a node; auto, cpu or cuda. None: tasks that only read.
 
     Raises:
-        UserError: a task raised it, or workers died on it three times.
+        UserError: a task raised it, workers died on it three times, or Ray is not there.
     """
     left = list(tasks)
     processes = min(processes, len(left))
-    if processes <= 1:
+    if not left:
+        return
+    if processes <= 1 and engine == "processes":
         for task in left:
             function(task)
             yield task
@@ -45,7 +74,11 @@ def run_tasks(function: Callable[[Task], None], tasks: Iterable[Task], processes
     waiting, attempts = list(range(len(left))), [0] * len(left)
     while waiting:
         died: list[int] = []
-        for number, lost in _run(function, left, waiting, processes):
+        if engine == "ray":
+            running = ray_engine.run(function, left, waiting, processes, device)
+        else:
+            running = _run(function, left, waiting, processes)
+        for number, lost in running:
             waiting.remove(number)
             if lost:
                 died.append(number)

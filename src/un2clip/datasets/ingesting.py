@@ -12,6 +12,7 @@ from PIL import Image
 from un2clip.config import at_least
 from un2clip.datasets.captions import check_caption
 from un2clip.datasets.duplicates import Fingerprint, Mode, fingerprint
+from un2clip.datasets.engine import Engine
 from un2clip.datasets.images import STRIP, check_image
 from un2clip.datasets.shards import EncodedSample
 from un2clip.datasets.tars import Group, Rejected
@@ -33,6 +34,7 @@ class Ingest:
     duplicates: Mode
     near_distance: int
     processes: int
+    engine: Engine
 
     def __post_init__(self) -> None:
         pillow = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000

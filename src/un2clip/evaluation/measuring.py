@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from un2clip.config import at_least
+from un2clip.datasets.engine import Engine
 from un2clip.errors import UserError
 from un2clip.evaluation import benchmarks
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
@@ -57,11 +58,13 @@ class Evaluate:
     Attributes:
         batch_size: images, or windows of images, at once.
         processes: that measure, each its share of the batches; 0 for as many as GPUs are visible, or one.
+        engine: who runs them.
         precision: of the towers of a CLIP; cosines, and what else is no tower, are in fp32.
     """
 
     batch_size: int
     processes: int
+    engine: Engine
     precision: Precision
 
     def __post_init__(self) -> None:

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.datasets.engine import run_tasks
+from un2clip.datasets.engine import Engine, at_once, run_tasks
 from un2clip.datasets.latents import open_latents
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Cond, NoiseConfig, Unclip, load_generator
-from un2clip.devices import pick_device, processes_here
+from un2clip.devices import pick_device
 from un2clip.evidence.lineage import encoder_pair
 from un2clip.evidence.scores import Item, Role, Scores
 from un2clip.files.outputs import write_json
@@ -44,6 +44,7 @@ class DiffusionLoss:
     batch_size: int
     workers: int
     processes: int
+    engine: Engine
 
     def __post_init__(self) -> None:
         at_least(self, 1, "images", "bins", "batch_size")
@@ -99,7 +100,7 @@ def diffusion_loss_knowing(
         scores.mkdir(parents=True, exist_ok=True)
         print("diffusion_loss: there is no unCLIP to measure by")
         return
-    processes = processes_here(params.processes, device)
+    processes = at_once(params.processes, params.engine, device)
     made = encoder_pair(backbones, encoder)
     _generator.cache_clear()  # another may lie in the same folder by now
     generator = _generator(backbones, "cpu" if processes > 1 else device)
@@ -119,7 +120,9 @@ def diffusion_loss_knowing(
     unknown: tuple[Role, ...] = tuple(role for role in items if not items[role])
     batches, rng = -(-total // params.batch_size), torch.Generator().manual_seed(seed)
     bounds = [i * batches // min(processes, batches) for i in range(min(processes, batches) + 1)]
-    with tempfile.TemporaryDirectory() as folder:
+    beside = scores.resolve().parent  # which all nodes of a cluster see
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{scores.name}.") as folder:
         shares = list[Share]()
         for first, last in zip(bounds, bounds[1:], strict=False):
             first, last = first * params.batch_size, min(last * params.batch_size, total)
@@ -135,7 +138,7 @@ def diffusion_loss_knowing(
                 for size in (min(params.batch_size, last - n) for n in range(first, last, params.batch_size)):
                     for noise in bins.values():
                         generator.draw(size, rng, noise)
-        for _ in run_tasks(measure, shares, processes):
+        for _ in run_tasks(measure, shares, processes, params.engine, device):
             pass
         for share in shares:
             for role, measured in read_json(share.to).items():

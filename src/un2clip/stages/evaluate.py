@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from un2clip import __version__
-from un2clip.datasets.engine import run_tasks
-from un2clip.devices import pick_device, processes_here
+from un2clip.datasets.engine import at_once, run_tasks
+from un2clip.devices import pick_device
 from un2clip.evaluation.autoencoding import open_autoencoder
 from un2clip.evaluation.benchmarks import BenchmarkResult
 from un2clip.evaluation.measuring import Benchmark, Evaluate, Subject, get_benchmark, measure
@@ -78,7 +78,8 @@ def evaluate_knowing(
         known: what an earlier call has in reference.json, and in those of its further scores. They are written again,
             byte for byte, if they are of this reference, these data and this protocol; else it is measured.
     """
-    processes = processes_here(params.processes, device)
+    processes = at_once(params.processes, params.engine, device)
+    here = processes == 1 and params.engine == "processes"
     chosen, data, folder = _benchmark(benchmark), benchmarks / benchmark, scores.resolve()
     work = folder.with_name(f".{folder.name}.partial")
     texts = Path(checkpoints) / "texts" if checkpoints else work / "texts"  # workers read them there
@@ -93,14 +94,14 @@ def evaluate_knowing(
                 shutil.rmtree(other)  # of other data, numbers or encoders
         share = Share(
             params=params, benchmark=benchmark, device=device, texts=texts, data=data, backbones=backbones,
-            encoder=encoder, role=role, kept=kept / role, number=0, of=1 if processes == 1 else 0,
+            encoder=encoder, role=role, kept=kept / role, number=0, of=1 if here else 0,
         )  # fmt: skip
         while True:
             try:
                 return _run(share)
             except Unmeasured as loop:
                 shares = [dataclasses.replace(share, number=number, of=processes) for number in range(processes)]
-                for _ in run_tasks(measure_share, shares, processes):
+                for _ in run_tasks(measure_share, shares, processes, params.engine, device):
                     pass
                 close(*loop.args)
 
@@ -208,7 +209,7 @@ def _made_of(
     chosen: Benchmark, params: Evaluate, subjects: dict[Role, Subject], data_sha256: str, device: str, encoder: Path
 ) -> str:
     """Hash of all that decides what a batch gives."""
-    numbers = dataclasses.replace(params, processes=0)
+    numbers = dataclasses.replace(params, processes=0, engine="processes")
     weights = [subject.encoder_sha256 for subject in subjects.values()]
     drawing = folder_sha256(encoder) if chosen.file.MODEL == "autoencoder" else ""
     code = inspect.getsource(chosen.file) if hasattr(chosen.file, "__file__") else ""  # one made in memory has none

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from un2clip.datasets.captions import CaptionStatistics
 from un2clip.datasets.cutting import Cut, write_shard
 from un2clip.datasets.deciding import REJECTED, Decided, decide
-from un2clip.datasets.engine import run_tasks
+from un2clip.datasets.engine import Engine, at_once, run_tasks
 from un2clip.datasets.ingesting import Ingest
 from un2clip.datasets.parts import Part, check_tar
 from un2clip.datasets.shards import INDEX, Index, Shard
@@ -46,7 +46,7 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
     folder = shards.resolve()  # one that is a link to another disk stays one
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
-    processes = min(params.processes or os.cpu_count() or 1, len(sources))
+    processes = min(at_once(params.processes, params.engine, None), len(sources))
     parts = [
         Part(
             params=params, images=images, tar=tar, split=split, folder=work / "parts",
@@ -56,7 +56,7 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
     ]  # fmt: skip
     with only_one(work / "lock", f"another `un2clip ingest` writes {shards}; let it end"):
         try:
-            _check(parts, processes)
+            _check(parts, processes, params.engine)
             decided = decide(parts, params, work / "plans")
             summary = _summary(decided, other)
             splits = {split for split, _ in sources}
@@ -78,7 +78,7 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
     print(f"ingest: {shown(summary)}{listed}")
 
 
-def _check(parts: list[Part], processes: int) -> None:
+def _check(parts: list[Part], processes: int, engine: Engine) -> None:
     """The first map: what is missing of the parts."""
     parts[0].folder.mkdir(exist_ok=True)
     missing = [part for part in parts if not part.is_done()]
@@ -86,7 +86,7 @@ def _check(parts: list[Part], processes: int) -> None:
     left = sum(sizes[part.tar] for part in missing)
     total = sum(sizes.values())
     with tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc="ingest", mininterval=1) as bar:
-        for part in run_tasks(check_tar, missing, processes):
+        for part in run_tasks(check_tar, missing, processes, engine):
             bar.update(sizes[part.tar])
 
 
@@ -107,7 +107,7 @@ def _write(
     missing = [cut for cut in every if not cut.is_done()]
     bar = tqdm(total=len(every), initial=len(every) - len(missing), unit="shard", desc="ingest: shards", delay=2)
     with bar, opened(work / "words.sqlite") as tables:
-        for _ in run_tasks(write_shard, missing, processes):
+        for _ in run_tasks(write_shard, missing, processes, params.engine):
             bar.update()
         statistics = CaptionStatistics(tables)
         splits = dict[str, tuple[Shard, ...]]()

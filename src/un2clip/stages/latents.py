@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from un2clip.config import at_least
 from un2clip.datasets import loader
-from un2clip.datasets.engine import run_tasks
+from un2clip.datasets.engine import Engine, at_once, run_tasks
 from un2clip.datasets.latents import INDEX, MADE_OF, file_of, kept_sha256, made_of
 from un2clip.datasets.shards import read_index
 from un2clip.decoders import Unclip, load_generator
-from un2clip.devices import pick_device, processes_here
+from un2clip.devices import pick_device
 from un2clip.errors import disks_in_words
 from un2clip.files.outputs import save_tensors, write_json
 from un2clip.hashes import file_sha256_once
@@ -32,6 +32,7 @@ class Latents:
         batch_size: images encoded at once.
         workers: processes that read images, beside each process that encodes; 0 for none.
         processes: that encode, a shard at a time; 0 for as many as GPUs are visible, or one.
+        engine: who runs them.
     """
 
     cache: bool
@@ -39,6 +40,7 @@ class Latents:
     batch_size: int
     workers: int
     processes: int
+    engine: Engine
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -57,12 +59,12 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
     Raises:
         UserError: a sample cannot be read.
     """
-    processes = processes_here(params.processes, device)
     if not (backbones / "unclip").is_dir():
         write_json(latents / INDEX, {"cached": False, "vae_sha256": "", "shards": {}, "sha256": {}})
         print("latents: there is no unCLIP, so no latents either")
         return
     _generator.cache_clear()  # another may lie in the same folder by now
+    processes = at_once(params.processes, params.engine, device)
     key, index = _generator(backbones, "cpu" if processes > 1 else device).vae_sha256(), read_index(shards)
     earlier, parts = kept_sha256(latents), dict[str, Part]()
     for split, listed in index.splits.items() if params.cache else ():
@@ -86,7 +88,7 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
 
     missing = [part for name, part in parts.items() if name not in made]
     with tqdm(total=len(parts), initial=len(made), unit="shard", desc="latents", mininterval=1) as progress:
-        for part in run_tasks(encode, missing, processes):
+        for part in run_tasks(encode, missing, processes, params.engine, device):
             made.add(str(part))
             write_index()  # after each: a run that is cut off keeps what it made
             progress.update()
