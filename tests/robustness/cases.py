@@ -167,7 +167,7 @@ def _latents(world: Path) -> Any:
 def _ingest(world: Path) -> Any:
     section = Ingest(
         short_side_px=64, max_megapixels=1.0, max_aspect_ratio=20.0, samples_per_shard=100,
-        heldout_fraction=0.2, duplicates="keep", near_distance=0, processes=1,
+        heldout_fraction=0.2, duplicates="keep", near_distance=0, processes=1, engine="processes",
     )  # fmt: skip
     ingest(section, images=world / "raw", shards=world / "fresh")
     index = read_index(world / "fresh")

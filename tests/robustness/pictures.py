@@ -35,7 +35,7 @@ from un2clip.stages.ingest import ingest
 
 PARAMS = Ingest(
     short_side_px=16, max_megapixels=1.0, max_aspect_ratio=20.0, samples_per_shard=3, heldout_fraction=0.2,
-    duplicates="keep", near_distance=4, processes=1,
+    duplicates="keep", near_distance=4, processes=1, engine="processes",
 )  # fmt: skip
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from un2clip import __version__
 from un2clip.config import read_record
+from un2clip.datasets import remote
 from un2clip.datasets.duplicates import Fingerprint
 from un2clip.datasets.ingesting import Checked, Ingest, check_in_order
 from un2clip.datasets.sources import Reading, read_tar
@@ -136,17 +138,32 @@ class Part:
         )
 
     def stamp(self) -> tuple[int, int]:
-        """Size and time of the tar; (-1, 0) where it is no more."""
+        """Size and time of the tar; (-1, 0) where it is no more. Of a remote one see remote.stamp."""
+        if remote.is_remote(self.tar):
+            return remote.stamp(self.tar)
         try:
             stat = self.tar.stat()
         except FileNotFoundError:
             return -1, 0
         return stat.st_size, stat.st_mtime_ns
 
-    def made_of(self) -> str:
-        """The tar's hash, and what decides besides what is made of it; the tar is read."""
+    @contextmanager
+    def near(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """The tar as a file of this machine, and its stamp. A remote one is copied beside what is made of it."""
+        stamp, copy = self.stamp(), self.file("tar")
+        if not remote.is_remote(self.tar):
+            yield self.tar, stamp
+            return
         try:
-            sha256 = file_sha256(self.tar)
+            remote.fetch(self.tar, copy)
+            yield copy, stamp
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def made_of(self, tar: Path) -> str:
+        """The hash of the tar, or of its copy, and what decides besides what is made of it; the file is read."""
+        try:
+            sha256 = file_sha256(tar)
         except OSError:  # whatever it is, the reader of tars reports it
             sha256 = UNREADABLE
         return f"{sha256}{self._rest()}"
@@ -170,25 +187,25 @@ def check_tar(part: Part) -> None:
     """Check every sample of a tar, from where an earlier call was cut off.
 
     Raises:
-        UserError: the tar changed meanwhile.
+        UserError: the tar changed meanwhile, or its bucket does not let us in.
         DiskRefused: the disk is full; what was made is kept.
     """
-    with disks_in_words([part.folder]):
-        stamp, made_of = part.stamp(), part.made_of()
-        made = part.made()
+    with disks_in_words([part.folder]), part.near() as (tar, stamp):
+        made, made_of = part.made(), part.made_of(tar)
         if made is None or made.made_of != made_of or made_of.startswith(UNREADABLE):
             for suffix in ("json", "rows", "data"):
                 part.file(suffix).unlink(missing_ok=True)
             made = Made(made_of=made_of, size=0, mtime_ns=0, done=False, damaged="", hidden=0)
             write_json(part.file("json"), dataclasses.asdict(made))
         if not made.done:
-            reading = _check(part, _whole_rows(part))
+            reading = _check(part, tar, _whole_rows(part))
             made = dataclasses.replace(made, done=True, damaged=reading.damaged, hidden=reading.hidden)
-        if part.stamp() != stamp and part.made_of() != made_of:
+        if part.stamp() != stamp and (tar != part.tar or part.made_of(tar) != made_of):  # a copy stays as it is
             for suffix in ("json", "rows", "data"):
                 part.file(suffix).unlink(missing_ok=True)
             raise UserError(
-                f"{part.tar} changed while it was read; let what writes it end, then the same command goes on"
+                f"{remote.address(part.tar)} changed while it was read; let what writes it end, then the same command "
+                "goes on"
             )
         size, mtime_ns = stamp
         write_json(part.file("json"), dataclasses.asdict(dataclasses.replace(made, size=size, mtime_ns=mtime_ns)))
@@ -218,10 +235,10 @@ def _parse(line: bytes) -> Row | None:
         return None
 
 
-def _check(part: Part, before: int) -> Reading:
+def _check(part: Part, tar: Path, before: int) -> Reading:
     """Check the samples behind the first `before`, and write them."""
     reading = Reading()
-    groups = read_tar(part.tar, part.params.max_bytes, reading)
+    groups = read_tar(tar, part.params.max_bytes, reading)
     passed = sum(group.tar_bytes for group in islice(groups, before))
     with (
         part.file("data").open("ab") as data,

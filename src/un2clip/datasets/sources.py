@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from un2clip.datasets import remote
 from un2clip.datasets.tars import DamagedTar, Group, Keys, Rejected, groups, scattered_keys
 from un2clip.errors import UserError, shown
 from un2clip.hashes import is_hidden
 
 #: Held-out first: what it keeps never depends on the training data when duplicates are rejected.
 SPLITS = ("heldout", "train")
+FILE, FOLDER = "file", "folder"
 #: The reason by which samples are counted whose image and text do not stand side by side.
 SCATTERED = "members apart; make the tar with `tar --sort=name`"
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|zip)$", re.IGNORECASE)
@@ -35,17 +37,20 @@ def find_sources(images: Path, shards: Path) -> list[tuple[str, Path]]:
     """(split, tar) of every tar, in order."""
     if shards.resolve() in (images.resolve(), *images.resolve().parents):
         raise UserError(f"shards={shards} would replace its own source images={images}; name another folder")
-    flat = [("", tar) for tar in _tars(images)]
-    split = [(name, tar) for name in SPLITS for tar in _tars(images / name)]
+    listed = _listed(images)
+    flat = [("", tar) for tar in _tars(listed)]
+    folders = {name: _listed(images / name) for name in SPLITS if listed.get(images / name) == FOLDER}
+    split = [(name, tar) for name, below in folders.items() for tar in _tars(below)]
+    said = remote.address(images)
     if flat and split:
-        raise UserError(f"{images} has tars both of its own and in train/ or heldout/; keep one of the two layouts")
+        raise UserError(f"{said} has tars both of its own and in train/ or heldout/; keep one of the two layouts")
     if {name for name, _ in split} == set(SPLITS):
         return split
     if not flat:
-        what = "has no *.tar of its own" if images.is_dir() else "does not exist"
+        what = "has no *.tar of its own" if remote.is_remote(images) or images.is_dir() else "does not exist"
         if other := not_read(images, shards, split):
             what += f", but {other}"
-        raise UserError(f"{images} {what}; give a folder of tars, or one with tars in both train/ and heldout/")
+        raise UserError(f"{said} {what}; give a folder of tars, or one with tars in both train/ and heldout/")
     return flat
 
 
@@ -54,9 +59,9 @@ def not_read(images: Path, shards: Path, sources: Iterable[tuple[str, Path]]) ->
     read = {tar for _, tar in sources}
     folders = [images, *sorted({tar.parent for tar in read} - {images})]
     others: dict[str, list[str]] = defaultdict(list)
-    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
+    for path, what in sorted((path, what) for folder in folders for path, what in _listed(folder).items()):
         if path not in read and path not in folders and not is_hidden(path.name) and path.resolve() != shards.resolve():
-            others[_kind(path)].append(path.relative_to(images).as_posix())
+            others[_kind(path, what)].append(path.relative_to(images).as_posix())
     return ", ".join(f"{_some(names)} ({kind})" for kind, names in others.items())
 
 
@@ -82,23 +87,29 @@ def read_tar(path: Path, max_bytes: int, reading: Reading) -> Iterator[Group]:
     reading.hidden = len(hidden)
 
 
-def _tars(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _is_tar(path) and path.is_file())
+def _listed(folder: Path) -> dict[Path, str]:
+    """What lies in a folder, by path: FILE, FOLDER or neither; nothing where there is no such folder."""
+    if remote.is_remote(folder):
+        return {path: FOLDER if is_folder else FILE for path, is_folder in remote.entries(folder).items()}
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {path: FOLDER if path.is_dir() else FILE if path.is_file() else "" for path in found}
+
+
+def _tars(listed: dict[Path, str]) -> list[Path]:
+    return sorted(path for path, what in listed.items() if _is_tar(path) and what == FILE)
 
 
 def _is_tar(path: Path) -> bool:
     return path.suffix.lower() == ".tar" and not is_hidden(path.name)
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, what: str) -> str:
     """Why a file or folder beside the tars is not read, and what would change that."""
-    if path.is_dir():
+    if what == FOLDER:
         return "a folder: its tars are read where --images names it, or where they are moved up"
     if _COMPRESSED.search(path.name):
         return "compressed: unpack it to a .tar"
-    return "no file" if not path.is_file() else "not a .tar"
+    return "not a .tar" if what == FILE else "no file"
 
 
 def _some(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from un2clip.datasets.deciding import REJECTED, Decided, decide
 from un2clip.datasets.engine import Engine, at_once, run_tasks
 from un2clip.datasets.ingesting import Ingest
 from un2clip.datasets.parts import Part, check_tar
+from un2clip.datasets.remote import address
 from un2clip.datasets.shards import INDEX, Index, Shard
 from un2clip.datasets.sources import find_sources, not_read
 from un2clip.datasets.tables import opened
@@ -33,12 +34,13 @@ def ingest(params: Ingest, *, images: Path, shards: Path) -> None:
 
     Args:
         params: the section `ingest`.
-        images: folder of tars; or one with tars in train/ and heldout/, which are then the splits.
+        images: folder of tars; or one with tars in train/ and heldout/, which are then the splits. It may be of a
+            bucket, `s3://bucket/folder`.
         shards: output {train,heldout}/*.tar, index.json, rejected.jsonl. Appears whole or not at all.
 
     Raises:
-        UserError: no tars, no usable sample of a split, a tar changes while it is read, or `shards` is a folder that
-            something else made.
+        UserError: no tars, no usable sample of a split, a tar changes while it is read, a bucket does not let us in, or
+            `shards` is a folder that something else made.
     """
     sources = find_sources(images, shards)
     _check_replaceable(shards)
@@ -139,10 +141,10 @@ def _summary(decided: Decided, other: str) -> str:
 def _fault(decided: Decided, images: Path, named: set[str]) -> str:
     """What keeps the shards from being used: nothing to train on, or nothing of a split for which there is a folder."""
     if not any(decided.samples.values()):
-        return f"no usable sample in {images}"
+        return f"no usable sample in {address(images)}"
     for split, samples in decided.samples.items():
         if not samples and split in named:
-            return f"no usable sample in {images / split}"
+            return f"no usable sample in {address(images / split)}"
         if not samples and split == "train":
             return "nothing is left to train on; lower ingest.heldout_fraction or add images"
     return ""
