@@ -132,7 +132,7 @@ def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
         pixels = read_photograph(photograph)
         truth = read_mask(data, photograph, *pixels.shape[:2])
         picture = segmentation.prepare(pixels, settings, protocol.long_side_px, clip)
-        (similarity,) = similarity_maps(clip.model.visual, [picture], text, edge=protocol.edge, **how)
+        (similarity,) = similarity_maps(clip, [picture], text, edge=protocol.edge, **how)
         predicted = segmentation.classify(similarity, truth.shape, data.names, settings, data.background)
         list(segmentation.overlaps(truth, predicted, data.names))
 

@@ -94,7 +94,7 @@ def test_batched_windows_equal_a_loop_of_single_ones(clip, batch_size: int, edge
     pictures = [torch.randn(3, *size) for size in ((64, 64), (37, 81), (20, 45), (64, 64))]
     text = normalize(torch.randn(clip.embed_dim, 5), dim=0)
     visual, how = clip.model.visual, {"method": "sclip", "crop": crop, "stride": stride, "edge": edge}
-    found = list(similarity_maps(visual, iter(pictures), text, **how, batch_size=batch_size))
+    found = list(similarity_maps(clip, iter(pictures), text, **how, batch_size=batch_size))
     assert len(found) == 4
     for picture, each in zip(pictures, found, strict=True):
         torch.testing.assert_close(each, naive_maps(visual, picture, text, **how), atol=2e-6, rtol=1e-5)
@@ -106,14 +106,14 @@ def test_a_whole_picture_is_padded_or_floored(clip) -> None:
     torch.manual_seed(0)
     picture, text = torch.randn(3, 37, 81), normalize(torch.randn(clip.embed_dim, 5), dim=0)
     visual, how = clip.model.visual, {"method": "naclip", "crop": 0, "stride": 0, "batch_size": 2}
-    (padded,) = similarity_maps(visual, [picture], text, **how, edge="pad")
+    (padded,) = similarity_maps(clip, [picture], text, **how, edge="pad")
     torch.testing.assert_close(padded, naive_maps(visual, picture, text, "naclip", 81, 81), atol=2e-6, rtol=1e-5)
-    (floored,) = similarity_maps(visual, [picture], text, **how, edge="floor")
+    (floored,) = similarity_maps(clip, [picture], text, **how, edge="floor")
     features = normalize(dense_features(visual, picture[None, :, :32, :80], "naclip")[0], dim=0)
     torch.testing.assert_close(floored, torch.einsum("dhw,dq->qhw", features, text), atol=2e-6, rtol=1e-5)
     assert floored.shape == (5, 4, 10)
     with pytest.raises(UserError, match="a picture of 7 x 81 px is smaller than a patch of 8 x 8"):
-        list(similarity_maps(visual, [picture[:, :7]], text, **how, edge="floor"))
+        list(similarity_maps(clip, [picture[:, :7]], text, **how, edge="floor"))
 
 
 def test_no_more_pictures_are_held_than_fill_a_batch(clip) -> None:
@@ -126,9 +126,7 @@ def test_no_more_pictures_are_held_than_fill_a_batch(clip) -> None:
             yield torch.zeros(3, 64, 64)
 
     text = normalize(torch.randn(clip.embed_dim, 2), dim=0)
-    maps = similarity_maps(
-        clip.model.visual, endless(), text, method="clip", crop=32, stride=16, edge="pad", batch_size=20
-    )
+    maps = similarity_maps(clip, endless(), text, method="clip", crop=32, stride=16, edge="pad", batch_size=20)
     next(maps), next(maps)
     assert len(taken) == 3
 

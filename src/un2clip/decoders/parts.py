@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from un2clip.errors import UserError, cause
 from un2clip.files.texts import read_json
 from un2clip.files.weights import check_kinds
-from un2clip.models.clip import check_finite
+from un2clip.models.sizes import check_finite
 
 #: No size of a network is larger, by far; one that is would take the machine's memory before it fits no weight.
 LARGEST_SIZE, MOST_TIMESTEPS = 10_000_000, 100_000

@@ -17,7 +17,9 @@ from un2clip.evaluation import benchmarks
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.readers import data_sha256
 from un2clip.evaluation.spreading import Spread, alone
+from un2clip.evidence.precision import in_bf16
 from un2clip.evidence.scores import Role, Scores
+from un2clip.models.clip import Clip, Precision
 
 T = TypeVar("T")
 
@@ -57,11 +59,13 @@ class Evaluate:
         batch_size: images, or windows of images, at once.
         processes: that measure, each its share of the batches; 0 for as many as GPUs are visible, or one.
         engine: who runs them.
+        precision: of the towers of a CLIP; cosines, and what else is no tower, are in fp32.
     """
 
     batch_size: int
     processes: int
     engine: Engine
+    precision: Precision
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -181,6 +185,7 @@ def measure(
     untouched = subjects["reference"].model if "reference" in subjects else None
     for role, subject in subjects.items():
         result = run(role, sha256) if run else benchmark.run(subject.model, folder, params, untouched)
+        bf16 = isinstance(subject.model, Clip) and subject.model.precision == "bf16"
         named = {benchmark.name: result} | {f"{benchmark.name}-{name}": each for name, each in result.also.items()}
         found += [
             Scores(
@@ -188,7 +193,7 @@ def measure(
                 role=role,
                 method=subject.method,
                 unit=each.unit,
-                protocol=each.protocol,
+                protocol=in_bf16(each.protocol) if bf16 else each.protocol,
                 data_sha256=sha256,
                 encoder_sha256=subject.encoder_sha256,
                 items=each.items,

@@ -17,6 +17,7 @@ from un2clip.evidence.items import Item, by_type
 from un2clip.evidence.languages import OverSeeds, in_words
 from un2clip.evidence.lineage import Lineage
 from un2clip.evidence.power import smallest_shown
+from un2clip.evidence.precision import InBoth
 from un2clip.evidence.scores import Scores, score_of
 from un2clip.evidence.statistics import Difference, Discordant, of_right_or_wrong, paired_differences
 from un2clip.evidence.units import UNITS, get_unit
@@ -78,7 +79,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """report.json: every comparison of one tuned encoder, its lineage, how the intervals were made, and assistants."""
+    """report.json: every comparison of one tuned encoder, its lineage, how the intervals were made, and assistants.
+
+    `precisions` is what differs between fp32 and bf16, where there are scores in both.
+    """
 
     method: str
     encoder_sha256: str
@@ -89,6 +93,7 @@ class Report:
     benchmarks: tuple[Comparison, ...]
     lineage: Lineage
     assistants: tuple[OverSeeds, ...] = ()
+    precisions: tuple[InBoth, ...] = ()
 
 
 def read_report(path: Path) -> Report:

@@ -21,6 +21,8 @@ from un2clip.files.texts import read_json
 
 Role = Literal["reference", "tuned"]
 ROLES: tuple[Role, ...] = ("reference", "tuned")
+#: The end of a protocol whose towers did not compute in fp32.
+BF16 = "towers in bf16, the rest in fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,11 @@ class Scores:
     @property
     def lower_is_better(self) -> bool:
         return get_unit(self.unit).lower_is_better
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the towers computed in bf16."""
+        return self.protocol.endswith(BF16)
 
     @property
     def n(self) -> int:
@@ -161,19 +168,35 @@ def _typed(value: Any, *types: type) -> Any:
 def collect_scores(folders: list[Path], *, needed: bool = True) -> dict[str, dict[str, Scores]]:
     """All scores files (reference.json, tuned.json) below the folders: benchmark -> role -> Scores.
 
+    Of a benchmark that is there in fp32 and in bf16, those in bf16 only where they are of more roles.
+
     Raises:
-        UserError: there is none where one is needed, one is broken, or two tell the same role on the same benchmark.
+        UserError: there is none where one is needed, or as `load_all`.
     """
-    found: dict[str, dict[str, Scores]] = defaultdict(dict)
+    found: dict[str, dict[str, Scores]] = {}
+    for (benchmark, _), roles in sorted(load_all(folders).items()):
+        if len(roles) > len(found.get(benchmark, {})):
+            found[benchmark] = roles
+    if needed and not found:
+        raise UserError(f"no scores files below {', '.join(map(str, folders))}; run `evaluate` first")
+    return found
+
+
+def load_all(folders: list[Path]) -> dict[tuple[str, bool], dict[str, Scores]]:
+    """All scores files below the folders: (benchmark, whether in bf16) -> role -> Scores.
+
+    Raises:
+        UserError: one is broken, or two tell the same role on the same benchmark.
+    """
+    found: dict[tuple[str, bool], dict[str, Scores]] = defaultdict(dict)
     names = [f"{role}.json" for role in ROLES]
     for path in sorted(path for folder in folders for path in folder.rglob("*.json") if path.name in names):
         scores = load_scores(path)
-        if scores.role in found[scores.benchmark]:
+        roles = found[scores.benchmark, scores.bf16]
+        if scores.role in roles:
             raise UserError(f"two scores files of {scores.role} on {scores.benchmark}; the second is {path}")
-        found[scores.benchmark][scores.role] = scores
-    if needed and not found:
-        raise UserError(f"no scores files below {', '.join(map(str, folders))}; run `evaluate` first")
-    return dict(sorted(found.items()))
+        roles[scores.role] = scores
+    return dict(found)
 
 
 def mismatch(before: Scores, after: Scores) -> str | None:

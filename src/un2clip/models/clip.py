@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -24,12 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.datasets.images import STRIP, without_ends
+from un2clip.devices import warn_of_bf16
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
 from un2clip.files.weights import check_kinds, read_weights
 from un2clip.hashes import tensors_sha256
-from un2clip.models.sizes import check_sizes
+from un2clip.models.sizes import check_config, check_finite, check_sizes
 from un2clip.models.texts import Texts, text_tower
 
 # Without gradients torch would take another attention kernel, and an encoder would differ from itself by 1e-7.
@@ -45,7 +47,9 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
-TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language")
+
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Clip:
         tokenize: texts -> token ids (B, L) int64.
         config: content of open_clip_config.json.
         texts: embeddings of texts that are kept, for a model that is not trained; None for none.
+        precision: of the towers' arithmetic; embeddings are fp32 all the same.
     """
 
     model: CLIP | CustomTextCLIP
@@ -67,6 +72,7 @@ class Clip:
     tokenize: Callable[[list[str]], Tensor]
     config: dict[str, Any]
     texts: Texts | None = None
+    precision: Precision = "fp32"
 
     @property
     def embed_dim(self) -> int:
@@ -90,6 +96,18 @@ class Clip:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def arithmetic(self) -> torch.autocast:
+        """Around what the towers compute: autocast to bf16, or nothing; a processor without bf16 is named."""
+        if self.precision == "bf16":
+            warn_of_bf16(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _encode_text(self, ids: Tensor, normalize: bool = False) -> Tensor:
+        """open_clip's encode_text, whose result is fp32 whatever the towers compute in."""
+        with self.arithmetic():
+            found: Tensor = self.model.encode_text(ids).float()
+        return torch.nn.functional.normalize(found, dim=-1) if normalize else found
+
     @torch.no_grad()
     def embed(self, pixel_values: Tensor, names: Sequence[object] = ()) -> Tensor:
         """pixel_values (B, 3, H, W), anywhere -> embedding (B, D) on the model's device, not L2-normalised.
@@ -100,7 +118,9 @@ class Clip:
         Raises:
             UserError: it is not finite: every comparison with NaN is false, so a benchmark would score it all the same.
         """
-        return finite(self.model.encode_image(pixel_values.to(self.device, non_blocking=True)), "image", names)
+        with self.arithmetic():
+            embedded: Tensor = self.model.encode_image(pixel_values.to(self.device, non_blocking=True))
+        return finite(embedded.float(), "image", names)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -108,7 +128,7 @@ class Clip:
 
         def make() -> Tensor:
             ids = self.tokenize(texts).to(self.device)
-            return finite(self.model.encode_text(ids), "text", [f"{t!r}" for t in texts])
+            return finite(self._encode_text(ids), "text", [f"{t!r}" for t in texts])
 
         return self.texts.kept(texts, len(texts), self.device, make) if self.texts else make()
 
@@ -122,8 +142,8 @@ class Clip:
 
         def make() -> Tensor:
             made = open_clip.build_zero_shot_classifier(
-                self.model, self.tokenize, names, templates, num_classes_per_batch=at_once, device=self.device,
-                use_tqdm=progress,
+                SimpleNamespace(encode_text=self._encode_text), self.tokenize, names, templates,
+                num_classes_per_batch=at_once, device=self.device, use_tqdm=progress,
             )  # fmt: skip
             return finite(made.T, "class", names).T
 
@@ -139,7 +159,8 @@ class Clip:
             source: the folder that it was loaded from.
         """
         files = [source / name for name in TOKENIZER if (source / name).is_file()]
-        texts = Texts(tower=text_tower(text_sha256(self.model), self.config, files), folder=folder)
+        tower = text_tower(text_sha256(self.model), self.config, files)
+        texts = Texts(tower=tower if self.precision == "fp32" else f"{tower} {self.precision}", folder=folder)
         shared = [each.texts for each in others if each.texts is not None and each.texts.tower == texts.tower]
         return dataclasses.replace(self, texts=shared[0] if shared else texts)
 
@@ -220,28 +241,6 @@ def _of_strips(preprocess: Any, mode: str, image_px: int) -> Callable[[Image.Ima
         preprocess.transforms.insert(0, functools.partial(without_ends, ratio=at_most))
     transform: Callable[[Image.Image], Tensor] = preprocess
     return transform
-
-
-def check_finite(model: torch.nn.Module, name: str) -> None:
-    """Refuse weights with a NaN or an infinity among them, naming the first tensor."""
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{name}: {key} is not finite; the file is damaged or of a training that failed")
-
-
-def check_config(model_cfg: Any, name: str) -> None:
-    """Refuse a configuration that would run code of its folder, or have open_clip fetch what nobody pinned."""
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
-        raise UserError(f"{name}: model_cfg of {CONFIG} must have embed_dim, vision_cfg and text_cfg")
-    options = model_cfg["text_cfg"].get("tokenizer_kwargs") or {} if isinstance(model_cfg["text_cfg"], dict) else None
-    if not isinstance(options, dict) or not isinstance(model_cfg["vision_cfg"], dict):
-        raise UserError(f"{name}: vision_cfg, text_cfg and tokenizer_kwargs of {CONFIG} must be mappings")
-    if foreign := [key for key in options if key not in TOKENIZER_OPTIONS]:
-        raise UserError(f"{name}: tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}, got {foreign[0]}")
-    if model_cfg["text_cfg"].get("hf_model_name"):
-        raise UserError(f"{name}: a text tower from the hub (hf_model_name) is not supported; its weights are not here")
-    if ":" in str(model_cfg["vision_cfg"].get("timm_model_name")):
-        raise UserError(f"{name}: timm_model_name must be an architecture's plain name, without a ':'")
 
 
 def finite(embeddings: Tensor, of: str, names: Sequence[object] = ()) -> Tensor:

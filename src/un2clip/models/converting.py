@@ -26,14 +26,13 @@ from un2clip.models.clip import (
     TOKENIZER,
     WEIGHTS,
     Clip,
-    check_config,
-    check_finite,
     load_clip,
     save_model,
     text_sha256,
 )
 from un2clip.models.configuring import HF_CONFIG, hugging_face_config, is_hugging_face
 from un2clip.models.registry import obtain_model
+from un2clip.models.sizes import check_config, check_finite
 from un2clip.sources.hub import TORCH_FILES, Source, read_tensors
 from un2clip.sources.packaged import located
 

@@ -10,6 +10,7 @@ from un2clip.evaluation.standing import STANDING
 from un2clip.evidence.assistants import print_assistants
 from un2clip.evidence.languages import collect_asked, over_seeds
 from un2clip.evidence.lineage import HISTORY, read_history, read_lineage, tuned_pairs
+from un2clip.evidence.precision import held_in_both
 from un2clip.evidence.report import PAGE, compare_scores, render
 from un2clip.evidence.table import print_table, table_rows
 from un2clip.files.texts import read_text
@@ -46,7 +47,8 @@ def compare(
     Args:
         params: how intervals are made.
         seed: of the bootstrap.
-        scores: folders with the scores files of both encoders, of their assistants, or of both, and perhaps plots.
+        scores: folders with the scores files of both encoders, of their assistants, or of both, and perhaps plots. Of
+            those in bf16 it is said how many items differ from fp32, where there are some in fp32 too.
         encoder: the tuned checkpoint: its lineage and its training history.
         reconstructions: folder of pictures.
         report: output folder.
@@ -64,6 +66,7 @@ def compare(
         compare_scores(*pair, confidence=params.confidence, resamples=params.resamples, seed=seed, power=params.power)
         for pair in tuned_pairs(scores, lineage, needed=not assistants)
     ]
+    precisions = list(held_in_both(scores))
     report.mkdir(parents=True, exist_ok=True)
     content = {
         "method": lineage["method"],
@@ -74,6 +77,7 @@ def compare(
         "seed": seed,
         "benchmarks": [comparison.as_json() for comparison in comparisons],
         "assistants": [dataclasses.asdict(each) for each in assistants],
+        "precisions": [dataclasses.asdict(each) for each in precisions],
         "lineage": lineage,
     }
     (report / "report.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -103,13 +107,18 @@ def compare(
         plots=plots,
         grids=sorted(reconstructions.glob("*.png")),
         assistants=assistants,
-        standings=[read_text(path).strip() for folder in scores for path in sorted(folder.rglob(STANDING))],
+        standings=[
+            *(read_text(path).strip() for folder in scores for path in sorted(folder.rglob(STANDING))),
+            *map(str, precisions),
+        ],
     )
     (report / PAGE).write_text(page, encoding="utf-8")
     tracking.log_table("comparison.json", table_rows(comparisons))
     if comparisons:
         print_table(comparisons, method=lineage["method"], confidence=params.confidence, power=params.power)
     print_assistants(assistants, confidence=params.confidence)
+    for each in precisions:
+        print(each)
 
 
 def _history(encoder: Path) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from un2clip.evidence.scores import Role, Scores, mismatch
 from un2clip.evidence.units import get_unit
 from un2clip.files.outputs import only_one
 from un2clip.hashes import folder_sha256
-from un2clip.models.clip import Clip, encoder_sha256, load_clip
+from un2clip.models.clip import Clip, Precision, encoder_sha256, load_clip
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     encoder: Path,
     scores: Path,
 ) -> None:
-    """Score both encoders on the benchmark's data, in fp32, and write reference.json and tuned.json.
+    """Score both encoders on the benchmark's data and write reference.json and tuned.json.
 
     A benchmark that has further scores has them in folders beside these, each called as in the report. What batches
     gave lies in a hidden folder beside the scores until all are measured; the same command goes on there.
@@ -84,7 +84,7 @@ def evaluate_knowing(
     work = folder.with_name(f".{folder.name}.partial")
     texts = Path(checkpoints) / "texts" if checkpoints else work / "texts"  # workers read them there
     _subjects.cache_clear()  # others may lie in the same folders by now
-    subjects = _subjects(benchmark, device, texts, backbones, encoder)
+    subjects = _subjects(benchmark, device, params.precision, texts, backbones, encoder)
     work.mkdir(parents=True, exist_ok=True)
 
     def run(role: Role, data_sha256: str) -> BenchmarkResult:
@@ -174,7 +174,9 @@ def measure_share(share: Share) -> None:
 
 
 def _run(share: Share) -> BenchmarkResult:
-    subjects = _subjects(share.benchmark, share.device, share.texts, share.backbones, share.encoder)
+    subjects = _subjects(
+        share.benchmark, share.device, share.params.precision, share.texts, share.backbones, share.encoder
+    )
     kept = Kept(folder=share.kept, share=share.number, of=share.of)
     model, reference = subjects[share.role].model, subjects["reference"].model
     return _benchmark(share.benchmark).run(model, share.data, share.params, reference, kept)
@@ -185,13 +187,19 @@ def _benchmark(name: str) -> Benchmark:
 
 
 @functools.lru_cache(maxsize=1)
-def _subjects(benchmark: str, device: str, texts: Path, backbones: Path, encoder: Path) -> dict[Role, Subject]:
+def _subjects(
+    benchmark: str, device: str, precision: Precision, texts: Path, backbones: Path, encoder: Path
+) -> dict[Role, Subject]:
     """Read once a process."""
     subjects, clips = dict[Role, Subject](), list[Clip]()
     for role, method, folder in encoder_pair(backbones, encoder):
-        clips.append(load_clip(folder, pick_device(device)).keeping_texts(folder, texts, *clips))
+        autoencoder = _benchmark(benchmark).file.MODEL == "autoencoder"  # it paints, which is no tower's: fp32
+        clip = dataclasses.replace(
+            load_clip(folder, pick_device(device)), precision="fp32" if autoencoder else precision
+        )
+        clips.append(clip.keeping_texts(folder, texts, *clips))
         model: Any = clips[-1]
-        if _benchmark(benchmark).file.MODEL == "autoencoder":
+        if autoencoder:
             model = open_autoencoder(model, role, encoder)
         subjects[role] = Subject(model=model, method=method, encoder_sha256=encoder_sha256(folder))
     return subjects

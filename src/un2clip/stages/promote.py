@@ -13,6 +13,7 @@ from un2clip.errors import UserError
 from un2clip.evidence.gate import Decision, Rule, decide, never_a_rule
 from un2clip.evidence.lineage import DECISION, LINEAGE, REGISTRY, read_lineage, tuned_pairs
 from un2clip.evidence.power import never
+from un2clip.evidence.precision import refused
 from un2clip.evidence.report import PAGE, read_report
 from un2clip.evidence.scores import Scores, collect_scores
 from un2clip.evidence.verdict import as_markdown, decided, in_short
@@ -121,7 +122,9 @@ def promote(
         raise UserError(f"{report} was made with {' and '.join(differs)} as the numbers say; run `compare` again")
     pairs = tuned_pairs(scores, lineage)
     for _, tuned in pairs:
-        if tuned.benchmark in [rule.benchmark for rule in params.rules] and (reason := never_a_rule(tuned)):
+        if tuned.benchmark in [rule.benchmark for rule in params.rules] and (
+            reason := never_a_rule(tuned) or refused(tuned, made.precisions)
+        ):
             raise UserError(f"promote.rules names {tuned.benchmark}, but {reason}")
     run_id = tracking.active_run()
     registry = Registry(params.registered_model) if run_id else None

@@ -132,7 +132,8 @@ def _read(
     """Ids, labels and features of a batch."""
     ids = [name for name, _, _ in batch]
     pixel_values = torch.stack([clip.preprocess(picture.read()) for _, picture, _ in batch]).to(clip.device)
-    found = _features(encoder, pixel_values, options)
+    with clip.arithmetic():
+        found = _features(encoder, pixel_values, options)
     return ids, [each for _, _, each in batch], {name: finite(each, "image", ids).cpu() for name, each in found.items()}
 
 

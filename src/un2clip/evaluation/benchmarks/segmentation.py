@@ -190,7 +190,7 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
             yield picture
 
     maps = similarity_maps(
-        clip.model.visual,
+        clip,
         pictures(),
         text_features(clip, data.names),
         method=options.method,

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 
 from un2clip.errors import UserError
 from un2clip.evaluation.dense.features import Grid, dense_features, patch_size
+from un2clip.models.clip import Clip
 
 #: What is done with a window's side that the patch does not divide: zeros on both ends (ClearCLIP), or its last pixels
 #: left out and the rest stretched over the window (SCLIP, NACLIP).
@@ -52,7 +53,7 @@ def _starts(side: int, crop: int, stride: int) -> list[int]:
 
 
 def similarity_maps(
-    visual: nn.Module,
+    clip: Clip,
     pictures: Iterable[Tensor],
     text_features: Tensor,
     *,
@@ -82,15 +83,15 @@ def similarity_maps(
     for picture in pictures:
         places = windows(picture.shape[1], picture.shape[2], crop, stride)
         if held and sum(len(each) for _, each in held) + len(places) > batch_size:
-            yield from _together(visual, held, text_features, method, edge, whole, batch_size)
+            yield from _together(clip, held, text_features, method, edge, whole, batch_size)
             held = []
         held.append((picture, places))
     if held:
-        yield from _together(visual, held, text_features, method, edge, whole, batch_size)
+        yield from _together(clip, held, text_features, method, edge, whole, batch_size)
 
 
 def _together(
-    visual: nn.Module,
+    clip: Clip,
     held: list[tuple[Tensor, list[Window]]],
     text_features: Tensor,
     method: str,
@@ -107,29 +108,29 @@ def _together(
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
             pixel_values = torch.stack([held[i][0][:, *window.inside] for i, window in part])
-            found.update(zip(part, patch_similarities(visual, pixel_values, text_features, method, edge), strict=True))
+            found.update(zip(part, patch_similarities(clip, pixel_values, text_features, method, edge), strict=True))
     for i, (picture, places) in enumerate(held):
         parts = [(window, found.pop((i, window))) for window in places]
         size = (picture.shape[1], picture.shape[2])
-        yield parts[0][1] if whole else _averaged(parts, size, patch_size(visual), edge)
+        yield parts[0][1] if whole else _averaged(parts, size, patch_size(clip.model.visual), edge)
 
 
-def patch_similarities(
-    visual: nn.Module, pixel_values: Tensor, text_features: Tensor, method: str, edge: Edge
-) -> Tensor:
+def patch_similarities(clip: Clip, pixel_values: Tensor, text_features: Tensor, method: str, edge: Edge) -> Tensor:
     """Cosines (B, Q, h, w) of every patch of a batch of windows.
 
     Raises:
         UserError: edges are floored, and a window is smaller than a patch.
     """
-    size, patch = (pixel_values.shape[2], pixel_values.shape[3]), patch_size(visual)
+    size, patch = (pixel_values.shape[2], pixel_values.shape[3]), patch_size(clip.model.visual)
     if edge == "floor":
         if size[0] < patch[0] or size[1] < patch[1]:
             raise UserError(f"a picture of {size[0]} x {size[1]} px is smaller than a patch of {patch[0]} x {patch[1]}")
         fitting = pixel_values[:, :, : size[0] // patch[0] * patch[0], : size[1] // patch[1] * patch[1]]
     else:
         fitting = pad(pixel_values, _margins(size, patch))
-    features = normalize(dense_features(visual, fitting.to(text_features.device), method), dim=1)
+    with clip.arithmetic():
+        found = dense_features(clip.model.visual, fitting.to(text_features.device), method)
+    features = normalize(found.float(), dim=1)
     return torch.einsum("bdhw,dq->bqhw", features, text_features)
 
 
