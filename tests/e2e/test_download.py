@@ -292,6 +292,38 @@ def test_private_addresses_are_refused_by_default(folder: Path, capsys) -> None:
     assert report["outcomes"] == {"refused address": len(urls)}
 
 
+def test_by_ray_the_guard_goes_along(folder: Path) -> None:
+    """Limits, opt-out and refused addresses in Ray's workers, which import nothing of ours; rows are counted alike."""
+    if subprocess.run([ENVIRONMENT / "bin/python", "-I", "-c", "import ray"], capture_output=True).returncode:
+        pytest.skip("ray is not installed beside img2dataset")
+    paths = ["good/1.jpg", "good/2.png", "missing", "endless", "mine.jpg", "bomb.png"]
+    ray = {"download": NUMBERS | LIMITS | {"distributor": "ray", "retries": 0, "processes": 2, "samples_per_shard": 2}}
+    with serving(Site()) as (port, asked):
+        (folder / "list.tsv").write_text("".join(f"{path}\thttp://127.0.0.1:{port}/{path}\n" for path in paths))
+        for name, allow in (("refused", False), ("fetched", True)):
+            numbers = merge(ray, {"download": {"allow_private_addresses": allow}})
+            (folder / "overlay.yaml").write_text(yaml.safe_dump(numbers))
+            assert main(words(f"--to={name}")) == 0
+            assert sorted(asked) == (sorted(f"/{path}" for path in paths) if allow else [])
+    said = {
+        name: json.loads((folder / f"{name}.report.json").read_text())["outcomes"] for name in ("refused", "fetched")
+    }
+    assert said["refused"] == {"refused address": len(paths)}
+    assert said["fetched"] == {"success": 2, "http 404": 1, "too large": 2, "opt-out": 1}
+    assert captions(folder / "fetched") == set(paths[:2])
+
+
+@pytest.mark.parametrize("distributor", ["pyspark", "ray"])
+def test_a_distributor_that_is_not_installed_is_named(folder: Path, capsys, distributor: str) -> None:
+    (folder / "list.tsv").write_text("x\thttp://127.0.0.1:9/\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "env"], check=True)
+    shutil.copy(ENVIRONMENT / "img2dataset.lock.sha256", "env")
+    (folder / "overlay.yaml").write_text(yaml.safe_dump({"download": {"distributor": distributor}}))
+    assert main(words("--environment=env")) == 2
+    said = f"download.distributor is {distributor}, which is not installed beside img2dataset: env/bin/python -m"
+    assert said in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(folder: Path, capsys) -> None:
     """Another list for the same folder, a folder that is not ours, and a second download at once are refused."""
     (folder / "list.tsv").write_text("x\thttp://127.0.0.1:9/\n")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import WORLD
+from tests.unit.test_latents import encode
 from un2clip.__main__ import main
 from un2clip.errors import DiskRefused, UserError, disks_in_words
 from un2clip.evaluation.spreading import Kept
@@ -75,6 +76,23 @@ def test_a_full_disk_keeps_the_batches_before(small: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
     found = list(Kept(folder=small / "kept")("x", range(3), measure))
     assert measured == [0, 1, 2, 2] and [each[0] for each in found] == [0, 1, 2]
+
+
+def test_a_full_disk_keeps_the_latents_before(small: Path, tiny) -> None:
+    """With room for the first file and half of the second; then the same command makes the others alone."""
+    first, *others = sorted(tiny.latents.rglob("*.safetensors"), key=lambda path: path.parent.name != "train")
+    made, filler = small / "latents", small / "filler"
+    filler.write_bytes(bytes(MIB - first.stat().st_size - others[0].stat().st_size // 2 - 16 * 1024))
+    with pytest.raises(DiskRefused, match=f"^{made}\\S*: no space is left .* wanted.; make room, then the same"):
+        encode(tiny, made)
+    kept = list(made.rglob("*.safetensors"))
+    assert len(kept) == 1 and not list(made.rglob("*.partial"))
+    stamp = kept[0].stat().st_mtime_ns
+    filler.unlink()
+    encode(tiny, made)
+    assert kept[0].stat().st_mtime_ns == stamp
+    found, expected = ({path.name: path.read_bytes() for path in each.glob("train/*")} for each in (made, tiny.latents))
+    assert found == expected
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG])

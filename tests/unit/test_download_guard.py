@@ -250,6 +250,7 @@ def test_a_list_that_cannot_be_read_is_one_line(tmp_path, name: str) -> None:
         ("threads", 0, "download.threads must be at least 1, got 0"),
         ("retries", -1, "download.retries must be at least 0, got -1"),
         ("deadline_s", 0.0, "download.deadline_s must be above 0, got 0.0"),
+        ("cluster", "h:1", "download.cluster must be empty where distributor is multiprocessing, got 'h:1'"),
         ("jpeg_quality", 101, "download.jpeg_quality must be 1 to 100, got 101"),
     ],
 )

@@ -124,7 +124,7 @@ class Part:
 
 
 def encode(part: Part) -> None:
-    """Encode a shard; the file is there whole or not at all."""
+    """Encode a shard; the file is there whole or not at all, also where the disk is full."""
     generator, params = _generator(part.backbones, part.device), part.params
     reader = loader.open_split(part.shards, part.split, _no_view, loader.generator_view(generator.image_px))
     samples = (loader.SampleIndex(part.number, i) for i in range(reader.sizes[part.number]))
@@ -133,7 +133,11 @@ def encode(part: Part) -> None:
     part.path.parent.mkdir(parents=True, exist_ok=True)
     partial = part.path.with_suffix(".partial")
     with disks_in_words([part.path.parent], encoded.numel() * encoded.element_size()):
-        save_tensors({"latents": encoded}, partial, {MADE_OF: part.made_of})
+        try:
+            save_tensors({"latents": encoded}, partial, {MADE_OF: part.made_of})
+        except BaseException:
+            partial.unlink(missing_ok=True)  # a full disk is not kept full by half a file
+            raise
     partial.replace(part.path)
 
 

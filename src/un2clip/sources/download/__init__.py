@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -47,6 +47,8 @@ _SOURCE, _LOG, _PENDING = "source.yaml", "log.txt", "pending.parquet"
 class Download:
     """The section `download` of download.yaml, where the meanings and units are."""
 
+    distributor: Literal["multiprocessing", "pyspark", "ray"]
+    cluster: str
     processes: int
     threads: int
     timeout_s: int
@@ -69,6 +71,8 @@ class Download:
         for name in ("deadline_s", "max_megapixels"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.cluster and self.distributor == "multiprocessing":
+            raise ValueError(f"cluster must be empty where distributor is multiprocessing, got {self.cluster!r}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
 
@@ -103,13 +107,14 @@ def download(
     if work is None:
         print(f"download: {to} is complete, {to}.report.json says of what; --retry tries again what may have passed")
         return
+    python = interpreter(environment, params.distributor)
     with only_one(work / _SOURCE, f"another download writes into {work}; wait for it"):
         for attempt in range(params.retries + 1):
             _remove_unfinished(work)
             pending = _pending(work, table, again=retry or attempt > 0)
             if len(pending):
                 pa.parquet.write_table(pending, work / _PENDING)
-                _img2dataset(params, work, interpreter(environment), len(pending), attempt)
+                _img2dataset(params, work, python, len(pending), attempt)
         _remove_unfinished(work)
         became = Counter(outcomes(work, len(table)))
         if missing := became.pop("", 0):
@@ -159,12 +164,10 @@ def _pending(work: Path, table: pa.Table, *, again: bool) -> pa.Table:
 
 def _img2dataset(params: Download, work: Path, python: Path, rows: int, attempt: int) -> None:
     """Run img2dataset over the pending rows, in its own process group, which ends when this process does."""
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {
-        "OPENCV_IO_MAX_IMAGE_PIXELS": str(int(params.max_megapixels * 1e6)),  # judged before anything is decoded
-        "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks its registry for a newer version otherwise
-    }
+    job = _job(params, work)
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | job["variables"]
     before = len(list(finished(work)))
-    command = [str(python), "-I", str(_WORKER), json.dumps(_job(params, work))]
+    command = [str(python), "-I", str(_WORKER), json.dumps(job)]
     with (work / _LOG).open("ab") as log, tqdm(total=rows, unit="row", desc=_title(attempt)) as progress:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
@@ -196,7 +199,7 @@ def _advance(progress: Any, records: list[Path]) -> None:
 
 
 def _job(params: Download, work: Path) -> dict[str, Any]:
-    """What the worker is told: its guard's limits, and img2dataset's arguments."""
+    """What the worker is told: its guard's limits, the variables of all that download, and img2dataset's arguments."""
     guard = {name: getattr(params, name) for name in ("allow_private_addresses", "max_bytes", "deadline_s")}
     arguments = {
         "url_list": str((work / _PENDING).resolve()),
@@ -207,6 +210,7 @@ def _job(params: Download, work: Path) -> dict[str, Any]:
         "output_format": "webdataset",
         "incremental_mode": "extend",  # further shards with further keys; what is there stays
         "number_sample_per_shard": params.samples_per_shard,
+        "distributor": params.distributor,
         "processes_count": params.processes,
         "thread_count": params.threads,
         "timeout": params.timeout_s,
@@ -222,7 +226,11 @@ def _job(params: Download, work: Path) -> dict[str, Any]:
         "disallowed_header_directives": list(params.opt_out),
         "user_agent_token": params.user_agent,
     }
-    return {"guard": guard, "img2dataset": arguments}
+    variables = {
+        "OPENCV_IO_MAX_IMAGE_PIXELS": str(int(params.max_megapixels * 1e6)),  # judged before anything is decoded
+        "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks its registry for a newer version otherwise
+    }
+    return {"guard": guard, "variables": variables, "cluster": params.cluster, "img2dataset": arguments}
 
 
 def _report(to: Path, became: Counter[str], source: str, params: Download) -> None:

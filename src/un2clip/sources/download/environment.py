@@ -13,16 +13,29 @@ LOCK = Path(__file__).with_name("img2dataset.lock")
 _NEWEST_PYTHON = (3, 12)  # img2dataset 1.47.0 imports imghdr, which 3.13 has no more
 
 
-def interpreter(environment: Path) -> Path:
+def interpreter(environment: Path, distributor: str = "multiprocessing") -> Path:
     """The Python that has img2dataset: this one, where it is installed as is; else the environment's, made if need be.
 
     Args:
         environment: a virtual environment. What installed it says so in `img2dataset.lock.sha256` beneath it, so
             that one that was left half made, or that an older lock made, is brought up to date.
+        distributor: of img2dataset; pyspark and ray are packages that its lock leaves out.
 
     Raises:
-        UserError: this Python is too new, or pip failed.
+        UserError: this Python is too new, pip failed, or the distributor's package is not there.
     """
+    python = _with_img2dataset(environment)
+    if distributor != "multiprocessing":
+        looked = subprocess.run([str(python), "-I", "-c", f"import {distributor}"], capture_output=True)
+        if looked.returncode:
+            raise UserError(
+                f"download.distributor is {distributor}, which is not installed beside img2dataset: {python} -m pip "
+                f"install {distributor}"
+            )
+    return python
+
+
+def _with_img2dataset(environment: Path) -> Path:
     if importlib.util.find_spec("img2dataset"):
         return Path(sys.executable)
     python = environment / "bin" / "python"

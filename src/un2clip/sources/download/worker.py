@@ -2,11 +2,13 @@
 
 URLs are hostile, and so is what they answer. img2dataset asks for each by `urllib.request.urlopen`, in processes that
 it spawns; a spawned process imports the script that started it, this one, as `__mp_main__`. So an opener installed at
-the end of this script is every process's, and it is all that stands between a list of URLs and the network.
+the end of this script is every process's, and it is all that stands between a list of URLs and the network. Workers of
+Spark and Ray import nothing of the kind: there the opener comes with what is sent to them, img2dataset's `Downloader`.
 """
 
 import functools
 import http.client
+import importlib
 import io
 import ipaddress
 import json
@@ -174,8 +176,45 @@ if __name__ in ("__main__", "__mp_main__"):
     JOB = json.loads(sys.argv[1])
     urllib.request.install_opener(opener(Guard(**JOB["guard"])))
 
+
+def _begin_ray(cluster: str, processes: int, variables: dict[str, str]) -> None:
+    import ray
+
+    if cluster:
+        ray.init(cluster, runtime_env={"env_vars": variables})
+    else:
+        ray.init("local", num_cpus=processes, include_dashboard=False)
+
+
+def _begin_pyspark(cluster: str, processes: int, variables: dict[str, str]) -> None:
+    """A session that img2dataset finds; its own would be on this machine alone."""
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("un2clip download").master(cluster or f"local[{processes}]")
+    for name, value in variables.items():
+        builder = builder.config(f"spark.executorEnv.{name}", value)
+    builder.getOrCreate()
+
+
+def _guard_workers() -> None:
+    """Give workers on other machines the guard: a class of this script is sent whole, with all that it names."""
+    library: Any = importlib.import_module("img2dataset.main")  # its name in the package is a function's
+
+    class Guarded(library.Downloader):
+        def __call__(self, row: Any) -> Any:
+            urllib.request.install_opener(opener(Guard(**JOB["guard"])))
+            return super().__call__(row)
+
+    library.Downloader = Guarded
+
+
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin = {"ray": _begin_ray, "pyspark": _begin_pyspark}.get(JOB["img2dataset"]["distributor"])
+    if begin:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or it tells its makers
+        begin(JOB["cluster"], JOB["img2dataset"]["processes_count"], JOB["variables"])
+        _guard_workers()
     from img2dataset import download
 
     download(**JOB["img2dataset"])
