@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from un2clip.decoders.decoder import Cond
 from un2clip.errors import UserError
 from un2clip.hashes import tensors_sha256
 from un2clip.models.clip import load_clip
+from un2clip.training import loop
 from un2clip.training.loop import fit
 from un2clip.training.shards import Shards
 
@@ -111,6 +113,38 @@ def test_bf16_is_near_and_its_masters_stay_fp32(tiny) -> None:
     old, new = before.model.visual.conv1.weight, clip.model.visual.conv1.weight
     assert not torch.equal(old, new)
     assert (old.bfloat16() == new.bfloat16()).float().mean() > 0.9
+
+
+def test_the_error_of_another_precision_is_said(tiny, capsys, monkeypatch) -> None:
+    """bf16 by its emulation on a processor, of the first loss; what is printed is what the first record says."""
+    _, _, exact = run(tiny, "un2clip", steps=1)
+    assert "first loss" not in capsys.readouterr().out
+    _, _, found = run(tiny, "un2clip", compute={"precision": "bf16", "frozen": "bf16", "refer_every": 1}, steps=1)
+    said = re.search(r"the first loss is (\S+) in bf16 and (\S+) in fp32: it is (\S+) off\n", capsys.readouterr().out)
+    assert said, "no more than a thousandth"
+    half, full, error = map(float, said.groups())
+    assert half == pytest.approx(found[0]["loss"], rel=1e-4) and full == pytest.approx(exact[0]["loss"], rel=1e-4)
+    assert 0 < error == pytest.approx(abs(half - full) / full, rel=0.1)
+    monkeypatch.setattr(loop, "MOST_ERROR", error / 2)
+    run(tiny, "un2clip", compute={"precision": "bf16", "frozen": "bf16", "refer_every": 1}, steps=1)
+    assert ", which is more than " in capsys.readouterr().out
+
+
+def test_tf32_is_on_while_it_trains(tiny, monkeypatch) -> None:
+    """In products and convolutions, and off again afterwards; on a processor it changes no number."""
+    flags = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as pick_device leaves it for a GPU
+    seen, stepped = [], loop.Replicas.step
+
+    def step(self, number: int) -> None:
+        seen.append([flag.allow_tf32 for flag in flags])
+        stepped(self, number)
+
+    monkeypatch.setattr(loop.Replicas, "step", step)
+    _, _, exact = run(tiny, "un2clip", steps=2)
+    _, _, found = run(tiny, "un2clip", compute={"precision": "tf32", "refer_every": 1}, steps=2)
+    assert seen == 2 * [[False, False]] + 2 * [[True, True]] and [flag.allow_tf32 for flag in flags] == [False, False]
+    assert found == exact
 
 
 def test_frozen_bf16_needs_bf16(tiny) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from un2clip.config import at_least, build, lookup, read_yaml
 
 TABLE = Path(str(files(__package__).joinpath("machines.yaml")))
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,9 @@ class Device:
 
     def rate(self, precision: Precision) -> float:
         """Operations a second."""
-        return 1e12 * (self.bf16 if precision == "bf16" else self.fp32)
+        return (
+            1e12 * {"fp32": self.fp32, "tf32": self.bf16 / 2, "bf16": self.bf16}[precision]
+        )  # TF32: by NVIDIA's tables
 
 
 @dataclass(frozen=True, kw_only=True)

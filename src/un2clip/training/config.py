@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -106,7 +107,8 @@ class ComputeConfig:
         shard: whether each of several processes holds its share of the weights and moments, and not all of them.
         workers: processes that read images, beside each of them; 0 for none.
         max_per_device: images in one forward; a process whose local batch is larger accumulates gradients.
-        precision: of the arithmetic; with bf16, what trains is held in fp32 all the same.
+        precision: of the arithmetic. tf32: a GPU rounds what it multiplies to 10 bits of mantissa. bf16: autocast; what
+            trains is held in fp32 all the same.
         frozen: precision in which the weights that do not train are held.
         gradient_checkpointing: compute activations twice instead of keeping them.
         channels_last: memory format of the generator's convolutions.
@@ -120,7 +122,7 @@ class ComputeConfig:
     shard: bool
     workers: int
     max_per_device: int
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     frozen: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     channels_last: bool
@@ -133,13 +135,26 @@ class ComputeConfig:
         at_least(self, 1, "max_per_device", "checkpoint_every", "keep_checkpoints")
         at_least(self, 0, "processes", "workers", "refer_every")
         if self.frozen == "bf16" and self.precision != "bf16":
-            raise ValueError("frozen must be fp32 where precision is fp32, got bf16")
+            raise ValueError(f"frozen must be fp32 where precision is {self.precision}, got bf16")
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The arithmetic of a step; a processor that has no bf16 of its own is named."""
         if self.precision == "bf16":
             warn_of_bf16(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextmanager
+    def multiplying(self) -> Iterator[None]:
+        """Around a training: TF32 where it is asked for, in products and convolutions; as it was afterwards."""
+        places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+        before = [place.allow_tf32 for place in places]
+        try:
+            for place in places:
+                place.allow_tf32 = self.precision == "tf32"
+            yield
+        finally:
+            for place, was in zip(places, before, strict=True):
+                place.allow_tf32 = was
 
     def processes_here(self, device: str) -> int:
         """How many processes train on this machine: devices.processes_here."""

@@ -4,6 +4,7 @@ It runs in one process or in many. The random numbers of a step are drawn for it
 takes its own part of them: so the number of processes changes nothing but rounding.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from un2clip.training.progress import Progress, Record
 from un2clip.training.replicas import Replicas
 from un2clip.training.shards import Shards
 
+MOST_ERROR = 1e-3  # of the loss, relative, in another precision than fp32
+
 
 class Objective(Protocol):
     """What the loop asks of an objective; methods/objective.py says what each gives."""
@@ -30,6 +33,7 @@ class Objective(Protocol):
     def parts(self) -> dict[str, nn.Module]: ...
     def draw(self, batch: Batch, n: int, rng: torch.Generator, noise: Any) -> dict[str, Tensor]: ...
     def weights(self, batch: Batch) -> Tensor: ...
+    def __call__(self, *arguments: Any, **named: Any) -> dict[str, Tensor]: ...
 
 
 def fit(
@@ -68,8 +72,13 @@ def fit(
             was finite.
         Stopped: a signal asked for it; the state is in `checkpoints`.
     """
+    if compute.precision != "fp32" and saved is None:
+        full = dataclasses.replace(compute, precision="fp32", frozen="fp32")
+        exact = first_loss(objective, objective, phase, full, batches, rng)
     kind = Shards if compute.shard and devices.world_size() > 1 else Replicas
     replicas = kind(objective, trains, phase, compute, rng.initial_seed())
+    if compute.precision != "fp32" and saved is None:
+        _say_error(exact, first_loss(objective, replicas, phase, compute, batches, rng), compute.precision)
     start = 0
     if saved is not None:
         start = saved.step
@@ -82,7 +91,7 @@ def fit(
     _check_together(start, device)
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     bar = Progress(phase.steps, start, device, " + ".join(trains), flops, dtype)
-    with Interruption() as interruption, bar as progress, replicas:
+    with Interruption() as interruption, compute.multiplying(), bar as progress, replicas:
         for step in range(start, phase.steps):
             batch = next(local)
             b, weights = len(batch["keys"]), objective.weights(batch)
@@ -124,6 +133,45 @@ def fit(
             if stop:
                 raise Stopped(f"stopped by a signal after {phase.steps} of {phase.steps} steps", interruption.number)
         replicas.take_averages()
+
+
+@torch.no_grad()
+def first_loss(
+    objective: Objective,
+    forward: Callable[..., dict[str, Tensor]],
+    phase: PhaseConfig,
+    compute: ComputeConfig,
+    batches: Callable[[int], Iterator[Batch]],
+    rng: torch.Generator,
+) -> float:
+    """The loss of the first batch's first microbatch, as it is computed before anything has trained.
+
+    Args:
+        forward: the objective, or what is called in its place.
+        rng: as of `fit`; it stays as it is.
+    """
+    batch = next(batches(0))
+    b, world = len(batch["keys"]), devices.world_size()
+    own = torch.Generator().manual_seed(rng.initial_seed())
+    noise_sample = narrow(objective.draw(batch, b * world, own, phase.noise), _own(b))
+    part, device = next(compute.microbatches(b, objective.group)), batch["valid"].device
+    training = [module for each in objective.parts().values() for module in each.modules() if module.training]
+    for module in training:
+        module.training = False  # what is dropped at random would be another difference
+    with compute.multiplying(), compute.autocast(device):
+        term = forward(narrow(batch, part), to_device(narrow(noise_sample, part), device))["loss"]
+    for module in training:
+        module.training = True
+    weights = objective.weights(batch)[part]
+    total, weight = distributed.summed([float(_counted(term.double(), weights)), float(weights.sum())], device)
+    return total / max(weight, 1e-9)
+
+
+def _say_error(exact: float, found: float, precision: str) -> None:
+    if devices.rank() == 0:
+        error = abs(found - exact) / max(abs(exact), 1e-9)
+        worse = "" if error <= MOST_ERROR else f", which is more than {MOST_ERROR:g}: take fp32"
+        print(f"the first loss is {found:.6g} in {precision} and {exact:.6g} in fp32: it is {error:.1e} off{worse}")
 
 
 def _own(b: int) -> slice:
