@@ -130,11 +130,12 @@ def loop_photographs(clip: Clip, folder: Path, params: Evaluate) -> None:
     text = text_features(clip, data.names)
     for photograph in data.photographs:
         pixels = read_photograph(photograph)
-        truth = read_mask(data, photograph, *pixels.shape[:2])
-        picture = segmentation.prepare(pixels, settings, protocol.long_side_px, clip)
+        truth = torch.from_numpy(read_mask(data, photograph, *pixels.shape[:2])).to(clip.device)
+        picture = segmentation.prepare(pixels, settings, protocol.long_side_px, clip.model.visual.preprocess_cfg)
         (similarity,) = similarity_maps(clip, [picture], text, edge=protocol.edge, **how)
         predicted = segmentation.classify(similarity, truth.shape, data.names, settings, data.background)
-        list(segmentation.overlaps(truth, predicted, data.names))
+        counts = segmentation.confusion(truth, predicted, len(data.names))
+        list(segmentation.overlaps(counts.cpu().numpy(), data.names))
 
 
 def loop_classes(clip: Clip, folder: Path, params: Evaluate) -> None:

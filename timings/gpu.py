@@ -32,8 +32,8 @@ from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.methods.building import new_objective
+from un2clip.methods.flops import META, count_step
 from un2clip.methods.table import get_method
-from un2clip.planning.flops import META, count_step
 from un2clip.stages.finetune_job import Finetune
 
 LIMIT = 1e-3  # relative error of the loss

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from un2clip.errors import UserError
@@ -68,6 +69,31 @@ def warn_of_bf16(device: "torch.device") -> None:
             "long as fp32; set precision to fp32",
             file=sys.stderr,
         )
+
+
+def matrix_rate(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.1) -> float:
+    """Operations a second of a matrix product here and now, a multiplication and an addition counting one each.
+
+    Args:
+        seconds: for which it is measured, once it has run twice.
+    """
+    import torch
+
+    n, done = (8192, 0) if device.type == "cuda" else (1024, 0)
+    rng = torch.Generator(device).manual_seed(0)  # of equal numbers a GPU's products would be faster
+    matrix = torch.rand(n, n, generator=rng, device=device).to(dtype)
+
+    def multiply() -> float:
+        torch.mm(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    multiply()
+    start = now = multiply()
+    while now < start + seconds:
+        now, done = multiply(), done + 1
+    return 2 * n**3 * done / (now - start)
 
 
 def rank() -> int:

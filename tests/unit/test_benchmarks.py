@@ -30,6 +30,7 @@ SECTION = {
     "batch_size": 16,
     "processes": 1,
     "engine": "processes",
+    "workers": 0,
     "precision": "fp32",
     "segmentation": {"method": "clip", "protocol": "laptop", "pictures": 2},
     "probe": {"layer": -1, "grid": 4, "penalties": [1.0]},
@@ -194,6 +195,7 @@ def test_the_section_is_built_of_the_files() -> None:
     """What params.yaml has, as the stage reads it: numbers of all benchmarks, and those that a file owns."""
     read = stage_params("evaluate", SECTION)
     own = {
+        "workers": 0,
         "precision": "fp32",
         "segmentation": segmentation.Options(method="clip", protocol="laptop", pictures=2),
         "reconstruction": reconstruction.Options(image_px=0, pictures=2, inception={}),
@@ -209,7 +211,7 @@ def test_the_section_is_built_of_the_files() -> None:
     [
         (
             SECTION | {"size": 1},
-            r"unknown parameter evaluate\.size; known here: batch_size, processes, engine, precision, probe, r",
+            r"unknown parameter evaluate\.size; known here: batch_size, processes, engine, workers, precision, probe",
         ),
         (
             {key: value for key, value in SECTION.items() if key != "segmentation"},

@@ -1,5 +1,7 @@
 """Operations of a step: counted by hand for single layers, and the parts against the whole."""
 
+import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -7,15 +9,19 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.rows import prepare
+from un2clip import devices
 from un2clip.config import build, read_params
 from un2clip.datasets.loader import to_device
 from un2clip.decoders.decoder import NoiseConfig
+from un2clip.decoders.diffusion import LatentDecoder
+from un2clip.methods.flops import META, count_step, counted, on_meta, per_image
 from un2clip.methods.table import get_method
 from un2clip.models.converting import Encoder
-from un2clip.planning.flops import META, count_step, counted
 from un2clip.planning.published import new_clip, new_reconstruction
 from un2clip.stages.backbones import Backbones
 from un2clip.stages.finetune_job import Finetune
+from un2clip.training import progress
 
 ROOT = Path(__file__).parents[2]
 #: Overlay -> 10^9 operations of the image tower: open_clip's docs/model_profile.csv (commit 3b37473), image_gflops.
@@ -108,3 +114,40 @@ def test_a_full_size_step() -> None:
     assert parts["decoder"].forward < parts["decoder"].backward < 1.5 * parts["decoder"].forward
     twice = count_step(objective, ("encoder",), size, NOISE, images=2)
     assert sum(each.total for each in twice.values()) == 2 * sum(each.total for each in parts.values())
+
+
+@pytest.mark.parametrize("method", ["un2clip-noised-held", "diva", "unilip", "dcr", "genhancer"])
+def test_what_trains_is_counted_as_it_is_planned(tiny, method: str) -> None:
+    """A copy without numbers of a real objective has the operations of a new one; its own weights stay as they are."""
+    clip, objective, params = prepare(tiny, method)
+    named = get_method(method).phases[0]
+    phase = dataclasses.replace(params.phases[named.numbers], noise_samples=2, lora={})
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    count, with_cache = (
+        per_image(objective, named.trains, clip.image_size, phase, cached=cached) for cached in (False, True)
+    )
+    assert all(value.is_meta for value in on_meta(objective).state_dict().values())
+    found, target = count(), 2 * count() - 2 * with_cache()
+    assert found > 0 and all(torch.equal(value, objective.state_dict()[name]) for name, value in before.items())
+    once = per_image(objective, named.trains, clip.image_size, dataclasses.replace(phase, noise_samples=1), cached=True)
+    assert with_cache() == 2 * once() and (target > 0) == isinstance(objective.decoder, LatentDecoder)
+
+
+def test_the_bar_and_the_curves_have_the_share(monkeypatch) -> None:
+    """Images a second times an image's operations, over the matrix rate; once the training has taken its while."""
+    monkeypatch.setattr(progress.devices, "matrix_rate", lambda device, dtype: 1e9)
+    with progress.Progress(3, 0, torch.device("cpu"), "encoder", lambda: 1e6) as bar:
+        assert "mfu" not in bar.update({"loss": 1.0}, samples=4)
+        monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+        measured = bar.update({"loss": 1.0}, samples=4)
+        assert measured["mfu"] == pytest.approx(measured["images_per_s"] * 1e6 / 1e9) and "MFU" in bar.bar.postfix
+    with progress.Progress(3, 0, torch.device("cpu"), "encoder") as bar:
+        assert "mfu" not in bar.update({"loss": 1.0}, samples=4), "nothing says what an image takes"
+
+
+def test_the_matrix_rate_is_that_of_a_product() -> None:
+    """It is what torch.mm does in the same time, to a factor: other work is on this machine."""
+    rate = devices.matrix_rate(torch.device("cpu"), torch.float32, seconds=0.05)
+    matrix, start = torch.ones(1024, 1024), time.perf_counter()
+    torch.mm(matrix, matrix)
+    assert 0.1 < rate * (time.perf_counter() - start) / (2 * 1024**3) < 10

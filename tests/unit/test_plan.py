@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from un2clip.__main__ import main
 from un2clip.config import build, read_params
 from un2clip.errors import GIB, UserError
+from un2clip.methods.flops import META
 from un2clip.methods.table import get_method
-from un2clip.planning.flops import META
 from un2clip.planning.machines import get_device
 from un2clip.planning.memory import Living, fused_attention, measure_step
 from un2clip.planning.plan import Plan, describe

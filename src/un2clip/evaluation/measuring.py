@@ -59,17 +59,19 @@ class Evaluate:
         batch_size: images, or windows of images, at once.
         processes: that measure, each its share of the batches; 0 for as many as GPUs are visible, or one.
         engine: who runs them.
+        workers: processes that read pictures ahead, beside each of these; 0 for none.
         precision: of the towers of a CLIP; cosines, and what else is no tower, are in fp32.
     """
 
     batch_size: int
     processes: int
     engine: Engine
+    workers: int
     precision: Precision
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
-        at_least(self, 0, "processes")
+        at_least(self, 0, "processes", "workers")
 
 
 @_with_options("mllm")

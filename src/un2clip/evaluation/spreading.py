@@ -6,6 +6,7 @@ so are its bytes, with any number of processes.
 """
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,34 +14,41 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from un2clip.datasets import loader
 from un2clip.errors import disks_in_words
 from un2clip.files.outputs import write_json
 from un2clip.files.texts import read_json
 
 Batch = TypeVar("Batch")
 Found = TypeVar("Found")
+#: Makes of a batch what the function takes: lists and tensors by name.
+Read = Callable[[Batch], dict[str, Any]]
 WHOLE = "whole.json"  # in a loop's folder: how many batches it has, once all are measured
 
 
 class Spread(Protocol):
-    """Calls a function on each batch: (what is done, for the bar; batches; function) -> what each gave, in order.
+    """Reads each batch and calls a function on it: (what is done, for the bar; batches; read; function) -> what each
+    gave, in order.
 
-    Batches are the same, in the same order, in each call; reading one out should cost little, since each process that
-    shares them reads all. What the function gives consists of tuples, lists, dicts with texts as keys, texts, numbers
-    and tensors on the CPU.
+    Batches are the same, in the same order, in each call; listing one should cost little, since each process that
+    shares them lists all. `read` decodes, and touches no model, so that other processes may do it ahead. What the
+    function gives consists of tuples, lists, dicts with texts as keys, texts, numbers and tensors on the CPU.
     """
 
     def __call__(
-        self, name: str, batches: Iterable[Batch], function: Callable[[Batch], Found], /
+        self, name: str, batches: Iterable[Batch], read: Read[Batch], function: Callable[[dict[str, Any]], Found], /
     ) -> Iterator[Found]: ...
 
 
-def alone(name: str, batches: Iterable[Batch], function: Callable[[Batch], Found], /) -> Iterator[Found]:
+def alone(
+    name: str, batches: Iterable[Batch], read: Read[Batch], function: Callable[[dict[str, Any]], Found], /
+) -> Iterator[Found]:
     """The Spread of one process that keeps nothing."""
     for batch in tqdm(batches, unit="batch", desc=name, mininterval=1):
-        yield function(batch)
+        yield function(read(batch))
 
 
 class Unmeasured(Exception):
@@ -59,41 +67,71 @@ class Kept:
         folder: of what is kept of this benchmark of this model; a folder a loop, called by its place among them.
         share, of: the first loop that is not whole is measured here: every `of`-th batch, from `share`. Where this is a
             part, ShareMeasured is raised at its end. of 0: nothing is measured here, and Unmeasured is raised instead.
+        workers: processes that read ahead, beside this one; 0: this one reads.
     """
 
     folder: Path
     share: int = 0
     of: int = 1
+    workers: int = 0
     _loops: Iterator[int] = field(default_factory=count, repr=False)
 
-    def __call__(self, name: str, batches: Iterable[Batch], function: Callable[[Batch], Found], /) -> Iterator[Found]:
+    def __call__(
+        self, name: str, batches: Iterable[Batch], read: Read[Batch], function: Callable[[dict[str, Any]], Found], /
+    ) -> Iterator[Found]:
         loop = self.folder / f"{next(self._loops)}"
-        if (loop / WHOLE).is_file():
-            return (load(loop / f"{number}.pt") for number in range(read_json(loop / WHOLE)["batches"]))
-        if not self.of:
-            raise Unmeasured(loop)
-        return self._measure(loop, name, batches, function)
+        if not (loop / WHOLE).is_file():
+            if not self.of:
+                raise Unmeasured(loop)
+            number = self._measure(loop, name, batches, read, function)
+            if self.of > 1:
+                raise ShareMeasured
+            write_json(loop / WHOLE, {"batches": number})
+        return (load(loop / f"{number}.pt") for number in range(read_json(loop / WHOLE)["batches"]))
 
     def _measure(
-        self, loop: Path, name: str, batches: Iterable[Batch], function: Callable[[Batch], Found]
-    ) -> Iterator[Found]:
+        self,
+        loop: Path,
+        name: str,
+        batches: Iterable[Batch],
+        read: Read[Batch],
+        function: Callable[[dict[str, Any]], Found],
+    ) -> int:
+        """Measure those of this share that are not there; returns how many batches the loop has."""
         loop.mkdir(parents=True, exist_ok=True)
         said = f"{name}, 1 of {self.of} processes" if self.of > 1 else name
-        number = -1
-        bar = tqdm(batches, unit="batch", desc=said, mininterval=1, disable=self.share > 0)  # one is enough
-        for number, batch in enumerate(bar):
-            if number % self.of != self.share:
-                continue
-            path = loop / f"{number}.pt"
-            if path.is_file():
-                found = load(path)
-            else:
-                found = function(batch)
-                save(found, path)
-            yield found
-        if self.of > 1:
-            raise ShareMeasured
-        write_json(loop / WHOLE, {"batches": number + 1})
+        total, waiting = 0, deque[Path]()
+
+        def missing() -> Iterator[Batch]:
+            nonlocal total
+            for number, batch in enumerate(batches):
+                total, path = number + 1, loop / f"{number}.pt"
+                if number % self.of == self.share and not path.is_file():
+                    waiting.append(path)
+                    yield batch
+
+        with tqdm(unit="batch", desc=said, mininterval=1, disable=self.share > 0) as bar:  # one is enough
+            for batch in _read_ahead(read, missing(), self.workers):
+                save(function(batch), waiting.popleft())
+                bar.update()
+        return total
+
+
+def _read_ahead(read: Read[Batch], batches: Iterator[Batch], workers: int) -> Iterator[dict[str, Any]]:
+    """What is read of each batch, in order; workers have some ready, and a GPU copies from memory that is pinned."""
+    if workers:
+        return loader.read(_Reader(read), ([batch] for batch in batches), workers)
+    return map(read, batches)
+
+
+class _Reader(Dataset[dict[str, Any]]):
+    """`read` as a data set whose indices are batches."""
+
+    def __init__(self, read: Callable[[Any], dict[str, Any]]) -> None:
+        self.read = read
+
+    def __getitem__(self, batch: Any) -> dict[str, Any]:
+        return self.read(batch)
 
 
 def close(loop: Path) -> None:

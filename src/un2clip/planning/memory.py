@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from un2clip.datasets.loader import to_device
+from un2clip.methods.flops import META
 from un2clip.methods.objective import Reconstruction
-from un2clip.planning.flops import META
 from un2clip.training.config import ComputeConfig, PhaseConfig
 from un2clip.training.replicas import Replicas
 

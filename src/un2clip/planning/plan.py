@@ -11,9 +11,9 @@ from un2clip.datasets.ingesting import Ingest
 from un2clip.datasets.loader import WHOLE
 from un2clip.decoders.diffusion import LatentDecoder
 from un2clip.errors import GIB, UserError
+from un2clip.methods.flops import META, Flops, count_step
 from un2clip.methods.objective import Reconstruction
 from un2clip.methods.table import get_method
-from un2clip.planning.flops import META, Flops, count_step
 from un2clip.planning.machines import Device, Precision, read_expected
 from un2clip.planning.memory import FP32, Memory, measure_step
 from un2clip.planning.published import new_reconstruction

@@ -177,7 +177,7 @@ def _run(share: Share) -> BenchmarkResult:
     subjects = _subjects(
         share.benchmark, share.device, share.params.precision, share.texts, share.backbones, share.encoder
     )
-    kept = Kept(folder=share.kept, share=share.number, of=share.of)
+    kept = Kept(folder=share.kept, share=share.number, of=share.of, workers=share.params.workers)
     model, reference = subjects[share.role].model, subjects["reference"].model
     return _benchmark(share.benchmark).run(model, share.data, share.params, reference, kept)
 
@@ -209,7 +209,7 @@ def _made_of(
     chosen: Benchmark, params: Evaluate, subjects: dict[Role, Subject], data_sha256: str, device: str, encoder: Path
 ) -> str:
     """Hash of all that decides what a batch gives."""
-    numbers = dataclasses.replace(params, processes=0, engine="processes")
+    numbers = dataclasses.replace(params, processes=0, engine="processes", workers=0)
     weights = [subject.encoder_sha256 for subject in subjects.values()]
     drawing = folder_sha256(encoder) if chosen.file.MODEL == "autoencoder" else ""
     code = inspect.getsource(chosen.file) if hasattr(chosen.file, "__file__") else ""  # one made in memory has none

@@ -27,6 +27,7 @@ from un2clip.hashes import tensors_sha256
 from un2clip.methods.anchors import Bank, embed_bank
 from un2clip.methods.building import new_objective
 from un2clip.methods.conditions import Condition
+from un2clip.methods.flops import per_image
 from un2clip.methods.kept import ALIGNED, save_parts
 from un2clip.methods.objective import Reconstruction
 from un2clip.models.clip import Clip, encoder_sha256, load_clip, save_clip, text_sha256
@@ -223,6 +224,7 @@ def _train_phases(
             on_read=job.check_read,
             folder=folder,
             lock=lock,
+            flops=per_image(objective, named.trains, clip.image_size, phase, cached=caches[number] is not None),
         )
         done += phase.steps
     objective.decoder.resize(own)

@@ -46,6 +46,7 @@ def fit(
     on_read: Callable[[int, int], None] = lambda corrupt, read: None,
     checkpoints: Checkpoints | None = None,
     saved: Saved | None = None,
+    flops: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Train one phase, in place.
 
@@ -56,10 +57,11 @@ def fit(
         history: gets one record a step: step, the objective's terms (loss among them), grad_norm, corrupt (samples so
             far). A step none of whose samples could be read leaves none, and changes nothing.
         done: steps of the phases before, from which this one's are numbered.
-        on_step: called with each step's number, its record, and images_per_s and memory_gib.
+        on_step: called with each step's number, its record, and what `Progress.update` measures.
         on_read: called with the corrupt samples so far and with all that were read, before a step is taken.
         checkpoints: where the state is kept.
         saved: a state to go on from.
+        flops: counts the operations of one sample in a step, for the bar; 0 where that cannot be counted.
 
     Raises:
         UserError: the loss is not finite, or a number does not fit. The weights are then those of the last step that
@@ -78,7 +80,9 @@ def fit(
     local, world = batches(start), devices.world_size()
     device = next(iter(objective.parts()[trains[0]].parameters())).device
     _check_together(start, device)
-    with Interruption() as interruption, Progress(phase.steps, start, device, " + ".join(trains)) as progress, replicas:
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    bar = Progress(phase.steps, start, device, " + ".join(trains), flops, dtype)
+    with Interruption() as interruption, bar as progress, replicas:
         for step in range(start, phase.steps):
             batch = next(local)
             b, weights = len(batch["keys"]), objective.weights(batch)

@@ -86,6 +86,7 @@ def train_phase(
     on_read: Callable[[int, int], None],
     folder: Path | None,
     lock: Lock | None,
+    flops: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Train phase `number` (from 0) of so many, in place; one that was cut off goes on from its own state.
 
@@ -94,6 +95,7 @@ def train_phase(
         objective, trains, phase, compute, batches, history, done, on_read: as of `fit`.
         seed: of the noise samples, with the phase's number.
         folder: of the training's state; None for none.
+        flops: as of `fit`.
     """
     checkpoints = saved = None
     if folder is not None:
@@ -122,4 +124,5 @@ def train_phase(
         on_read=on_read,
         checkpoints=checkpoints,
         saved=saved,
+        flops=flops,
     )

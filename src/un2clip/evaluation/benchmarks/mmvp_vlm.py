@@ -7,11 +7,14 @@ encoder that does not react to a pattern at all scores near 0, not near 25. In t
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -92,7 +95,8 @@ def similarities(
     clip: Clip, questions: list[Question], batch_size: int, spread: Spread = alone, *, said: str = "mmvp_vlm"
 ) -> Tensor:
     """Cosines of every pair, (P, 2 statements, 2 images)."""
-    return torch.cat(list(spread(said, _batches(questions, batch_size), partial(_similarities, clip))))
+    batches = _batches(questions, batch_size)
+    return torch.cat(list(spread(said, batches, partial(_read, clip.preprocess), partial(_similarities, clip))))
 
 
 def pair_correct(similarity: Tensor) -> list[bool]:
@@ -146,14 +150,16 @@ def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]
     return [questions[start : start + step] for start in range(0, len(questions), step)]
 
 
-def _similarities(clip: Clip, questions: list[Question]) -> Tensor:
+def _read(preprocess: Callable[[Image.Image], Tensor], questions: list[Question]) -> dict[str, Any]:
+    images = [preprocess(read_image(question.image, str(question.image))) for question in questions]
+    return {"questions": questions, "pixel_values": torch.stack(images)}
+
+
+def _similarities(clip: Clip, batch: dict[str, Any]) -> Tensor:
     """Cosines of a batch of pairs, (P, 2 statements, 2 images)."""
-    pixel_values = torch.stack(
-        [clip.preprocess(read_image(question.image, str(question.image))) for question in questions]
-    )
+    questions: list[Question] = batch["questions"]
     prompts = [f"a photo of {question.statement}" for question in questions]
-    images = normalize(clip.embed(pixel_values, [question.image for question in questions]), dim=-1).unflatten(
-        0, (-1, 2)
-    )
+    embedded = clip.embed(batch["pixel_values"], [question.image for question in questions])
+    images = normalize(embedded, dim=-1).unflatten(0, (-1, 2))
     texts = normalize(clip.embed_texts(prompts), dim=-1).unflatten(0, (-1, 2))
     return (texts @ images.transpose(1, 2)).cpu()

@@ -7,14 +7,16 @@ classifier of more numbers reads more, so the pooled embedding and the tokens ar
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
@@ -111,7 +113,8 @@ def _embed(clip: Clip, folder: Path, part: str, batch_size: int, options: Option
     labels: list[dict[str, str | None]] = []
     features: dict[str, list[Tensor]] = {}
     batches = _batches(read_part(folder, part), batch_size)
-    for some_ids, some_labels, some in spread(f"probe {part}", batches, partial(_read, clip, encoder, options)):
+    read, measured = partial(_read, clip.preprocess), partial(_embedded, clip, encoder, options)
+    for some_ids, some_labels, some in spread(f"probe {part}", batches, read, measured):
         ids += some_ids
         labels += some_labels
         for name, each in some.items():
@@ -126,15 +129,20 @@ def _batches(samples: Iterator[Labelled], batch_size: int) -> Iterator[list[Labe
         yield batch
 
 
-def _read(
-    clip: Clip, encoder: Encoder, options: Options, batch: list[Labelled]
+def _read(preprocess: Callable[[Image.Image], Tensor], batch: list[Labelled]) -> dict[str, Any]:
+    ids, pictures, labels = zip(*batch, strict=True)
+    pixel_values = torch.stack([preprocess(picture.read()) for picture in pictures])
+    return {"ids": list(ids), "labels": list(labels), "pixel_values": pixel_values}
+
+
+def _embedded(
+    clip: Clip, encoder: Encoder, options: Options, batch: dict[str, Any]
 ) -> tuple[list[str], list[dict[str, str | None]], dict[str, Tensor]]:
     """Ids, labels and features of a batch."""
-    ids = [name for name, _, _ in batch]
-    pixel_values = torch.stack([clip.preprocess(picture.read()) for _, picture, _ in batch]).to(clip.device)
+    ids, pixel_values = batch["ids"], batch["pixel_values"].to(clip.device, non_blocking=True)
     with clip.arithmetic():
         found = _features(encoder, pixel_values, options)
-    return ids, [each for _, _, each in batch], {name: finite(each, "image", ids).cpu() for name, each in found.items()}
+    return ids, batch["labels"], {name: finite(each, "image", ids).cpu() for name, each in found.items()}
 
 
 @torch.no_grad()

@@ -83,8 +83,10 @@ def run(
     distance = _Distance(reference, options, model.decoder.device)
     psnr: list[Item] = []
     ssim: list[Item] = []
-    measured = partial(_measured, model, distance, px)
-    for names, *features, decibel, similar in spread("reconstruction", _batches(folder, batch_size), measured):
+    measured = partial(_measured, model, distance)
+    for names, *features, decibel, similar in spread(
+        "reconstruction", _batches(folder, batch_size), partial(_open, px), measured
+    ):
         distance.update(*features)
         for found, values in ((psnr, decibel), (ssim, similar)):
             found += [Item(id=name, type="image", value=value) for name, value in zip(names, values, strict=True)]
@@ -106,7 +108,7 @@ def draw(models: Mapping[Role, Autoencoder], folder: Path, png: Path, *, batch_s
     from matplotlib.figure import Figure  # here, since every benchmark's start would wait for it
 
     model = next(iter(models.values()))
-    names, images = _open(next(_batches(folder, options.pictures)), options.image_px or model.own_px)
+    names, images = _open(options.image_px or model.own_px, next(_batches(folder, options.pictures))).values()
     rows = {"original": images} | {
         role: each.reconstruct(images.to(each.decoder.device), names).cpu() for role, each in models.items()
     }
@@ -121,11 +123,10 @@ def draw(models: Mapping[Role, Autoencoder], folder: Path, png: Path, *, batch_s
 
 
 def _measured(
-    model: Autoencoder, distance: "_Distance", px: int, batch: list[Named]
+    model: Autoencoder, distance: "_Distance", batch: dict[str, Any]
 ) -> tuple[list[str], Tensor, Tensor, list[float], list[float]]:
     """Names of a batch, features of its pictures and of what is drawn, PSNR and SSIM of each."""
-    names, images = _open(batch, px)
-    images = images.to(model.decoder.device)
+    names, images = batch["names"], batch["images"].to(model.decoder.device, non_blocking=True)
     drawn = model.reconstruct(images, names)
     before, after = (distance.features(each).cpu() for each in (images, drawn))
     return names, before, after, decibels(drawn, images).tolist(), likeness(drawn, images).tolist()
@@ -219,10 +220,11 @@ def _batches(folder: Path, size: int) -> Iterator[list[Named]]:
         yield batch
 
 
-def _open(batch: list[Named], px: int) -> tuple[list[str], Tensor]:
+def _open(px: int, batch: list[Named]) -> dict[str, Any]:
     """Names, and pictures (B, 3, px, px) in [0, 1]."""
     view = generator_view(px)
-    return [name for name, _ in batch], torch.stack([_unit(view(picture.read())) for _, picture in batch])
+    images = torch.stack([_unit(view(picture.read())) for _, picture in batch])
+    return {"names": [name for name, _ in batch], "images": images}
 
 
 def _unit(image: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ image, and an image finds itself. The reference is scored likewise, on its own i
 that is not filled anew. Where the text tower stays, captions lose nothing, and images are what counts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -119,7 +121,8 @@ def _embed(clip: Clip, folder: Path, batch_size: int, spread: Spread, *, texts: 
     caption_ids: list[str] = []
     images, captions, owner = [], [], []
     batches = _batches(folder, batch_size)
-    for keys, counts, embedded, embedded_texts in spread("retrieval", batches, partial(_embedded, clip, texts)):
+    read, measured = partial(_read, clip.preprocess), partial(_embedded, clip, texts)
+    for keys, counts, embedded, embedded_texts in spread("retrieval", batches, read, measured):
         images.append(embedded.to(clip.device))
         captions.append(embedded_texts.to(clip.device))
         for key, lines in zip(keys, counts, strict=True):
@@ -137,13 +140,18 @@ def _embed(clip: Clip, folder: Path, batch_size: int, spread: Spread, *, texts: 
     )
 
 
-def _embedded(clip: Clip, texts: bool, batch: list[Sample]) -> tuple[list[str], list[int], Tensor, Tensor]:
+def _read(preprocess: Callable[[Image.Image], Tensor], batch: list[Sample]) -> dict[str, Any]:
+    keys, pictures, lines = zip(*batch, strict=True)
+    pixel_values = torch.stack([preprocess(picture.read()) for picture in pictures])
+    return {"keys": list(keys), "lines": list(lines), "pixel_values": pixel_values}
+
+
+def _embedded(clip: Clip, texts: bool, batch: dict[str, Any]) -> tuple[list[str], list[int], Tensor, Tensor]:
     """Keys and numbers of captions of a batch, its images embedded, and its captions where they are wanted."""
-    keys, captions = [key for key, _, _ in batch], [text for _, _, lines in batch for text in lines]
-    pixel_values = torch.stack([clip.preprocess(picture.read()) for _, picture, _ in batch])
-    images = normalize(clip.embed(pixel_values, keys), dim=-1).cpu()
+    keys, captions = batch["keys"], [text for lines in batch["lines"] for text in lines]
+    images = normalize(clip.embed(batch["pixel_values"], keys), dim=-1).cpu()
     embedded = normalize(clip.embed_texts(captions), dim=-1).cpu() if texts else torch.empty(0)
-    return keys, [len(lines) for _, _, lines in batch], images, embedded
+    return keys, [len(lines) for lines in batch["lines"]], images, embedded
 
 
 def _batches(folder: Path, batch_size: int) -> Iterator[list[Sample]]:

@@ -4,11 +4,11 @@ How the number misleads: features, settings and class names each move it by seve
 something beside another one of the same protocol only; and a class seen in few images weighs as much as a common one.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from un2clip.evaluation.dense.names import Names, names_sha256
 from un2clip.evaluation.dense.pamr import refine
 from un2clip.evaluation.dense.protocols import Settings, get_protocol, get_settings
 from un2clip.evaluation.dense.resizing import resize
-from un2clip.evaluation.dense.windows import similarity_maps, windows
+from un2clip.evaluation.dense.windows import Map, similarity_maps, windows
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.models.clip import Clip, finite
@@ -33,7 +33,9 @@ from un2clip.models.clip import Clip, finite
 MODEL: Model = "clip"
 #: What the protocol line says of dense/resizing.py: scores from before it were resized in floats.
 RESIZE = "resized as OpenCV does 8 bits"
-Prediction = tuple[Photograph, Classes, Classes]
+#: Of a map, about so many values are made at once, of a multiple of so many names: torch interpolates fewer (three
+#: channels, or what is left over) by other instructions, and last bits differ.
+VALUES_AT_ONCE, NAMES = 2**21, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,10 @@ def run(clip: Clip, folder: Path, *, batch_size: int, options: Options, spread: 
     data = read_data_set(folder)
     text_features(clip, data.names)  # now, so that processes which share the batches find them on disk
     batches = list(_batches(data, batch_size, options))
+    read = partial(_read, options, clip.model.visual.preprocess_cfg)
     items = tuple(
         Item(id=f"{id}@{name}", type=name, value=float(intersection), of=float(union))
-        for found in spread("segmentation", batches, partial(_overlaps, clip, batch_size, options))
+        for found in spread("segmentation", batches, read, partial(_overlaps, clip, data, batch_size, options))
         for id, name, intersection, union in found
     )
     if (said := _whose_names(data, folder, options.protocol)) is not None:
@@ -90,8 +93,10 @@ def draw(clips: Mapping[str, Clip], folder: Path, png: Path, *, batch_size: int,
     few = data.first(options.pictures)
     rows = {
         name: [
-            np.where(truth == IGNORED, truth, predicted)
-            for _, truth, predicted in _predictions(clip, few, batch_size, options)
+            torch.where(truth == IGNORED, truth, predicted).cpu().numpy()
+            for truth, predicted in _predictions(
+                clip, data, batch_size, options, _read(options, clip.model.visual.preprocess_cfg, few)
+            )
         ]
         for name, clip in clips.items()
     }
@@ -101,27 +106,33 @@ def draw(clips: Mapping[str, Clip], folder: Path, png: Path, *, batch_size: int,
     save_grid(images, {"labels": truth} | rows, legend, png)
 
 
-def overlaps(truth: Classes, predicted: Classes, names: Names) -> Iterator[tuple[str, int, int]]:
-    """Class, intersection and union in pixels, for the classes that are in either; IGNORED pixels of truth left out."""
-    counts = truth != IGNORED
-    n = len(names)
-    confusion = np.bincount(truth[counts] * n + predicted[counts], minlength=n * n).reshape(n, n)
+def confusion(truth: Tensor, predicted: Tensor, n: int) -> Tensor:
+    """Classes (H, W) int64 of n -> pixels of class i called j, (n, n) int64; IGNORED ones of truth are left out."""
+    cells = torch.where(truth == IGNORED, n * n, truth * n + predicted).flatten()
+    # counts of all cells, as bincount's, for which a GPU would have to be waited for
+    return cells.new_zeros(n * n + 1).scatter_add_(0, cells, torch.ones_like(cells))[:-1].unflatten(0, (n, n))
+
+
+def overlaps(confusion: Classes, names: Names) -> Iterator[tuple[str, int, int]]:
+    """Class, intersection and union in pixels, for the classes that are in either, from `confusion`."""
     intersection = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - intersection
     for i in np.flatnonzero(union):
         yield names[i][0], int(intersection[i]), int(union[i])
 
 
-def classify(similarity: Tensor, size: tuple[int, int], names: Names, settings: Settings, background: bool) -> Classes:
+def classify(
+    similarity: Tensor | Map, size: tuple[int, int], names: Names, settings: Settings, background: bool
+) -> Tensor:
     """Cosines (Q, H, W) with all names -> the class of every pixel of a picture of this size, (height, width) int64.
 
     Bilinear to the size, times logit_scale, softmax over the names; a class has its best name's probability. With a
     background (class 0), what is unlikely or small becomes background, as the protocol says.
     """
-    logits = interpolate(similarity[None], size=size, mode="bilinear")[0]
     if not (background and (settings.threshold or settings.area_threshold)):  # a softmax changes no order
-        class_of = torch.tensor([i for i, each in enumerate(names) for _ in each], device=logits.device)
-        return class_of[logits.argmax(0)].cpu().numpy()
+        best = _best(similarity, size)
+        return torch.tensor([i for i, each in enumerate(names) for _ in each], device=best.device)[best]
+    logits = interpolate(similarity[:][None], size=size, mode="bilinear")[0]
     probability = logits.mul_(settings.logit_scale).softmax(0)
     probability = torch.stack([part.amax(0) for part in probability.split([len(each) for each in names])])
     likely, predicted = probability.max(0)
@@ -132,10 +143,28 @@ def classify(similarity: Tensor, size: tuple[int, int], names: Names, settings: 
         small[0] = False
         likely, predicted = probability.masked_fill(small[:, None, None], 0.0).max(0)
     predicted[likely < settings.threshold] = 0
-    return predicted.cpu().numpy()
+    return predicted
 
 
-def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -> Tensor:
+def _best(similarity: Tensor | Map, size: tuple[int, int]) -> Tensor:
+    """Which name every pixel is most like, the first of those that are equally so, (height, width) int64.
+
+    Some names at a time, so that there is no (Q, height, width): what is made stays in the processor's cache.
+    """
+    step = NAMES * max(1, VALUES_AT_ONCE // (NAMES * size[0] * size[1]))
+    most, best = torch.empty(0), torch.empty(0)
+    starts = [i * step for i in range(max(1, len(similarity) // step))]  # what is left over goes with the last
+    for start, end in zip(starts, [*starts[1:], len(similarity)], strict=True):
+        found, which = interpolate(similarity[start:end][None], size=size, mode="bilinear")[0].max(0)
+        if start:
+            above = found > most
+            most, best = torch.where(above, found, most), torch.where(above, which + start, best)
+        else:
+            most, best = found, which
+    return best
+
+
+def prepare(pixels: Pixels, settings: Settings, long_side_px: int, cfg: Mapping[str, Any]) -> Tensor:
     """Pixels (H, W, 3) uint8 -> pixel_values (3, h, w) at the protocol's size, normalised as the model wants it.
 
     Resized as mmcv does it, which the reference codes use (dense/resizing.py).
@@ -143,7 +172,6 @@ def prepare(pixels: Pixels, settings: Settings, long_side_px: int, clip: Clip) -
     height, width = pixels.shape[:2]
     size = _prepared_size(height, width, settings, long_side_px)
     image = torch.from_numpy(resize(pixels, *size).copy()).permute(2, 0, 1).float() / 255
-    cfg = clip.model.visual.preprocess_cfg
     return (image - torch.tensor(cfg["mean"])[:, None, None]) / torch.tensor(cfg["std"])[:, None, None]
 
 
@@ -168,30 +196,38 @@ def _batches(data: DataSet, batch_size: int, options: Options) -> Iterator[DataS
     yield replace(data, photographs=tuple(held))
 
 
-def _overlaps(clip: Clip, batch_size: int, options: Options, batch: DataSet) -> list[tuple[str, str, int, int]]:
+def _read(options: Options, cfg: Mapping[str, Any], data: DataSet) -> dict[str, Any]:
+    """Names, prepared pictures (3, h, w) and labels (H, W) int32, which are half of what they are as int64."""
+    settings, protocol = get_settings(options.protocol, data.name), get_protocol(options.protocol)
+    batch: dict[str, list[Any]] = {"ids": [], "pictures": [], "truth": []}
+    for photograph in data.photographs:
+        pixels = read_photograph(photograph)
+        batch["ids"].append(photograph.id)
+        batch["pictures"].append(prepare(pixels, settings, protocol.long_side_px, cfg))
+        batch["truth"].append(torch.from_numpy(read_mask(data, photograph, *pixels.shape[:2])).int())
+    return batch
+
+
+def _overlaps(
+    clip: Clip, data: DataSet, batch_size: int, options: Options, batch: dict[str, Any]
+) -> list[tuple[str, str, int, int]]:
     """Photograph, class, intersection and union, of a batch."""
+    counts = [confusion(*each, len(data.names)) for each in _predictions(clip, data, batch_size, options, batch)]
     return [
-        (photograph.id, *found)
-        for photograph, truth, predicted in _predictions(clip, batch, batch_size, options)
-        for found in overlaps(truth, predicted, batch.names)
+        (id, *found)
+        for id, each in zip(batch["ids"], torch.stack(counts).cpu().numpy(), strict=True)
+        for found in overlaps(each, data.names)
     ]
 
 
-def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -> Iterator[Prediction]:
-    """Each photograph with its labels and what the encoder makes of it, (H, W) both, in order."""
+def _predictions(
+    clip: Clip, data: DataSet, batch_size: int, options: Options, batch: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each photograph of a batch its labels and what the encoder makes of it, (H, W) int64 both, in order."""
     settings, protocol = get_settings(options.protocol, data.name), get_protocol(options.protocol)
-    waiting: deque[tuple[Photograph, Classes, Tensor]] = deque()
-
-    def pictures() -> Iterator[Tensor]:
-        for photograph in data.photographs:
-            pixels = read_photograph(photograph)
-            picture = prepare(pixels, settings, protocol.long_side_px, clip)
-            waiting.append((photograph, read_mask(data, photograph, *pixels.shape[:2]), picture))
-            yield picture
-
     maps = similarity_maps(
         clip,
-        pictures(),
+        batch["pictures"],
         text_features(clip, data.names),
         method=options.method,
         crop=settings.crop_px,
@@ -199,16 +235,17 @@ def _predictions(clip: Clip, data: DataSet, batch_size: int, options: Options) -
         edge=protocol.edge,
         batch_size=batch_size,
     )
-    for similarity in maps:
-        photograph, truth, picture = waiting.popleft()
-        finite(similarity[None], "photograph", [photograph.id])
+    for similarity, id, picture, truth in zip(maps, batch["ids"], batch["pictures"], batch["truth"], strict=True):
+        finite(similarity.patches[None], "photograph", [id])
+        found: Tensor | Map = similarity
         if protocol.pamr_steps:
             looks, large = (
-                interpolate(each[None].to(similarity), size=truth.shape, mode="bilinear")[0]
-                for each in (picture, similarity)
+                interpolate(each[None].to(similarity.patches), size=truth.shape, mode="bilinear")[0]
+                for each in (picture, similarity[:])
             )
-            similarity = refine(large, looks, protocol.pamr_steps)
-        yield photograph, truth, classify(similarity, truth.shape, data.names, settings, data.background)
+            found = refine(large, looks, protocol.pamr_steps)
+        predicted = classify(found, truth.shape, data.names, settings, data.background)
+        yield truth.to(predicted.device, non_blocking=True).long(), predicted
 
 
 def _whose_names(data: DataSet, folder: Path, protocol: str) -> str | None:

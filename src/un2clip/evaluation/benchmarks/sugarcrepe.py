@@ -5,13 +5,15 @@ types, or their unweighted mean. It tests the text tower, which no method here c
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from un2clip.errors import UserError, cause
@@ -48,15 +50,21 @@ def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) ->
     """
     rows = read_rows(folder)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    found = [wins for batch in spread("sugarcrepe", batches, partial(_caption_wins, clip)) for wins in batch]
+    measured = spread("sugarcrepe", batches, partial(_read, clip.preprocess), partial(_caption_wins, clip))
+    found = [wins for batch in measured for wins in batch]
     items = tuple(Item(id=row.id, type=row.type, value=float(wins)) for row, wins in zip(rows, found, strict=True))
     return BenchmarkResult(unit="%", protocol=PROTOCOL, items=items)
 
 
-def _caption_wins(clip: Clip, rows: list[Row]) -> list[bool]:
-    images = torch.stack([clip.preprocess(read_image(row.image, str(row.image))) for row in rows])
+def _read(preprocess: Callable[[Image.Image], Tensor], rows: list[Row]) -> dict[str, Any]:
+    images = [preprocess(read_image(row.image, str(row.image))) for row in rows]
+    return {"rows": rows, "pixel_values": torch.stack(images)}
+
+
+def _caption_wins(clip: Clip, batch: dict[str, Any]) -> list[bool]:
+    rows: list[Row] = batch["rows"]
     texts = [text for row in rows for text in (row.caption, row.negative_caption)]
-    image_features = normalize(clip.embed(images, [row.image for row in rows]), dim=-1)[:, :, None]
+    image_features = normalize(clip.embed(batch["pixel_values"], [row.image for row in rows]), dim=-1)[:, :, None]
     text_features = normalize(clip.embed_texts(texts), dim=-1).unflatten(0, (-1, 2))
     caption, negative = (text_features @ image_features)[:, :, 0].unbind(dim=1)
     return (caption > negative).tolist()

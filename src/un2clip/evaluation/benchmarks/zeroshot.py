@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) ->
     classifier = _classifier(clip, data)
     types = _types(data.names)
     items: list[Item] = []
-    for found in spread("images", _batches(data, batch_size), partial(_classified, clip, classifier)):
+    for found in spread("images", _batches(data, batch_size), _read, partial(_classified, clip, classifier)):
         items += [Item(id=key, type=types[label], value=float(label == predicted)) for key, label, predicted in found]
     if not items:
         raise UserError(f"{folder} holds no images")
@@ -52,10 +53,15 @@ def _classifier(clip: Clip, data: Classification) -> Tensor:
     return clip.embed_classes(data.names, templates, at_once=1, progress=True)
 
 
-def _classified(clip: Clip, classifier: Tensor, batch: list[Sample]) -> list[tuple[str, int, int]]:
-    """Id, label and predicted label of each image of a batch."""
+def _read(batch: list[Sample]) -> dict[str, Any]:
     ids, pixel_values, labels = zip(*(sample() for sample in batch), strict=True)
-    embedding = normalize(clip.embed(torch.stack(pixel_values), ids), dim=-1)
+    return {"ids": list(ids), "pixel_values": torch.stack(pixel_values), "labels": list(labels)}
+
+
+def _classified(clip: Clip, classifier: Tensor, batch: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Id, label and predicted label of each image of a batch."""
+    ids, labels = batch["ids"], batch["labels"]
+    embedding = normalize(clip.embed(batch["pixel_values"], ids), dim=-1)
     logits = 100 * embedding @ classifier  # rounded as clip-benchmark's
     return list(zip(ids, labels, logits.argmax(1).tolist(), strict=True))
 

@@ -36,6 +36,39 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """The cosines of a picture's pixels with the names; made for as many names as are asked for, `map[0:8]`.
+
+    Attributes:
+        parts: each window with the cosines of its patches, (Q, h, w).
+        size: of the picture.
+        patch: of the tower.
+        edge: as of `similarity_maps`.
+        patches_only: whether the map is its only window's patches, (Q, h, w).
+    """
+
+    parts: list[tuple[Window, Tensor]]
+    size: Grid
+    patch: Grid
+    edge: Edge
+    patches_only: bool
+
+    def __len__(self) -> int:
+        """Q, the number of names."""
+        return len(self.parts[0][1])
+
+    def __getitem__(self, names: slice) -> Tensor:
+        """(q, H, W) of some names."""
+        parts = [(window, similarities[names]) for window, similarities in self.parts]
+        return parts[0][1] if self.patches_only else _averaged(parts, self.size, self.patch, self.edge)
+
+    @property
+    def patches(self) -> Tensor:
+        """(Q, n) of all windows' patches."""
+        return torch.cat([similarities.flatten(1) for _, similarities in self.parts], dim=1)
+
+
 def windows(height: int, width: int, crop: int, stride: int) -> list[Window]:
     """The windows over a picture; one as small as the picture where it is smaller than `crop`, or where that is 0."""
     if not crop:
@@ -62,8 +95,8 @@ def similarity_maps(
     stride: int,
     edge: Edge,
     batch_size: int,
-) -> Iterator[Tensor]:
-    """For each picture (3, H, W), in order, the cosine of every pixel with every name: (Q, H, W).
+) -> Iterator[Map]:
+    """For each picture (3, H, W), in order, the cosine of every pixel with every name: a map (Q, H, W).
 
     A picture that is taken whole and floored keeps its patches' (Q, h, w): SCLIP and NACLIP stretch those over the
     picture's own size in one step.
@@ -98,21 +131,22 @@ def _together(
     edge: Edge,
     whole: bool,
     batch_size: int,
-) -> Iterator[Tensor]:
+) -> Iterator[Map]:
     alike: dict[tuple[int, int], list[tuple[int, Window]]] = defaultdict(list)
     for i, (_, places) in enumerate(held):
         for window in places:
             alike[window.height, window.width].append((i, window))
     found: dict[tuple[int, Window], Tensor] = {}
+    on_device = [picture.to(text_features.device, non_blocking=True) for picture, _ in held]
     for same in alike.values():
         for start in range(0, len(same), batch_size):
             part = same[start : start + batch_size]
-            pixel_values = torch.stack([held[i][0][:, *window.inside] for i, window in part])
+            pixel_values = torch.stack([on_device[i][:, *window.inside] for i, window in part])
             found.update(zip(part, patch_similarities(clip, pixel_values, text_features, method, edge), strict=True))
     for i, (picture, places) in enumerate(held):
         parts = [(window, found.pop((i, window))) for window in places]
         size = (picture.shape[1], picture.shape[2])
-        yield parts[0][1] if whole else _averaged(parts, size, patch_size(clip.model.visual), edge)
+        yield Map(parts=parts, size=size, patch=patch_size(clip.model.visual), edge=edge, patches_only=whole)
 
 
 def patch_similarities(clip: Clip, pixel_values: Tensor, text_features: Tensor, method: str, edge: Edge) -> Tensor:
@@ -129,7 +163,7 @@ def patch_similarities(clip: Clip, pixel_values: Tensor, text_features: Tensor, 
     else:
         fitting = pad(pixel_values, _margins(size, patch))
     with clip.arithmetic():
-        found = dense_features(clip.model.visual, fitting.to(text_features.device), method)
+        found = dense_features(clip.model.visual, fitting, method)
     features = normalize(found.float(), dim=1)
     return torch.einsum("bdhw,dq->bqhw", features, text_features)
 
@@ -141,16 +175,16 @@ def _margins(size: Grid, patch: Grid) -> tuple[int, int, int, int]:
 
 
 def _averaged(parts: list[tuple[Window, Tensor]], size: Grid, patch: Grid, edge: Edge) -> Tensor:
-    """Patch similarities (Q, h, w) of each window -> their mean at every pixel, (Q, H, W)."""
-    first = parts[0][1]
+    """Patch similarities (Q, h, w) of each window, all of one size -> their mean at every pixel, (Q, H, W)."""
+    window, first = parts[0]
+    left, _, top, _ = _margins((window.height, window.width), patch)
+    padded = (first.shape[1] * patch[0], first.shape[2] * patch[1])
+    if edge == "floor":
+        left, top, padded = 0, 0, (window.height, window.width)
+    pixels = interpolate(torch.stack([similarities for _, similarities in parts]), size=padded, mode="bilinear")
     total = first.new_zeros((len(first), *size))
     count = first.new_zeros(size)
-    for window, similarities in parts:
-        left, _, top, _ = _margins((window.height, window.width), patch)
-        padded = (similarities.shape[1] * patch[0], similarities.shape[2] * patch[1])
-        if edge == "floor":
-            left, top, padded = 0, 0, (window.height, window.width)
-        pixels = interpolate(similarities[None], size=padded, mode="bilinear")[0]
-        total[:, *window.inside] += pixels[:, top : top + window.height, left : left + window.width]
+    for (window, _), each in zip(parts, pixels, strict=True):
+        total[:, *window.inside] += each[:, top : top + window.height, left : left + window.width]
         count[window.inside] += 1
     return total.div_(count)

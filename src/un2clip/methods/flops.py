@@ -4,14 +4,16 @@ An operation is one multiplication or one addition of a matrix product, a convol
 What is computed twice to save memory is not counted twice, as is usual where a share of a device's rate is named.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from un2clip import devices
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond
 from un2clip.decoders.decoder import NoiseConfig
@@ -21,6 +23,7 @@ from un2clip.methods.objective import Reconstruction
 
 META = torch.device("meta")
 Result = TypeVar("Result")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,53 @@ def count_step(
         "condition": Flops(forward=of_condition, backward=back_condition),
         "decoder": Flops(forward=of_decoder, backward=back_decoder),
     }
+
+
+class Drawing(Protocol):
+    """What is asked of the numbers of a phase, which are training's."""
+
+    @property
+    def noise(self) -> NoiseConfig: ...
+    @property
+    def noise_samples(self) -> int: ...
+    @property
+    def lora(self) -> Mapping[str, Any]: ...
+
+
+def per_image(
+    objective: Reconstruction, trains: Sequence[str], image_size: tuple[int, int], phase: Drawing, *, cached: bool
+) -> Callable[[], float]:
+    """What counts the operations of one image in a step of an objective that is about to train; 0 where it cannot.
+
+    The objective is copied to the meta device now, which takes no memory, and counted when that is asked for. Low-rank
+    updates are not there yet, so with them nothing is counted.
+
+    Args:
+        image_size: of the encoder's own images.
+        cached: whether what the loss is held against is read, and not made.
+    """
+    if phase.lora or devices.rank():  # process 0 has the bar
+        return lambda: 0.0
+    copied, decoder = on_meta(objective), objective.decoder
+    size = (decoder.image_px, decoder.image_px) if decoder.as_read else image_size
+
+    def count() -> float:
+        try:
+            parts = count_step(copied, trains, size, phase.noise, images=copied.group)
+        except (RuntimeError, NotImplementedError):  # an operation, or a tensor's place, that the meta device lacks
+            return 0.0
+        target = parts.pop("target").total
+        once = sum(part.total for part in parts.values())
+        return ((0 if cached else target) + phase.noise_samples * once) / copied.group
+
+    return count
+
+
+def on_meta(module: Module) -> Module:
+    """A copy without numbers."""
+    memo: dict[int, Any] = {id(each): each.detach().to(META) for each in module.buffers()}
+    memo |= {id(each): nn.Parameter(each.detach().to(META), each.requires_grad) for each in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def _leaf(value: Tensor | None) -> Tensor | None:
