@@ -13,9 +13,14 @@ import torch
 from tests.tasks import die, die_once, refuse, write
 from tests.unit.test_ingest import DEFAULTS
 from tests.unit.test_ingest_resumes import files_below, fill, run
+from tests.unit.test_latents import encode
+from un2clip.config import build
 from un2clip.datasets import ray_engine
 from un2clip.datasets.engine import at_once, run_tasks
 from un2clip.errors import UserError
+from un2clip.evaluation.measuring import Evaluate
+from un2clip.stages.diffusion_loss import DiffusionLoss, diffusion_loss
+from un2clip.stages.evaluate import evaluate
 
 INSTALLED = "ray is not installed (un2clip[ray])"
 
@@ -88,3 +93,25 @@ def test_ingest_gives_the_same_bytes(ray, tmp_path) -> None:
         run(tmp_path, **DEFAULTS | {"heldout_fraction": 0.3, "processes": 2, "engine": engine})
         made.append(files_below(tmp_path / "out"))
     assert made[0] == made[1] and len(made[0]) > 4
+
+
+def test_stages_that_compute_give_the_same_bytes(ray, tiny, tmp_path) -> None:
+    """Latents as the world has them, the diffusion loss and a benchmark beside one process's."""
+    encode(tiny, tmp_path / "latents", engine="ray", processes=2)
+    assert files_below(tmp_path / "latents") == files_below(tiny.latents)
+    paths = {"backbones": tiny.backbones, "encoder": tiny.backbones / "clip"}
+    for engine in ("processes", "ray"):
+        how, to = {"engine": engine, "processes": 2 if engine == "ray" else 1}, tmp_path / engine
+        loss = build(
+            DiffusionLoss, tiny.params["diffusion_loss"] | {"images": 9, "batch_size": 2} | how, "diffusion_loss"
+        )
+        diffusion_loss(
+            loss, seed=3, device="cpu", shards=tiny.shards, latents=tiny.latents, scores=to / "loss", **paths
+        )  # fmt: skip
+        evaluate(
+            build(Evaluate, tiny.params["evaluate"] | {"batch_size": 10} | how, "evaluate"), benchmark="mmvp_vlm",
+            device="cpu", checkpoints="", benchmarks=tiny.benchmarks, scores=to / "mmvp_vlm", **paths,
+        )  # fmt: skip
+    made = [{name: each for name, each in files_below(tmp_path / engine).items() if str(name).endswith("json")}
+            for engine in ("processes", "ray")]  # fmt: skip
+    assert made[0] == made[1] and len(made[0]) >= 4
