@@ -66,15 +66,18 @@ def test_a_full_disk_keeps_the_batches_before(small: Path) -> None:
     """Of a benchmark, measured in three batches of 0.4 MiB: with room the third alone is measured again."""
     measured: list[int] = []
 
-    def measure(batch: int) -> torch.Tensor:
-        measured.append(batch)
-        return torch.full((100 * 1024,), float(batch))
+    def measure(batch: dict[str, int]) -> torch.Tensor:
+        measured.append(batch["number"])
+        return torch.full((100 * 1024,), float(batch["number"]))
+
+    def measured_or_kept() -> list[torch.Tensor]:
+        return list(Kept(folder=small / "kept")("x", range(3), lambda number: {"number": number}, measure))
 
     with pytest.raises(DiskRefused, match="no space is left .*make room, then the same command goes on$"):
-        list(Kept(folder=small / "kept")("x", range(3), measure))
+        measured_or_kept()
     (small / "kept/0/2.partial").unlink(missing_ok=True)
     subprocess.run(["mount", "-o", "remount,size=4m", small], check=True)
-    found = list(Kept(folder=small / "kept")("x", range(3), measure))
+    found = measured_or_kept()
     assert measured == [0, 1, 2, 2] and [each[0] for each in found] == [0, 1, 2]
 
 

@@ -59,7 +59,7 @@ def not_read(images: Path, shards: Path, sources: Iterable[tuple[str, Path]]) ->
     read = {tar for _, tar in sources}
     folders = [images, *sorted({tar.parent for tar in read} - {images})]
     others: dict[str, list[str]] = defaultdict(list)
-    for path, what in sorted((path, what) for folder in folders for path, what in _listed(folder).items()):
+    for path, what in (each for folder in folders for each in sorted(_listed(folder).items())):
         if path not in read and path not in folders and not is_hidden(path.name) and path.resolve() != shards.resolve():
             others[_kind(path, what)].append(path.relative_to(images).as_posix())
     return ", ".join(f"{_some(names)} ({kind})" for kind, names in others.items())
