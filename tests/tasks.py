@@ -18,6 +18,11 @@ def write(path: Path) -> None:
     path.write_text(f"{os.getpid()} {os.environ.get('LOCAL_WORLD_SIZE')} {torch.get_num_threads()}")
 
 
+def tell(path: Path) -> None:
+    """What the caller's variable is here."""
+    path.write_text(os.environ.get("UN2CLIP_TOLD", "nothing"))
+
+
 def die_once(path: Path) -> None:
     """The first call for "b" is killed as by the system when memory is short."""
     if path.name == "b" and not path.with_suffix(".tried").exists():

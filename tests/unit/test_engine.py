@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tasks import die, die_once, refuse, write
+from tests.tasks import die, die_once, refuse, tell, write
 from tests.unit.test_latents import encode
 from un2clip.config import build
 from un2clip.datasets.engine import run_tasks
@@ -72,6 +72,16 @@ def test_each_task_is_done_once_by_a_worker(tmp_path) -> None:
     assert str(os.getpid()) not in {pid for pid, *_ in said}
     assert list(run_tasks(write, tasks, 1)) == tasks
     assert {path.read_text().split()[0] for path in tasks} == {str(os.getpid())}
+
+
+def test_workers_have_the_variables_of_their_call(tmp_path, monkeypatch) -> None:
+    """Not those with which the first pool was begun: keys of a store may be set, and taken away, in between."""
+    for value in ("first", "second", ""):
+        monkeypatch.setenv("UN2CLIP_TOLD", value) if value else monkeypatch.delenv("UN2CLIP_TOLD")
+        tasks = [tmp_path / value / name for name in "ab"]
+        tasks[0].parent.mkdir(exist_ok=True)
+        list(run_tasks(tell, tasks, 2))
+        assert [path.read_text() for path in tasks] == [value or "nothing"] * 2
 
 
 def test_the_task_of_a_worker_that_died_is_done_again_and_said(tmp_path, capsys) -> None:

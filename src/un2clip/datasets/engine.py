@@ -109,7 +109,7 @@ def _run(
         places.put(place)
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
-    begin = (function.__module__, places, processes, threads, reader)
+    begin = (function.__module__, places, processes, threads, reader, dict(os.environ))
     pool = ProcessPoolExecutor(processes, context, _begin, begin)
     ahead, running, broken = iter(list(numbers)), dict[Future[None], int](), False
     try:
@@ -135,8 +135,20 @@ def _run(
         reader.close()
 
 
-def _begin(module: str, places: "SimpleQueue[int]", processes: int, threads: int, alive: Connection) -> None:
-    """What each worker does first: its GPU, its threads, and to end when the process that began it does."""
+def _begin(
+    module: str,
+    places: "SimpleQueue[int]",
+    processes: int,
+    threads: int,
+    alive: Connection,
+    variables: dict[str, str],
+) -> None:
+    """What each worker does first: its GPU, its threads, and to end when the process that began it does.
+
+    The fork server, which outlives a pool, still has the variables with which the first one was begun.
+    """
+    os.environ.clear()
+    os.environ.update(variables)
     importlib.import_module(module)
     torch = sys.modules.get("torch")  # tasks that only read are of modules without it, and quick to begin
     if torch and threads:
