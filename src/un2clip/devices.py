@@ -71,6 +71,15 @@ def warn_of_bf16(device: "torch.device") -> None:
         )
 
 
+def autocast(device: "torch.device", precision: str) -> "torch.autocast":
+    """Around what computes in bf16 where `precision` is bf16, else nothing; a processor that imitates it is named."""
+    import torch
+
+    if precision == "bf16":
+        warn_of_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def matrix_rate(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.1) -> float:
     """Operations a second of a matrix product here and now, a multiplication and an addition counting one each.
 

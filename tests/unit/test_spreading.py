@@ -34,8 +34,8 @@ def read(batch: int) -> dict[str, list[int]]:
     return {"batch": [batch]}
 
 
-def test_what_was_measured_before_a_kill_is_not_measured_again(tmp_path: Path) -> None:
-    """Whatever the number of shares then: of ten batches the three that had ended stay."""
+def test_what_was_measured_before_a_kill_is_not_measured_again(tmp_path: Path, capsys) -> None:
+    """Whatever the number of shares then: of ten batches the three that had ended stay; the bar has the seven left."""
     asked: list[int] = []
 
     def measure(found: dict[str, list[int]]) -> tuple[int, str]:
@@ -55,6 +55,7 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(tmp_path: Path) -
 
     assert list(Kept(folder=tmp_path)("x", range(10), read, go_on)) == [(batch, "x") for batch in range(10)]
     assert sorted(asked) == list(range(10))
+    assert "| 7/7 [" in capsys.readouterr().err
     assert list(Kept(folder=tmp_path)("x", range(10), read, measure)) == [(batch, "x") for batch in range(10)]
 
 

@@ -7,7 +7,7 @@ so are its bytes, with any number of processes.
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -102,15 +102,20 @@ class Kept:
         said = f"{name}, 1 of {self.of} processes" if self.of > 1 else name
         total, waiting = 0, deque[Path]()
 
+        def is_missing(number: int) -> bool:
+            return number % self.of == self.share and not (loop / f"{number}.pt").is_file()
+
         def missing() -> Iterator[Batch]:
             nonlocal total
             for number, batch in enumerate(batches):
-                total, path = number + 1, loop / f"{number}.pt"
-                if number % self.of == self.share and not path.is_file():
-                    waiting.append(path)
+                total = number + 1
+                if is_missing(number):
+                    waiting.append(loop / f"{number}.pt")
                     yield batch
 
-        with tqdm(unit="batch", desc=said, mininterval=1, disable=self.share > 0) as bar:  # one is enough
+        left = sum(map(is_missing, range(len(batches)))) if isinstance(batches, Sized) else None
+        hidden = self.share > 0  # one is enough
+        with tqdm(total=left, unit="batch", desc=said, mininterval=1, disable=hidden) as bar:
             for batch in _read_ahead(read, missing(), self.workers):
                 save(function(batch), waiting.popleft())
                 bar.update()

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from un2clip.datasets.images import STRIP, without_ends
-from un2clip.devices import warn_of_bf16
+from un2clip.devices import autocast
 from un2clip.errors import UserError, cause
 from un2clip.files.outputs import save_tensors
 from un2clip.files.texts import read_json
@@ -47,8 +47,6 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
-
-
 Precision = Literal["fp32", "bf16"]
 
 
@@ -97,10 +95,8 @@ class Clip:
         return next(self.model.parameters()).device
 
     def arithmetic(self) -> torch.autocast:
-        """Around what the towers compute: autocast to bf16, or nothing; a processor without bf16 is named."""
-        if self.precision == "bf16":
-            warn_of_bf16(self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """Around what the towers compute."""
+        return autocast(self.device, self.precision)
 
     def _encode_text(self, ids: Tensor, normalize: bool = False) -> Tensor:
         """open_clip's encode_text, whose result is fp32 whatever the towers compute in."""

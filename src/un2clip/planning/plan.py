@@ -14,13 +14,14 @@ from un2clip.errors import GIB, UserError
 from un2clip.methods.flops import META, Flops, count_step
 from un2clip.methods.objective import Reconstruction
 from un2clip.methods.table import get_method
-from un2clip.planning.machines import Device, Precision, read_expected
+from un2clip.planning.machines import Device, read_expected
 from un2clip.planning.memory import FP32, Memory, measure_step
 from un2clip.planning.published import new_reconstruction
 from un2clip.stages.backbones import Backbones
 from un2clip.stages.diffusion_loss import DiffusionLoss
 from un2clip.stages.finetune_job import Finetune
 from un2clip.stages.latents import Latents
+from un2clip.training.config import Precision
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HOUR = 3600.0

@@ -10,10 +10,11 @@ import torch
 
 from un2clip.config import at_least
 from un2clip.decoders.decoder import NoiseConfig
-from un2clip.devices import processes_here, warn_of_bf16
+from un2clip.devices import autocast, processes_here
 from un2clip.errors import UserError
 
 Decay = Literal["constant", "cosine"]
+Precision = Literal["fp32", "tf32", "bf16"]
 #: The fields of `ComputeConfig` that change the result by more than rounding.
 DECIDING = ("precision", "frozen")
 
@@ -122,7 +123,7 @@ class ComputeConfig:
     shard: bool
     workers: int
     max_per_device: int
-    precision: Literal["fp32", "tf32", "bf16"]
+    precision: Precision
     frozen: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     channels_last: bool
@@ -138,10 +139,8 @@ class ComputeConfig:
             raise ValueError(f"frozen must be fp32 where precision is {self.precision}, got bf16")
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The arithmetic of a step; a processor that has no bf16 of its own is named."""
-        if self.precision == "bf16":
-            warn_of_bf16(device)
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """The arithmetic of a step."""
+        return autocast(device, self.precision)
 
     @contextmanager
     def multiplying(self) -> Iterator[None]:
