@@ -44,8 +44,7 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
                 assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
                 assert time.monotonic() < until, f"no S3 server after {_START_SECONDS} s"
                 time.sleep(0.1)
-            given = {"key": key["accessKey"], "secret": key["secretKey"], "client_kwargs": {"region_name": "us-east-1"}}
-            s3fs.S3FileSystem(endpoint_url=endpoint, **given).mkdir(bucket)
+            store(endpoint).mkdir(bucket)
             yield endpoint
         finally:
             process.terminate()
@@ -57,6 +56,12 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
             for port in ports.values():
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # some of its sockets go nowhere else
                     left.unlink()
+
+
+def store(endpoint: str) -> s3fs.S3FileSystem:
+    """The server's store, as its one user sees it."""
+    key = {"key": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secret": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}
+    return s3fs.S3FileSystem(endpoint_url=endpoint, client_kwargs={"region_name": "us-east-1"}, **key)
 
 
 def _free_ports(count: int) -> list[int]:

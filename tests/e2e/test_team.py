@@ -12,7 +12,7 @@ import yaml
 
 from tests.e2e.test_download import ENVIRONMENT, LIMITS, NUMBERS, Site
 from tests.e2e.test_download import pytestmark as needs_img2dataset
-from tests.s3 import CREDENTIALS, s3_server
+from tests.s3 import CREDENTIALS, s3_server, store
 from tests.same_numbers import write_tiny_params
 from tests.web import serving
 from un2clip.config import read_yaml
@@ -87,7 +87,7 @@ def test_from_urls_to_a_colleague(repository: Path, environment, tmp_path: Path)
 
     with s3_server(tmp_path / "s3", "un2clip") as endpoint:
         lines = commands("A team's data")
-        ours, colleagues, version = lines[:6], lines[6:10], lines[10:]
+        ours, colleagues, from_bucket, version = lines[:6], lines[6:10], lines[10], lines[11:]
         assert ours[0].startswith("export AWS_ACCESS_KEY_ID=") and ours[-1] == "dvc push"
         shell([line.replace("https://s3.example.org", endpoint) for line in ours[1:]], repository, environment)
         assert endpoint in (repository / ".dvc/config").read_text()
@@ -111,6 +111,11 @@ def test_from_urls_to_a_colleague(repository: Path, environment, tmp_path: Path)
         said = shell(["dvc repro"], repository, environment)
         assert re.findall(r"Running stage '(\w+)'", said) == ["latents"]
         assert files(repository / "data/latents") == latents
+
+        store(endpoint).put(str(clone / "data/cc3m") + "/", "un2clip/tars/", recursive=True)
+        read = from_bucket.replace("BUCKET/FOLDER", "un2clip/tars").replace("data/shards", "data/from_bucket")
+        shell([read], clone, environment | {"AWS_ENDPOINT_URL": endpoint})
+        assert files(clone / "data/from_bucket") == made["data/shards"]
 
         del environment["AWS_SECRET_ACCESS_KEY"]
         with pytest.raises(AssertionError, match="credentials"):
