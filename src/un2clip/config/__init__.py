@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from un2clip.config.files import FILES, flags, read_files, read_params, read_yaml, split, unite
 from un2clip.config.overlays import RENAMED, complete, flatten, merge, stack, unknown
 from un2clip.errors import UserError, cause
-from un2clip.files.texts import read_json
+from un2clip.files.texts import decode, parse_json, read_text
 
 __all__ = [
     "FILES", "RENAMED", "at_least", "build", "convert", "describe", "flags", "flatten", "lookup", "merge", "read_files",
@@ -44,7 +44,7 @@ def at_least(section: object, lowest: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {lowest}, got {getattr(section, name)}")
 
 
-def read_record(cls: type[T], path: Path, made_by: str, *, nan: bool = False) -> T:
+def read_record(cls: type[T], path: Path, made_by: str, *, nan: bool = False, data: bytes | None = None) -> T:
     """Read a JSON file that a stage wrote, as the dataclass that describes it.
 
     Args:
@@ -52,12 +52,14 @@ def read_record(cls: type[T], path: Path, made_by: str, *, nan: bool = False) ->
             other files.
         made_by: the stage.
         nan: as of `read_json`.
+        data: its content, where that was read already.
 
     Raises:
         UserError: it is absent or broken, or something in it is missing or mistyped; the message names the stage.
     """
     try:
-        return record(cls, read_json(path, nan=nan), path.stem)
+        text = read_text(path) if data is None else decode(data, str(path))
+        return record(cls, parse_json(text, str(path), nan=nan), path.stem)
     except UserError as error:
         said = str(error) if str(path) in str(error) else f"cannot read {path}: {error}"
         raise UserError(f"{said}; run `un2clip {made_by}` to make it") from None

@@ -9,13 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from un2clip.config import at_least
+from un2clip.datasets.copies import held
 from un2clip.datasets.loader import shuffled
 from un2clip.datasets.random_access import locate, read_bytes
-from un2clip.datasets.shards import check_shard, read_index
+from un2clip.datasets.shards import read_index
 from un2clip.errors import UserError
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # letters alone, so no articles, numbers and signs
@@ -89,12 +90,13 @@ def captions(shards: Path, seed: int) -> Iterator[str]:
     """Captions of the training images that have one and can be read, in an order that the seed decides."""
     index = read_index(shards)
     listed = index.splits["train"]
-    for shard, number, _ in islice(shuffled([each.samples for each in listed], seed), index.count("train")):
-        tar = shards / "train" / listed[shard].name
-        check_shard(tar, listed[shard])
-        try:
-            caption = read_bytes(tar, locate(tar, ("txt",))[number]).decode(errors="replace")
-        except (IndexError, OSError):
-            continue  # the tar is damaged or cut off before it: fewer captions
-        if caption:  # an image may have none
-            yield caption
+    order = islice(shuffled([each.samples for each in listed], seed), index.count("train"))
+    for shard, indices in groupby(order, key=lambda index: index.shard):
+        with held(shards / "train" / listed[shard].name, listed[shard]) as tar:
+            for _, number, _ in indices:
+                try:
+                    caption = read_bytes(tar, locate(tar, ("txt",))[number]).decode(errors="replace")
+                except (IndexError, OSError):
+                    continue  # the tar is damaged or cut off before it: fewer captions
+                if caption:  # an image may have none
+                    yield caption

@@ -6,7 +6,8 @@ of it, of which each process takes its share. So every sample is seen exactly on
 processes and workers, and a training goes on at any step without reading what came before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,12 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from un2clip.datasets import copies, remote
 from un2clip.datasets.augmenting import ViewConfig, random_crop
 from un2clip.datasets.handing import ANSWER_S, LOST, SHARED_MEMORY, check_shared_memory
 from un2clip.datasets.images import without_ends
 from un2clip.datasets.latents import CachedLatents
 from un2clip.datasets.random_access import CorruptSample, read_image
-from un2clip.datasets.shards import Shard, check_shard, read_index
+from un2clip.datasets.shards import Shard, read_index
 from un2clip.errors import UserError
 
 View = Callable[[Image.Image], Tensor]
@@ -82,6 +84,7 @@ class Reader(Dataset[Batch]):
             Latents of what is cropped cannot be cached.
         second: what makes of the image a second view for the encoder, `view` of the batch; None for none.
         seed: of the crop and of the second view, with the epoch and the sample.
+        ahead: shards of a bucket that are copied before they are needed; see copies.Ahead.
     """
 
     folder: Path
@@ -92,6 +95,7 @@ class Reader(Dataset[Batch]):
     crop: tuple[float, ...] = WHOLE
     second: ViewConfig | None = None
     seed: int = 0
+    ahead: int = 0
 
     @property
     def sizes(self) -> list[int]:
@@ -99,13 +103,14 @@ class Reader(Dataset[Batch]):
         return [shard.samples for shard in self.listed]
 
     def __getitem__(self, index: SampleIndex) -> Batch:
-        tar = self.folder / self.listed[index.shard].name
-        check_shard(tar, self.listed[index.shard])
+        shard = self.listed[index.shard]
+        tar = self.folder / shard.name
+        file = copies.near(tar, shard)
         try:
-            key, image = read_image(tar, index.number)
+            key, image = read_image(file, index.number)
             valid = True
         except CorruptSample as error:
-            key, image, valid = str(error), Image.new("RGB", (1, 1)), False
+            key, image, valid = str(error).replace(str(file), remote.address(tar)), Image.new("RGB", (1, 1)), False
         if self.crop != WHOLE:
             image = random_crop(image, self.crop, hash((self.seed, *index)))
         batch: Batch = {
@@ -162,6 +167,19 @@ def read(reader: Dataset[Batch], batches: Iterator[list[Any]], workers: int) -> 
         UserError: a shard or its latents are not those that were made, or the workers give no batch; of a sample that
             is merely broken, see `strict`.
     """
+    if not isinstance(reader, Reader) or not remote.is_remote(reader.folder):
+        yield from _read(reader, batches, workers)
+        return
+    with (
+        copies.Ahead(reader.folder, reader.listed, reader.ahead) as ahead,
+        closing(_read(reader, ahead.give(batches), workers)) as found,
+    ):
+        for batch in found:
+            ahead.read()
+            yield batch
+
+
+def _read(reader: Dataset[Batch], batches: Iterator[list[Any]], workers: int) -> Generator[Batch]:
     if workers:
         batches = check_shared_memory(reader, batches, workers)
     loader: DataLoader[Batch] = DataLoader(
@@ -176,7 +194,7 @@ def read(reader: Dataset[Batch], batches: Iterator[list[Any]], workers: int) -> 
         yield from loader
     except UserError as error:  # from a worker it comes with that process's traceback before it
         said = str(error.args[0]).strip().splitlines()[-1]
-        raise UserError(said.partition("UserError: ")[2] or said) from None
+        raise type(error)(said.partition(f"{type(error).__name__}: ")[2] or said) from None
     except RuntimeError as error:
         if lost := LOST.search(str(error)):
             raise UserError(

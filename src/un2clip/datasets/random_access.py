@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from un2clip.datasets.copies import held
 from un2clip.datasets.images import decode
 from un2clip.datasets.shards import read_index
 from un2clip.datasets.tars import DAMAGE, IMAGE_EXTENSIONS, headers, open_tar
@@ -77,11 +78,11 @@ def read_image(tar: Path, number: int) -> tuple[str, Image.Image]:
 def metadata_of(shards: Path, split: str) -> Iterator[dict[str, Any]]:
     """The metadata of each sample of a split, in its order; none of a sample that has none."""
     for shard in read_index(shards).splits[split]:
-        tar = shards / split / shard.name
-        content = {each.key: each for each in locate(tar, ("json",))}
-        for image in locate(tar):
-            if image.key in content:
-                name = f"{tar}: {image.key}.json"
-                yield parse_json(decode_text(read_bytes(tar, content[image.key]), name), name)
-            else:
-                yield {}
+        with held(shards / split / shard.name, shard) as tar:
+            content = {each.key: each for each in locate(tar, ("json",))}
+            for image in locate(tar):
+                if image.key in content:
+                    name = f"{tar}: {image.key}.json"
+                    yield parse_json(decode_text(read_bytes(tar, content[image.key]), name), name)
+                else:
+                    yield {}

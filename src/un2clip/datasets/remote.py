@@ -9,12 +9,19 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from un2clip.errors import REFUSALS, UserError, cause
+from un2clip.errors import REFUSALS, StoreRefused, UserError, cause
 
 _SCHEME = "s3:/"  # as a path has it
+#: Bytes of a tar that are asked for at once; s3fs holds ten such pieces in memory.
+_PIECE = 1 << 24
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+class Ended(Exception):
+    """A copy is not wanted any more."""
 
 
 def is_remote(path: Path) -> bool:
@@ -28,11 +35,11 @@ def address(path: Path) -> str:
     return f"s3://{text.removeprefix(_SCHEME)}" if is_remote(path) else text
 
 
-def entries(folder: Path) -> dict[Path, bool]:
-    """What lies in a folder of a bucket, by path, and whether it is a folder itself; nothing for no such folder.
+def entries(folder: Path) -> dict[Path, int | None]:
+    """What lies in a folder of a bucket: path -> bytes, None for a folder; nothing for no such folder.
 
     Raises:
-        UserError: there is no such bucket, or the store does not let us in.
+        StoreRefused: there is no such bucket, or the store does not let us in.
     """
     with _in_words(folder):
         bucket = Path(*folder.parts[:2])
@@ -42,15 +49,15 @@ def entries(folder: Path) -> dict[Path, bool]:
             if not _store().exists(address(bucket)):
                 raise
             return {}
-        paths = {Path(_SCHEME, each["name"]): each["type"] == "directory" for each in found}
-        return {path: is_folder for path, is_folder in paths.items() if path != folder}  # a folder's own mark
+        sizes = {Path(_SCHEME, each["name"]): None if each["type"] == "directory" else each["size"] for each in found}
+        return {path: size for path, size in sizes.items() if path != folder}  # a folder's own mark
 
 
 def stamp(tar: Path) -> tuple[int, int]:
     """Size, and a number of what the store says of its content (ETag); another tar of the name has another.
 
     Raises:
-        UserError: it is not there, or the store does not let us in.
+        StoreRefused: it is not there, or the store does not let us in.
     """
     with _in_words(tar):
         found = _store().info(address(tar))
@@ -58,15 +65,37 @@ def stamp(tar: Path) -> tuple[int, int]:
         return found["size"], int(hashlib.sha256(said.encode()).hexdigest()[:15], 16)
 
 
-def fetch(tar: Path, to: Path) -> None:
-    """Copy a tar to a file; a part of it may be there after an error.
+def read(path: Path) -> bytes:
+    """The content of a small file.
 
     Raises:
-        UserError: it is not there, the store does not let us in, or it breaks off.
+        StoreRefused: it is not there, or the store does not let us in.
+    """
+    with _in_words(path):
+        content: bytes = _store().cat_file(address(path))
+        return content
+
+
+def fetch(tar: Path, to: Path, end: Event | None = None) -> None:
+    """Copy a tar to a file; a part of it may be there after an error.
+
+    Args:
+        end: whether it is not wanted any more.
+
+    Raises:
+        StoreRefused: it is not there, the store does not let us in, or it breaks off.
+        Ended: it is not wanted any more.
         OSError: the disk is full.
     """
+    from fsspec import Callback
+
+    class Watch(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            if end is not None and end.is_set():
+                raise Ended
+
     with _in_words(tar):
-        _store().get_file(address(tar), str(to))
+        _store().get_file(address(tar), str(to), callback=Watch(), chunksize=_PIECE)
 
 
 @functools.cache
@@ -83,18 +112,20 @@ def _in_words(path: Path) -> Iterator[None]:
     """What a store says no with, as one sentence; s3fs names the cause by a class, and by no number of the system."""
     try:
         yield
-    except UserError:
+    except (UserError, Ended):
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{address(path)} is not there ({cause(error)}); name another, or look at the bucket") from None
+        raise StoreRefused(
+            f"{address(path)} is not there ({cause(error)}); name another, or look at the bucket"
+        ) from None
     except PermissionError as error:
-        raise UserError(f"{address(path)}: the store refuses it ({cause(error)}); look at {_KEYS}") from None
+        raise StoreRefused(f"{address(path)}: the store refuses it ({cause(error)}); look at {_KEYS}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             raise  # of the disk to which is copied
         if type(error).__name__ == "NoCredentialsError":
-            raise UserError(f"{address(path)}: no keys are given; set {_KEYS}") from None
-        raise UserError(
+            raise StoreRefused(f"{address(path)}: no keys are given; set {_KEYS}") from None
+        raise StoreRefused(
             f"{address(path)}: the store does not answer ({cause(error)}); look at AWS_ENDPOINT_URL, "
             "then the same command goes on"
         ) from None

@@ -19,6 +19,7 @@ from typing import IO, Any
 from PIL import Image
 
 from un2clip.config import at_least, read_record
+from un2clip.datasets import remote
 from un2clip.datasets.images import decode
 from un2clip.datasets.tars import DamagedTar, Group, Rejected, groups
 from un2clip.errors import UserError
@@ -131,8 +132,9 @@ def read_index(shards: Path) -> Index:
         UserError: there is none, it is broken, or a shard it lists is absent or of another size.
     """
     path = shards / INDEX
-    index = read_record(Index, path, "ingest")
-    said = read_record(Totals, path, "ingest")
+    data = remote.read(path) if remote.is_remote(path) else None
+    index = read_record(Index, path, "ingest", data=data)
+    said = read_record(Totals, path, "ingest", data=data)
     for name, total in index.totals().items():
         if getattr(said, name) not in (None, total):
             raise UserError(
@@ -140,20 +142,22 @@ def read_index(shards: Path) -> Index:
                 "run `un2clip ingest` to make it"
             )
     for split, listed in index.splits.items():
+        found = remote.entries(shards / split) if data is not None else {}
         for shard in listed:
             tar = shards / split / shard.name
-            if not tar.is_file() or tar.stat().st_size != shard.bytes:
+            there = tar in found if data is not None else tar.is_file()
+            if not there or (found[tar] if data is not None else tar.stat().st_size) != shard.bytes:
                 raise UserError(f"{tar} is absent or not the {shard.bytes} bytes of {path}; run `un2clip ingest` again")
     return index
 
 
-def check_shard(tar: Path, shard: Shard) -> None:
-    """Hold a shard against its hash in the index, at its first read in this process.
+def check_shard(tar: Path, shard: Shard, copy: Path | None = None) -> None:
+    """Hold a shard, or a copy of it, against its hash in the index, at its first read in this process.
 
     Raises:
         UserError: its bytes are others: what is read from it would carry the name of other data.
     """
-    if (found := file_sha256_once(tar)) != shard.sha256:
+    if (found := file_sha256_once(copy or tar)) != shard.sha256:
         raise UserError(
             f"{tar} is not what `un2clip ingest` wrote: its bytes hash to {found[:12]}, {INDEX} says "
             f"{shard.sha256[:12]}; get it again, or run `un2clip ingest` again"

@@ -90,7 +90,7 @@ def read_tar(path: Path, max_bytes: int, reading: Reading) -> Iterator[Group]:
 def _listed(folder: Path) -> dict[Path, str]:
     """What lies in a folder, by path: FILE, FOLDER or neither; nothing where there is no such folder."""
     if remote.is_remote(folder):
-        return {path: FOLDER if is_folder else FILE for path, is_folder in remote.entries(folder).items()}
+        return {path: FOLDER if size is None else FILE for path, size in remote.entries(folder).items()}
     found = folder.iterdir() if folder.is_dir() else ()
     return {path: FOLDER if path.is_dir() else FILE if path.is_file() else "" for path in found}
 

@@ -67,7 +67,7 @@ def diffusion_loss(
     Args:
         seed: of the table of noises and timesteps, the same for both encoders.
         device: auto, cpu or cuda.
-        shards: its heldout/ is measured, at most `images` of it.
+        shards: its heldout/ is measured, at most `images` of it. It may be of a bucket.
         backbones: clip/ is the reference; unclip/ measures both, also for methods that trained their own. Without one
             nothing is measured, and the folder stays empty.
         latents: the cache of the VAE's latents, which may be empty.

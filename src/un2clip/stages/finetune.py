@@ -58,7 +58,8 @@ def finetune(
         seed: order of the images, and noise.
         device: auto, cpu or cuda.
         checkpoints: folder outside of the graph for the state of trainings that are not finished; "" for none.
-        shards: checked images; their captions are read only by methods with the caption-KL anchor.
+        shards: checked images; their captions are read only by methods with the caption-KL anchor. They may be of a
+            bucket, `s3://bucket/folder`.
         backbones: clip/ and a folder a decoder, such as unclip/.
         latents: the cache of the VAE's latents, which may be empty.
         encoder: folder that gets the checkpoint, lineage.json and history.json; and condition/ or decoder/, if it
@@ -271,7 +272,8 @@ def _reader(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None
     preprocess = clip.preprocess_at(decoder.image_px) if decoder.as_read else clip.preprocess
     encoder_view = faults.encoder_view(preprocess, cfg["mean"], cfg["std"])
     reader = loader.open_split(job.shards, "train", encoder_view, view, cached)
-    return dataclasses.replace(reader, second=job.params.contrast.view if job.row.contrasts else None)
+    second = job.params.contrast.view if job.row.contrasts else None
+    return dataclasses.replace(reader, second=second, ahead=job.params.shards_ahead)
 
 
 def _measure(job: Job, clip: Clip, decoder: Decoder, cached: CachedLatents | None) -> None:

@@ -26,6 +26,7 @@ class Finetune:
     Attributes:
         batch_size: images of one optimiser step, of all processes together.
         statistics_images: how many images `align` measures the normaliser on.
+        shards_ahead: of a bucket, how many are copied before they are needed; 0 for none.
         corrupt_share: of the images read, how many may be unreadable; more stop the training.
         captions: different captions in the bank of the caption-KL anchor, at most.
         words: what makes the bank of the cosine anchor.
@@ -41,6 +42,7 @@ class Finetune:
 
     batch_size: int
     statistics_images: int
+    shards_ahead: int
     corrupt_share: float
     captions: int
     words: Words
@@ -56,6 +58,7 @@ class Finetune:
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "statistics_images")
         at_least(self, 2, "captions")
+        at_least(self, 0, "shards_ahead")
         if not 0.0 <= self.corrupt_share < 1.0:
             raise ValueError(f"corrupt_share must be at least 0 and below 1, got {self.corrupt_share}")
         for name, weight in self.anchors.items():
@@ -118,7 +121,7 @@ class Job:
         compute = {name: params["compute"][name] for name in DECIDING}
         phases = {phase.numbers: params["phases"][phase.numbers] for phase in self.row.phases}
         # all that is not how it is computed, nor how much damage it bears: a new number decides until it is named here
-        aside = ("phases", "compute", "corrupt_share")
+        aside = ("phases", "compute", "corrupt_share", "shards_ahead")
         numbers = {name: value for name, value in params.items() if name not in aside}
         decides: dict[str, Any] = {"method": self.method, "seed": self.seed, "parents": parents, "phases": phases}
         return state_folder(self.checkpoints, decides | numbers | compute)

@@ -52,7 +52,7 @@ def latents(params: Latents, *, device: str, shards: Path, backbones: Path, late
 
     Args:
         device: auto, cpu or cuda.
-        shards: checked images.
+        shards: checked images, which may be of a bucket.
         backbones: its unclip/ has the VAE; without one there is nothing to encode for.
         latents: folder of the cache; without `cache` it gets latents.json alone.
 
