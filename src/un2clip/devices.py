@@ -4,7 +4,9 @@ import functools
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 from un2clip.errors import UserError
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+#: Of arithmetic. tf32: a GPU rounds what it multiplies to 10 bits of mantissa. bf16: autocast.
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def pick_device(name: str) -> "torch.device":
@@ -78,6 +82,28 @@ def autocast(device: "torch.device", precision: str) -> "torch.autocast":
     if precision == "bf16":
         warn_of_bf16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """TF32 in products and convolutions where `precision` is tf32, else none; as it was afterwards."""
+    import torch
+
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
+
+
+def relative_error(found: "torch.Tensor", exact: "torch.Tensor") -> float:
+    """Length of the difference of two tensors of one shape, over that of the exact one."""
+    found, exact = found.double(), exact.double()
+    return float((found - exact).norm() / exact.norm().clamp(min=1e-9))
 
 
 def matrix_rate(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.1) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.tasks import die, die_once, refuse, tell, write
-from tests.unit.test_latents import encode
+from tests.unit.test_latents import bytes_below, encode
 from un2clip.config import build
 from un2clip.datasets.engine import run_tasks
 from un2clip.errors import UserError
@@ -140,7 +140,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def bytes_below(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

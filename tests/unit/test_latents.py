@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from un2clip.config import build, merge
 from un2clip.datasets import loader
-from un2clip.datasets.latents import latents_sha256, made_of, open_latents
+from un2clip.datasets.latents import latents_sha256, made_of, open_latents, read_cache
 from un2clip.decoders import load_generator
 from un2clip.errors import UserError
 from un2clip.methods.table import METHODS
@@ -31,6 +31,10 @@ def finetune(tiny, latents: Path, encoder: Path, method: str = "un2clip-anchored
     paths = {"shards": tiny.shards, "backbones": tiny.backbones, "latents": latents, "encoder": encoder}
     run_stage("finetune", tiny.params["finetune"], **words, **paths)
     return json.loads((encoder / "history.json").read_text())
+
+
+def bytes_below(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_cache_holds_what_the_vae_makes(tiny) -> None:
@@ -62,6 +66,43 @@ def test_half_precision_is_half_as_large(tiny, tmp_path) -> None:
         half, full = load_file(path)["latents"], load_file(tiny.latents / path.relative_to(made))["latents"]
         assert half.dtype == torch.float16
         torch.testing.assert_close(half.float(), full, rtol=1e-3, atol=1e-3)
+
+
+def test_another_precision_is_measured_against_fp32_and_not_mixed_with_it(tiny, tmp_path, capsys) -> None:
+    """bf16's error of the first batch is as a naive formula has it; fp32 over it gives fp32's bytes, all made anew.
+
+    The diffusion loss says what it was measured on. tf32 changes nothing on a CPU: its error is 0.
+    """
+    made = encode(tiny, tmp_path / "l", precision="bf16", batch_size=4)
+    cache = read_cache(made)
+    split = next(iter(cache.sha256)).split("/")[0]
+    first, exact = (folder / split / "00000.safetensors" for folder in (made, tiny.latents))
+    bf16, fp32 = (load_file(path)["latents"][:4] for path in (first, exact))
+    error = ((bf16 - fp32).square().sum() / fp32.square().sum()).sqrt().item()
+    assert cache.precision == "bf16" and cache.error == pytest.approx(error, rel=1e-4) and 1e-4 < error < 0.1
+    said = f"latents: in bf16 those of the first batch are {cache.error:.1e} off those in fp32"
+    assert said in capsys.readouterr().out and not list(made.glob(".*"))
+    stamps = {path: path.stat().st_mtime_ns for path in made.rglob("*.safetensors")}
+    max(stamps).unlink()
+    encode(tiny, made, precision="bf16", batch_size=4)
+    assert {path for path in stamps if path.stat().st_mtime_ns != stamps[path]} == {max(stamps)}
+    assert said in capsys.readouterr().out
+    words = {"seed": 3, "device": "cpu", "shards": tiny.shards, "backbones": tiny.backbones, "latents": made}
+    run_stage(
+        "diffusion_loss", tiny.params["diffusion_loss"], **words, encoder=tiny.backbones / "clip", scores=tmp_path / "s"
+    )
+    assert json.loads((tmp_path / "s/tuned.json").read_text())["protocol"].endswith("; latents made in bf16")
+    encode(tiny, made)
+    assert bytes_below(made) == bytes_below(tiny.latents) and made_of(first) == made_of(exact)
+    encode(tiny, made, precision="tf32")
+    assert read_cache(made).error == 0 and made_of(first).endswith(" float32 tf32")
+
+
+def test_readers_change_no_byte(tiny, tmp_path) -> None:
+    """One worker reads ahead over the shards; batches that are no divisor of a shard end with it all the same."""
+    made = [encode(tiny, tmp_path / str(workers), workers=workers, batch_size=7) for workers in (0, 1)]
+    before, found = ([path.read_bytes() for path in sorted(folder.rglob("*.*"))] for folder in made)
+    assert before == found and len(found) > 2
 
 
 def test_what_is_there_is_kept_and_what_is_not_is_made(tiny, tmp_path) -> None:

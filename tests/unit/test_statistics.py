@@ -103,6 +103,17 @@ def test_equal_differences_give_that_number_and_no_nan():
     assert same.is_noise and not found.is_noise
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("n", "within_two_points"), [(100, False), (400, True)])
+def test_nothing_that_changed_is_no_proof_of_no_change(parts, n, within_two_points):
+    """All of n scenes alike, of one part or of several: Clopper and Pearson's 1 - 0.025 ** (1 / n) each way."""
+    same = [Item(id=f"{i}@{part}", type="all", value=1.0) for i in range(n) for part in range(parts)]
+    found = paired_difference(same, same, unit="%", confidence=0.95, resamples=100, seed=0)
+    room = 100 * (1 - 0.025 ** (1 / n))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.0, -room, room))
+    assert (found.low > -2.0) is within_two_points
+
+
 @pytest.mark.parametrize(("changed", "noise"), [(1, True), (5, True), (6, False), (7, False)])
 def test_a_handful_of_changed_items_is_noise(changed, noise):
     """The sign test by hand: 5 heads in a row have p = 0.0625, 6 have 0.03125."""

@@ -62,7 +62,8 @@ def _backbones(folder: Path) -> Description:
 
 def _latents(folder: Path) -> Description:
     cache = read_cache(folder)
-    return {"cached": cache.cached, "vae_sha256": cache.vae_sha256, "files": len(cache.shards)}
+    precision = {"precision": cache.precision} | ({} if cache.error is None else {"error": cache.error})
+    return {"cached": cache.cached, "vae_sha256": cache.vae_sha256, "files": len(cache.shards)} | precision
 
 
 def _encoder(folder: Path) -> Description:

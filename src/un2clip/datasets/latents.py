@@ -29,12 +29,17 @@ class Cache:
         vae_sha256: hash of the VAE.
         shards: split/shard.tar -> hash of the shard that its latents are of.
         sha256: split/shard.tar -> hash of its file.
+        precision: fp32, tf32 or bf16, in which the VAE computed.
+        error: of the latents of the first batch against those of fp32: length of the difference over theirs; None in
+            fp32.
     """
 
     cached: bool
     vae_sha256: str
     shards: dict[str, str]
     sha256: dict[str, str]
+    precision: str = "fp32"
+    error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +92,12 @@ def latents_sha256(folder: Path) -> str:
     return hashlib.sha256("".join([f"{cache.vae_sha256}\n", *lines]).encode()).hexdigest()
 
 
-def kept_sha256(folder: Path) -> dict[str, str]:
-    """split/shard.tar -> hash of each file that an earlier run made; nothing where it left no list of them."""
+def earlier_cache(folder: Path) -> Cache:
+    """What an earlier run said of the folder; of one that said nothing that there are no files."""
     try:
-        return read_cache(folder).sha256
+        return read_cache(folder)
     except UserError:
-        return {}
+        return Cache(cached=False, vae_sha256="", shards={}, sha256={})
 
 
 def vae_of(folder: Path) -> str:

@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from un2clip.decoders.pixels import Pixels
 from un2clip.evidence.scores import Role
-from un2clip.methods.conditions import Condition
 from un2clip.methods.features import Encoder, own_px
-from un2clip.methods.kept import ALIGNED, load_parts
 from un2clip.models.clip import Clip, finite
+
+if TYPE_CHECKING:  # the start of every other benchmark would wait for diffusers
+    from un2clip.decoders.pixels import Pixels
+    from un2clip.methods.conditions import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class Autoencoder:
     """
 
     encoder: Encoder
-    condition: Condition
-    decoder: Pixels
+    condition: "Condition"
+    decoder: "Pixels"
     through: str
 
     @property
@@ -96,6 +97,9 @@ def open_autoencoder(clip: Clip, role: Role, encoder: Path) -> Autoencoder:
     Raises:
         UserError: there is no such condition or decoder; see load_parts.
     """
+    from un2clip.decoders.pixels import Pixels
+    from un2clip.methods.kept import ALIGNED, load_parts
+
     kept = (encoder / ALIGNED).is_dir()
     tower = Encoder(clip.model.visual, "raw")
     with torch.no_grad():

@@ -86,8 +86,8 @@ def paired_difference(
     the items, as in mIoU, one that only one encoder has stands against sums of 0.
 
     A percentile interval is too narrow for a handful of samples. Where fewer than FEW samples rose or fell, the bounds
-    of right and wrong outcomes are `exact.gain_bounds`; of other outcomes the interval is widened to take in 0, unless
-    the sign test over the samples excludes it.
+    of right and wrong outcomes are `exact.gain_bounds`, and so they are of shares of right outcomes where none rose or
+    fell; of other outcomes the interval is widened to take in 0, unless the sign test over the samples excludes it.
 
     Args:
         before, after: the same items in the same order; of a unit that does not pair them, those of the same samples.
@@ -221,7 +221,7 @@ def _bounds(draw: Draw, i: int, unit: str, resampled: Floats, confidence: float,
     """The interval of the i-th difference of a draw, in the unit."""
     measured, rose, fell, row = draw.measured[i], draw.rose[i], draw.fell[i], get_unit(unit)
     level, tail = corrected(confidence, looks), (1.0 - confidence) / 2.0
-    if row.right_or_wrong and draw.single[i] and rose + fell < FEW:
+    if row.right_or_wrong and (draw.single[i] and rose + fell < FEW or not rose + fell):
         exact = gain_bounds(rose, fell, draw.n[i], level)
         return row.scale * exact[0], row.scale * exact[1]
     low, high = map(float, np.quantile(resampled, [tail, 1.0 - tail]))

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from un2clip.config import at_least, build, lookup, read_yaml
-from un2clip.training.config import Precision
+from un2clip.devices import Precision
 
 TABLE = Path(str(files(__package__).joinpath("machines.yaml")))
 

@@ -10,6 +10,7 @@ from un2clip.config import build
 from un2clip.datasets.ingesting import Ingest
 from un2clip.datasets.loader import WHOLE
 from un2clip.decoders.diffusion import LatentDecoder
+from un2clip.devices import Precision
 from un2clip.errors import GIB, UserError
 from un2clip.methods.flops import META, Flops, count_step
 from un2clip.methods.objective import Reconstruction
@@ -21,7 +22,6 @@ from un2clip.stages.backbones import Backbones
 from un2clip.stages.diffusion_loss import DiffusionLoss
 from un2clip.stages.finetune_job import Finetune
 from un2clip.stages.latents import Latents
-from un2clip.training.config import Precision
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HOUR = 3600.0
@@ -115,7 +115,8 @@ class Plan:
         first = self.phases[0].flops
         if self.latent_shape and self.latents.cache:
             used = min(gpus, self.latents.processes or gpus)
-            yield "latents", self.images * first["target"].total / fp32 / used / HOUR, used, "fp32"
+            rate, precision = device.rate(self.latents.precision), self.latents.precision
+            yield "latents", self.images * first["target"].total / rate / used / HOUR, used, precision
         for phase in self.phases:
             seconds = phase.images * phase.seconds(device, compute.precision, compute.frozen) / gpus
             yield f"finetune ({phase.name})", seconds / HOUR, gpus, compute.precision

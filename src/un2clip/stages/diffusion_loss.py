@@ -21,7 +21,7 @@ from tqdm import tqdm
 from un2clip.config import at_least
 from un2clip.datasets import loader
 from un2clip.datasets.engine import Engine, at_once, run_tasks
-from un2clip.datasets.latents import open_latents
+from un2clip.datasets.latents import open_latents, read_cache
 from un2clip.datasets.shards import digest
 from un2clip.decoders import Cond, NoiseConfig, Unclip, load_generator
 from un2clip.devices import pick_device
@@ -108,7 +108,9 @@ def diffusion_loss_knowing(
     bins = _bins(generator.num_timesteps, params)
     for noise in bins.values():
         generator.check(noise)
-    protocol = f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}"
+    protocol, made_in = f"fp32; {params.bins} bins of timesteps; noise level {params.noise_level}", read_cache(latents)
+    if made_in.cached and made_in.precision != "fp32":
+        protocol += f"; latents made in {made_in.precision}"
     described: dict[Role, Any] = {
         role: {"protocol": protocol, "data_sha256": digest(shards), "encoder_sha256": encoder_sha256(folder)}
         for role, _, folder in made

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from un2clip.config import at_least
 from un2clip.decoders.decoder import NoiseConfig
-from un2clip.devices import autocast, processes_here
+from un2clip.devices import Precision, autocast, multiplying, processes_here
 from un2clip.errors import UserError
 
 Decay = Literal["constant", "cosine"]
-Precision = Literal["fp32", "tf32", "bf16"]
 #: The fields of `ComputeConfig` that change the result by more than rounding.
 DECIDING = ("precision", "frozen")
 
@@ -142,18 +141,9 @@ class ComputeConfig:
         """The arithmetic of a step."""
         return autocast(device, self.precision)
 
-    @contextmanager
-    def multiplying(self) -> Iterator[None]:
-        """Around a training: TF32 where it is asked for, in products and convolutions; as it was afterwards."""
-        places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-        before = [place.allow_tf32 for place in places]
-        try:
-            for place in places:
-                place.allow_tf32 = self.precision == "tf32"
-            yield
-        finally:
-            for place, was in zip(places, before, strict=True):
-                place.allow_tf32 = was
+    def multiplying(self) -> AbstractContextManager[None]:
+        """Around a training: TF32 where it is asked for."""
+        return multiplying(self.precision)
 
     def processes_here(self, device: str) -> int:
         """How many processes train on this machine: devices.processes_here."""

@@ -169,7 +169,7 @@ def first_loss(
 
 def _say_error(exact: float, found: float, precision: str) -> None:
     if devices.rank() == 0:
-        error = abs(found - exact) / max(abs(exact), 1e-9)
+        error = devices.relative_error(torch.tensor(found), torch.tensor(exact))
         worse = "" if error <= MOST_ERROR else f", which is more than {MOST_ERROR:g}: take fp32"
         print(f"the first loss is {found:.6g} in {precision} and {exact:.6g} in fp32: it is {error:.1e} off{worse}")
 
