@@ -1,6 +1,9 @@
-"""Bounds that hold for a handful of changed samples, where a bootstrap is too narrow: exact binomial tests."""
+"""Bounds that hold for a handful of changed samples, where a bootstrap is too narrow: exact binomial tests.
 
-from scipy.stats import beta, binomtest
+By scipy.special's functions: scipy.stats has the same under other names, and every stage's start would wait for it.
+"""
+
+from scipy.special import bdtr, betainccinv, betaincinv, ndtri
 
 #: Below so many samples that rose or fell, bounds are exact; above it a bootstrap's are as good (docs/statistics.md).
 FEW = 20
@@ -8,7 +11,7 @@ FEW = 20
 
 def sign_test(rose: int, fell: int) -> float:
     """Two-sided p of a fair coin falling so unevenly or more; 1 where nothing fell either way."""
-    return float(binomtest(rose, rose + fell).pvalue) if rose + fell else 1.0
+    return min(1.0, 2.0 * float(bdtr(min(rose, fell), rose + fell, 0.5)))
 
 
 def gain_bounds(rose: int, fell: int, n: int, confidence: float) -> tuple[float, float]:
@@ -32,6 +35,11 @@ def gain_bounds(rose: int, fell: int, n: int, confidence: float) -> tuple[float,
 def share_bounds(k: int, n: int, confidence: float) -> tuple[float, float]:
     """Clopper and Pearson's bounds of a share of which k of n are known; 0 and 1 where nothing is."""
     tail = (1.0 - confidence) / 2.0
-    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
-    high = float(beta.isf(tail, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(betainccinv(k + 1, n - k, tail)) if k < n else 1.0
     return low, high
+
+
+def normal_tail(p: float) -> float:
+    """The point above which a standard normal law has the share p."""
+    return -float(ndtri(p))

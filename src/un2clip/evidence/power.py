@@ -7,9 +7,9 @@ outcomes the standard error is read off an interval that was measured.
 
 import math
 
-from scipy.stats import beta, norm
+from scipy.special import betaincinv
 
-from un2clip.evidence.exact import FEW, gain_bounds
+from un2clip.evidence.exact import FEW, gain_bounds, normal_tail
 from un2clip.evidence.statistics import Difference
 from un2clip.evidence.units import get_unit
 
@@ -29,14 +29,14 @@ def smallest_gain(n: int, discordance: float, *, bound: float, confidence: float
     """
     if never(n, bound, confidence=confidence):
         return math.inf
-    k = float(norm.isf((1.0 - confidence) / 2.0) + norm.isf(1.0 - power)) ** 2 / n
+    k = (normal_tail((1.0 - confidence) / 2.0) + normal_tail(1.0 - power)) ** 2 / n
     # (g - bound)^2 = k (d - g^2), the larger root; then the same with d = g
     gain = (bound + math.sqrt(max(bound**2 - (1.0 + k) * (bound**2 - k * discordance), 0.0))) / (1.0 + k)
     if abs(gain) > discordance:
         half = (2.0 * bound + math.copysign(k, gain)) / (2.0 * (1.0 + k))
         gain = half + math.sqrt(max(half**2 - bound**2 / (1.0 + k), 0.0))
     if bound >= 0.0:  # a handful of changes must be enough of them to have a sign
-        gain = max(gain, float(beta.ppf(power, fewest(confidence), n - fewest(confidence) + 1)))
+        gain = max(gain, float(betaincinv(fewest(confidence), n - fewest(confidence) + 1, power)))
     return min(gain, 1.0)
 
 
@@ -53,7 +53,7 @@ def smallest_shown(
 
     Returns:
         The gain in the unit; inf where no outcome of its samples is enough, nan where it is not known: no sample
-        changed, so the interval of outcomes that are not right or wrong has no width.
+        changed, so nothing says how much outcomes that are not right or wrong vary.
     """
     row, n = get_unit(unit), seen.n
     if right_or_wrong:
@@ -63,8 +63,8 @@ def smallest_shown(
         return math.inf
     if not seen.changed:
         return math.nan
-    z = float(norm.isf((1.0 - confidence) / 2.0))
-    return bound + (z + float(norm.isf(1.0 - power))) * (seen.high - seen.low) / 2.0 / z
+    z = normal_tail((1.0 - confidence) / 2.0)
+    return bound + (z + normal_tail(1.0 - power)) * (seen.high - seen.low) / 2.0 / z
 
 
 def never(n: int, bound: float, *, confidence: float) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import stdtrit
 
 from un2clip.evidence.aggregates import Aggregate, Draw, Floats, mean_of
-from un2clip.evidence.exact import FEW, gain_bounds, sign_test
+from un2clip.evidence.exact import FEW, gain_bounds, normal_tail, sign_test
 from un2clip.evidence.items import Item
 from un2clip.evidence.units import get_unit
 
@@ -146,7 +146,7 @@ def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float
     k = len(values)
     if k < 2:
         return None, None
-    half = float(t.ppf((1.0 + confidence) / 2.0, k - 1)) * stdev(values) / k**0.5
+    half = float(stdtrit(k - 1, (1.0 + confidence) / 2.0)) * stdev(values) / k**0.5
     return mean(values) - half, mean(values) + half
 
 
@@ -226,7 +226,7 @@ def _bounds(draw: Draw, i: int, unit: str, resampled: Floats, confidence: float,
         return row.scale * exact[0], row.scale * exact[1]
     low, high = map(float, np.quantile(resampled, [tail, 1.0 - tail]))
     if looks > 1:
-        wider = float(norm.isf((1.0 - level) / 2.0) / norm.isf(tail))
+        wider = normal_tail((1.0 - level) / 2.0) / normal_tail(tail)
         low, high = measured - wider * (measured - low), measured + wider * (high - measured)
     if rose + fell < FEW and sign_test(rose, fell) > 1.0 - level:
         low, high = min(low, 0.0), max(high, 0.0)
