@@ -96,8 +96,9 @@ pipeline: $(READY)  ## compile pipelines/un2clip.yaml
 pair: $(READY)  ## the laptop pair anew: a CLIP and the unCLIP that inverts it (about two hours of one core; goes on)
 	OMP_NUM_THREADS=1 un2clip pair --seed $(PAIR_SEED) --overlay configs/laptop-pair.yaml --to $(PAIR_TO)
 
-study: $(READY)  ## all methods over seeds 0-4, and assistants (hours); goes on from the runs that docs/study keeps
+study: $(READY)  ## all methods over seeds 0-4, UniLIP, and assistants (hours); goes on from the runs that docs/study keeps
 	un2clip study --to docs/study/pair
+	un2clip study --overlay configs/unilip-laptop.yaml --to docs/study/unilip
 	un2clip study --overlay configs/laptop-assistants.yaml --to docs/study/assistants
 
 clean:  ## remove what runs made (the environment and DVC's cache stay)

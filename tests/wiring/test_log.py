@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from un2clip.config import read_params
+from un2clip.files.texts import read_json
 from un2clip.study.ranking import Ranking, ranking_table
+from un2clip.study.run import study
 from un2clip.study.seeds import Spread, _Numbers
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,20 @@ def test_ranking_table_is_the_summarys() -> None:
         for each in SUMMARY["rankings"]
     ]
     assert PAGE.endswith("|\n\n" + ranking_table(found, detail, SUMMARY["confidence"]))
+
+
+@pytest.mark.parametrize("kept", sorted(path.parent.name for path in (ROOT / "docs/study").glob("*/params.json")))
+def test_the_pages_of_a_study_are_what_its_runs_give(kept: str, tmp_path: Path) -> None:
+    """Tables, summary and figure, to the byte; every run is there, so none is made."""
+    folder = ROOT / "docs/study" / kept
+    params = read_json(folder / "params.json")
+    for name in (*params["study"]["methods"], *params["study"]["variants"]):
+        assert all((folder / "runs" / f"seed{seed}" / f"{name}.json").is_file() for seed in params["study"]["seeds"])
+    for name in ("params.json", "runs"):
+        (shutil.copytree if name == "runs" else shutil.copy)(folder / name, tmp_path / name)
+    study(params, tmp_path, tmp_path / "work")
+    for name in ("study.md", "summary.json", "study.svg"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_the_log_opens_with_questions() -> None:
