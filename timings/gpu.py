@@ -30,6 +30,7 @@ from timings.training_step import Case, fill, networks, ours, race
 from un2clip.config import build
 from un2clip.datasets.loader import to_device
 from un2clip.decoders import Cond
+from un2clip.devices import autocast, matrix_rate, multiplying, relative_error
 from un2clip.evaluation.measuring import Evaluate, get_benchmark
 from un2clip.methods.building import new_objective
 from un2clip.methods.flops import META, count_step
@@ -37,8 +38,7 @@ from un2clip.methods.table import get_method
 from un2clip.stages.finetune_job import Finetune
 
 LIMIT = 1e-3  # relative error of the loss
-#: name -> (dtype, whether TF32 is on)
-PRECISIONS = {"fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 MINUTES = 8.5
 Line = dict[str, Any]
 
@@ -61,7 +61,8 @@ def main() -> None:
                 continue
             before = time.monotonic()
             try:
-                result = line()
+                with multiplying("fp32"):  # where a line says no other
+                    result = line()
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 result = {"out_of_memory": True}
@@ -84,8 +85,8 @@ def lines(
     device: torch.device, folder: Path, smallest: bool, found: dict[str, Any]
 ) -> Iterator[tuple[str, str, Callable[[], Line]]]:
     """Name, of what, and what measures it. Rates are read by the lines of training, which say their share of them."""
-    for precision in PRECISIONS:
-        yield "rate", precision, partial(rate, device, precision, 64 if smallest else 8192)
+    for precision in DTYPES:
+        yield "rate", precision, partial(rate, device, precision, 64 if smallest else 0)
     case = new_case(device, folder, smallest)
     for precision in ["tf32"] if smallest else ["tf32", "bf16"]:  # most processors only imitate bf16
         yield "error", precision, partial(error, case, precision)
@@ -100,61 +101,37 @@ def lines(
 
 def new_case(device: torch.device, folder: Path, smallest: bool) -> Case:
     """Networks and pictures for all lines of training."""
-    clip, generator = networks("L", device, smallest=smallest)
+    clip, generator = networks("smallest" if smallest else "L", device)
     fill(folder, 8 if smallest else 128, generator.image_px)
     workers = 0 if smallest else 8
     return Case(clip=clip, generator=generator, folder=folder, batch=2, precision="fp32", workers=workers)
 
 
-def set_tf32(on: bool) -> None:
-    """For products and convolutions, each by its own switch, and read back."""
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (on, on)
-
-
 def rate(device: torch.device, precision: str, side: int) -> Line:
-    """TFLOP/s of a product of square matrices: the fastest of ten."""
-    dtype, tf32 = PRECISIONS[precision]
-    set_tf32(tf32)
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(13):
-        synchronise(device)
-        start = time.perf_counter()
-        left @ right
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return {"tflops": 2 * side**3 / min(seconds[3:]) / 1e12}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """TFLOP/s of a product of square matrices."""
+    with multiplying(precision):
+        return {"tflops": matrix_rate(device, DTYPES[precision], side=side) / 1e12}
 
 
 @torch.no_grad()
 def error(case: Case, precision: str) -> Line:
     """Relative error of the loss and of the latents against float32, of the same pictures and noise."""
-    dtype, tf32 = PRECISIONS[precision]
     rng, generator, noise = torch.Generator().manual_seed(0), case.generator, phase().noise
     size, side = case.clip.image_size, generator.image_px
     pixel_values = torch.randn(case.batch, 3, *size, generator=rng).to(case.device)
     images = torch.rand(case.batch, 3, side, side, generator=rng) * 2 - 1
     drawn = to_device(generator.draw(case.batch, rng, noise), case.device)
     found = []
-    for kind, on in ((torch.float32, False), (dtype, tf32)):  # bf16 comes last: it rounds the weights for good
-        set_tf32(on)
-        generator.prepare(dtype=kind)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+    for kind in ("fp32", precision):  # bf16 comes last: it rounds the weights for good
+        generator.prepare(dtype=DTYPES[kind])
+        with multiplying(kind), autocast(case.device, kind):
             cond = Cond(vector=case.clip.model.visual(pixel_values).float())
             latents = generator.encode(images)
             loss = generator.loss(latents, cond, drawn)["diffusion_loss"].float().mean().item()
-        found.append((loss, latents.norm().item(), latents))
+        found.append((torch.tensor(loss), latents))
     generator.prepare(dtype=torch.float32)
-    (exact, norm, latents), (loss, _, others) = found
-    off = abs(loss - exact) / exact
-    return {"loss": off, "latents": (others - latents).norm().item() / norm, "within_limit": off <= LIMIT}
+    off, of_latents = (relative_error(other, exact) for exact, other in zip(*found, strict=True))
+    return {"loss": off, "latents": of_latents, "within_limit": off <= LIMIT}
 
 
 def phase() -> Any:
@@ -163,7 +140,7 @@ def phase() -> Any:
 
 def operations(smallest: bool) -> dict[str, float]:
     """Of an image in a step, by part; counted on the meta device."""
-    clip, generator = networks("L", META, smallest=smallest)
+    clip, generator = networks("smallest" if smallest else "L", META)
     objective, row = new_objective(get_method("un2clip"), clip, generator, {}, seed=0), get_method("un2clip")
     counted = count_step(objective, row.phases[0].trains, clip.image_size, phase().noise, images=1)
     return {name: float(each.total) for name, each in counted.items()}
@@ -171,9 +148,7 @@ def operations(smallest: bool) -> dict[str, float]:
 
 def step(case: Case, precision: str, batch: int, smallest: bool, work: dict[str, float], found: dict[str, Any]) -> Line:
     """Images a second of the plain loop and of ours, with the VAE in the step and with its latents cached."""
-    dtype, tf32 = PRECISIONS[precision]
-    set_tf32(tf32)
-    case = replace(case, batch=batch, precision="bf16" if dtype == torch.bfloat16 else "fp32")
+    case = replace(case, batch=batch, precision=precision)
     plain, own, cached = (batch / seconds for seconds in race(case, 1 if smallest else 6, 1 if smallest else 2))
     rates = {each["of"]: each["tflops"] for each in found["lines"] if each["line"] == "rate"}
     total = sum(work.values())
@@ -184,7 +159,6 @@ def step(case: Case, precision: str, batch: int, smallest: bool, work: dict[str,
 
 def compiling(case: Case, batch: int) -> Line:
     """Seconds of the first step with torch.compile, and images a second afterwards, beside those without."""
-    set_tf32(False)
     case, found = replace(case, batch=batch, precision="bf16"), {}
     for name, compiled in (("eager", False), ("compiled", True)):
         start = case.now()
@@ -195,7 +169,6 @@ def compiling(case: Case, batch: int) -> Line:
 
 def score(device: torch.device, folder: Path, name: str, smallest: bool) -> Line:
     """Of each benchmark, how many times as fast as a loop of single images, and its seconds."""
-    set_tf32(False)
     clip = evaluating.new_encoder(name, folder / "clip", smallest)
     clip.model.to(device)
     pairs, photographs = (1, 1) if smallest else (10, 40)

@@ -1,6 +1,7 @@
 """A training step against a plain loop of the same parts, as one would write it with diffusers, open_clip, webdataset.
 
     python -m timings.training_step                     the laptop pair, batch 64, on the CPU; some minutes
+    python -m timings.training_step half --batch 1 --steps 1 --blocks 3
     python -m timings.training_step L --device cuda --precision bf16 --batch 16
     python -m timings.training_step --smallest          one narrow step: only that it runs
 
@@ -37,6 +38,7 @@ from un2clip.datasets import loader
 from un2clip.datasets.latents import CachedLatents, file_of
 from un2clip.datasets.shards import EncodedSample, ShardWriter
 from un2clip.decoders import Unclip, load_generator
+from un2clip.devices import multiplying
 from un2clip.files.outputs import save_tensors
 from un2clip.hashes import file_sha256
 from un2clip.methods.building import new_objective
@@ -51,6 +53,11 @@ from un2clip.training.loop import fit
 
 PARAMS = read_params(Path("params.yaml"))
 ENCODER = "ViT-L-14-quickgelu"
+#: Of the encoder, whose text tower no step reads.
+NARROW = {
+    "half": {"vision_cfg": {"width": 512}, "text_cfg": {"layers": 1}},
+    "smallest": {"vision_cfg": {"layers": 1, "width": 64}, "text_cfg": {"layers": 1, "width": 64, "heads": 1}},
+}
 COLUMNS = ("size", "device", "precision", "batch", "plain s", "ours s", "ratio", "ours, latents cached, s", "ratio")
 
 
@@ -61,7 +68,7 @@ class Case:
     Attributes:
         clip, generator: on their device; each loop gets its own.
         folder: images/ as they came, shards/ as `ingest` made them.
-        precision: fp32 | bf16; of the arithmetic and of what does not train.
+        precision: fp32 | tf32 | bf16; of the arithmetic, and bf16 of what does not train.
         workers: processes that read, in both loops.
     """
 
@@ -85,9 +92,9 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", nargs="?", choices=("laptop", "L"), default="laptop")
+    parser.add_argument("size", nargs="?", choices=("laptop", "half", "L"), default="laptop")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="of a block")
     parser.add_argument("--blocks", type=int, default=5)
@@ -95,10 +102,10 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="for the tests: that it runs, not how fast")
     args = parser.parse_args()
     if args.smallest:
-        args.size, args.batch, args.steps, args.blocks = "L", 2, 1, 1
+        args.size, args.batch, args.steps, args.blocks = "smallest", 2, 1, 1
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     with tempfile.TemporaryDirectory() as folder:
-        clip, generator = networks(args.size, torch.device(args.device), smallest=args.smallest)
+        clip, generator = networks(args.size, torch.device(args.device))
         fill(Path(folder), max(2 * args.batch, 8), generator.image_px)
         case = Case(
             clip=clip, generator=generator, folder=Path(folder), batch=args.batch, precision=args.precision,
@@ -110,18 +117,16 @@ def main() -> None:
     print(f"| {' | '.join(cells)} |")
 
 
-def networks(size: str, device: torch.device, *, smallest: bool = False) -> tuple[Clip, Unclip]:
-    """The laptop pair with its weights, or ViT-L-14 and unCLIP-L with random ones; the smallest is narrow."""
+def networks(size: str, device: torch.device) -> tuple[Clip, Unclip]:
+    """The laptop pair with its weights, or with random ones L, ViT-L-14 and unCLIP-L; half; smallest: narrow ones."""
     if size == "laptop":
         clip, unclip = (Path(located("laptop-pair", part)) for part in ("clip", "unclip"))
         return load_clip(clip, device), load_generator(unclip, device)
     torch.manual_seed(0)
     with device:
-        generator = new_generator(CONFIG["embed_dim"]["unclip-l"], smallest=smallest)
+        generator = new_generator(CONFIG["embed_dim"]["unclip-l"], size="" if size == "L" else size)
     model_cfg: dict[str, Any] = dict(open_clip.get_model_config(ENCODER) or {})
-    if smallest:
-        narrow = {"vision_cfg": {"layers": 1, "width": 64}, "text_cfg": {"layers": 1, "width": 64, "heads": 1}}
-        model_cfg |= {key: model_cfg[key] | narrow[key] for key in narrow}
+    model_cfg |= {key: model_cfg[key] | each for key, each in NARROW.get(size, {}).items()}
     towers = {key: model_cfg[key] for key in ("vision_cfg", "text_cfg")}
     model, _, preprocess = open_clip.create_model_and_transforms(ENCODER, pretrained=None, device=device, **towers)
     config = {"model_cfg": model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
@@ -151,7 +156,8 @@ def race(case: Case, steps: int, blocks: int) -> list[float]:
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(blocks):
         for run, seconds in zip(runs, taken, strict=True):
-            marks = run(steps + 1)
+            with multiplying(case.precision):
+                marks = run(steps + 1)
             seconds.append((marks[-1] - marks[0]) / (len(marks) - 1))
     return [statistics.median(each) for each in taken]
 
@@ -175,7 +181,8 @@ def ours(case: Case, cached: CachedLatents | None, steps: int, **compute: Any) -
     """The time after each step of the loop of `finetune`, by the row un2clip."""
     section = build(Finetune, PARAMS["finetune"], "finetune")
     numbers = {"max_per_device": case.batch, "workers": case.workers, "refer_every": 0}
-    numbers |= {"precision": case.precision, "frozen": case.precision, "processes": 1} | compute
+    frozen = "bf16" if case.precision == "bf16" else "fp32"
+    numbers |= {"precision": case.precision, "frozen": frozen, "processes": 1} | compute
     how, row = dataclasses.replace(section.compute, **numbers), get_method("un2clip")
     (phase,) = section.phases_of(row)
     objective = new_objective(row, case.clip, case.generator, section.anchors, seed=0)

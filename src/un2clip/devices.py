@@ -106,15 +106,16 @@ def relative_error(found: "torch.Tensor", exact: "torch.Tensor") -> float:
     return float((found - exact).norm() / exact.norm().clamp(min=1e-9))
 
 
-def matrix_rate(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.1) -> float:
+def matrix_rate(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.1, side: int = 0) -> float:
     """Operations a second of a matrix product here and now, a multiplication and an addition counting one each.
 
     Args:
         seconds: for which it is measured, once it has run twice.
+        side: of the matrices; 0: one that is large enough for the device.
     """
     import torch
 
-    n, done = (8192, 0) if device.type == "cuda" else (1024, 0)
+    n, done = side or (8192 if device.type == "cuda" else 1024), 0
     rng = torch.Generator(device).manual_seed(0)  # of equal numbers a GPU's products would be faster
     matrix = torch.rand(n, n, generator=rng, device=device).to(dtype)
 

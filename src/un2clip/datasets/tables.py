@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
 
-CACHE_KIB = 65_536  # of a file's pages that stay in memory; about a million keys
+CACHE_KIB = 16_384  # of a file's pages that stay in memory; about a quarter of a million keys
 _DIGEST_BYTES = 16
 
 

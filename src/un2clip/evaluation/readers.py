@@ -3,11 +3,13 @@
 Nothing is skipped, as `ingest` does, because a benchmark with fewer images is another benchmark.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
@@ -70,6 +72,11 @@ class Picture:
     def read(self) -> Image.Image:
         """Decode it; raises what `read_image` raises."""
         return read_image(self.source, self.name)
+
+
+def read_pixels(preprocess: Callable[[Image.Image], Tensor], pictures: Iterable[Picture]) -> Tensor:
+    """Pictures as an encoder reads them, (B, 3, H, W)."""
+    return torch.stack([preprocess(picture.read()) for picture in pictures])
 
 
 def find_tars(folder: Path) -> list[Path]:

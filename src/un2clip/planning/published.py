@@ -128,12 +128,13 @@ def _new_generator(source: GeneratorSource, kind: str, embed_dim: int) -> Decode
     return _unite(unet, vae, embed_dim=None if text else embed_dim, tokens=length, image_px=px)
 
 
-def new_generator(embed_dim: int, image_px: int | None = None, *, smallest: bool = False) -> Unclip:
+def new_generator(embed_dim: int, image_px: int | None = None, *, size: str = "") -> Unclip:
     """An unCLIP of SD-2.1's shape for embeddings of this width: 768 is unclip-l, 1024 unclip-h. None: its own image_px.
 
-    The smallest has the published one's parts and embedding, and widths that a test can run.
+    Args:
+        size: half, or smallest, which a test can run: the published one's parts and embedding in other widths.
     """
-    small = CONFIG["smallest"] if smallest else {"text": {}, "unet": {}, "vae": {}}
+    small = CONFIG[size] if size else {"text": {}, "unet": {}, "vae": {}}
     of_embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * embed_dim}
     unet = UNet2DConditionModel(**CONFIG["unet"] | small["unet"] | of_embedding)
     vae = AutoencoderKL(**CONFIG["vae"] | small["vae"])

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
 from un2clip.evaluation.calibration import Grade, best_grade
-from un2clip.evaluation.readers import locked_revision, read_image
+from un2clip.evaluation.readers import Picture, locked_revision, read_pixels
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.files.texts import read_csv
@@ -151,8 +151,8 @@ def _batches(questions: list[Question], batch_size: int) -> list[list[Question]]
 
 
 def _read(preprocess: Callable[[Image.Image], Tensor], questions: list[Question]) -> dict[str, Any]:
-    images = [preprocess(read_image(question.image, str(question.image))) for question in questions]
-    return {"questions": questions, "pixel_values": torch.stack(images)}
+    pictures = (Picture(question.image, str(question.image)) for question in questions)
+    return {"questions": questions, "pixel_values": read_pixels(preprocess, pictures)}
 
 
 def _similarities(clip: Clip, batch: dict[str, Any]) -> Tensor:

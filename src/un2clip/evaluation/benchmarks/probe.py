@@ -25,6 +25,7 @@ from un2clip.config import at_least
 from un2clip.errors import UserError
 from un2clip.evaluation.attributes import Labelled, read_part
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
+from un2clip.evaluation.readers import read_pixels
 from un2clip.evaluation.ridge import Ridge
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
@@ -131,8 +132,7 @@ def _batches(samples: Iterator[Labelled], batch_size: int) -> Iterator[list[Labe
 
 def _read(preprocess: Callable[[Image.Image], Tensor], batch: list[Labelled]) -> dict[str, Any]:
     ids, pictures, labels = zip(*batch, strict=True)
-    pixel_values = torch.stack([preprocess(picture.read()) for picture in pictures])
-    return {"ids": list(ids), "labels": list(labels), "pixel_values": pixel_values}
+    return {"ids": list(ids), "labels": list(labels), "pixel_values": read_pixels(preprocess, pictures)}
 
 
 def _embedded(

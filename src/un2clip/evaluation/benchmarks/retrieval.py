@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 from un2clip.errors import UserError
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.readers import Picture, dataset_type, find_tars, read_tars
+from un2clip.evaluation.readers import Picture, dataset_type, find_tars, read_pixels, read_tars
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.hashes import tensors_sha256
@@ -142,8 +142,7 @@ def _embed(clip: Clip, folder: Path, batch_size: int, spread: Spread, *, texts: 
 
 def _read(preprocess: Callable[[Image.Image], Tensor], batch: list[Sample]) -> dict[str, Any]:
     keys, pictures, lines = zip(*batch, strict=True)
-    pixel_values = torch.stack([preprocess(picture.read()) for picture in pictures])
-    return {"keys": list(keys), "lines": list(lines), "pixel_values": pixel_values}
+    return {"keys": list(keys), "lines": list(lines), "pixel_values": read_pixels(preprocess, pictures)}
 
 
 def _embedded(clip: Clip, texts: bool, batch: dict[str, Any]) -> tuple[list[str], list[int], Tensor, Tensor]:

@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from un2clip.errors import UserError, cause
 from un2clip.evaluation.benchmarks import BenchmarkResult, Model
-from un2clip.evaluation.readers import read_image
+from un2clip.evaluation.readers import Picture, read_pixels
 from un2clip.evaluation.spreading import Spread, alone
 from un2clip.evidence.items import Item
 from un2clip.files.texts import read_json
@@ -57,8 +56,8 @@ def run(clip: Clip, folder: Path, *, batch_size: int, spread: Spread = alone) ->
 
 
 def _read(preprocess: Callable[[Image.Image], Tensor], rows: list[Row]) -> dict[str, Any]:
-    images = [preprocess(read_image(row.image, str(row.image))) for row in rows]
-    return {"rows": rows, "pixel_values": torch.stack(images)}
+    pictures = (Picture(row.image, str(row.image)) for row in rows)
+    return {"rows": rows, "pixel_values": read_pixels(preprocess, pictures)}
 
 
 def _caption_wins(clip: Clip, batch: dict[str, Any]) -> list[bool]:
