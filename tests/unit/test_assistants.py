@@ -185,6 +185,18 @@ def test_a_toys_words_are_those_of_the_conversations() -> None:
     assert one("x")["input_ids"][0] == one.bos_token_id and one.convert_tokens_to_ids(IMAGE) == 3
 
 
+def test_a_toy_reads_an_option_as_one_word_and_never_an_answer_with_its_question() -> None:
+    """Of what is always said alike; and a prompt's tokens are those that were read of it in training."""
+    asked = "USER: Which?\n(A) red\n(B) dark red Option: A: red; B: dark; Please say so.\nAnswer by letter."
+    words = toy_tokenizer([f"{asked} ASSISTANT: A"] * 9, 600)
+    tokens = [words.decode(token) for token in words(f"{asked} ASSISTANT: A")["input_ids"][1:]]
+    assert tokens == [
+        "USER:", " Which", "?", "\n(A) red", "\n(B) dark", " red", " Option", ":", " A: red;", " B: dark;",
+        " Please say so.", "\nAnswer by letter.", " ASSISTANT:", " A",
+    ]  # fmt: skip
+    assert words(f"{asked} ASSISTANT:")["input_ids"] == words(f"{asked} ASSISTANT: A")["input_ids"][:-1]
+
+
 def test_features_are_what_transformers_reads(clip: Clip, tmp_path: Path) -> None:
     """The difference is exactly 0; the folder passes every check of `ask`; the language model is the one it was."""
     language, words = open_language(TOY, SIZE, texts_of([THREE]), seed=0)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from un2clip.assistants.conversations import IMAGE
@@ -18,6 +18,12 @@ TOY = "toy"
 GGUF = ".gguf"
 PAD = "<pad>"
 BEGIN, END = "<s>", "</s>"  # of the toy's texts, as Llama's
+#: What may become one token of the toy: a word or a mark; and, since it has few steps to learn in, who speaks, an
+#: option with its letter, and a sentence that says how to answer.
+WORDS = (
+    r"\n\(?[A-Z][.)] \w+| [A-Z]: \w+;|\nAnswer [^.]+\.| (?:Please|Select) [^.]+\."
+    r"|\s?[A-Z]+:|\s?\w+|\s?[^\w\s]|\s"
+)
 #: A vocabulary is a multiple of it, as in llava-hf's copies of LLaVA-1.5 (32,064).
 MULTIPLE = 64
 
@@ -98,7 +104,12 @@ def open_language(language: Language, toy: ToySize, texts: Iterable[str], seed: 
 def toy_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose words are those of the texts; the same texts give the same vocabulary, in any order."""
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -127,6 +138,9 @@ def new_toy(size: ToySize, tokenizer: Any) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            # a row of a matrix has length 1, as 0.02 gives it in Llama's own of 4,096 nearly; with 0.02 a narrow toy
+            # hardly attends to anything for its first hundreds of steps (docs/LOG.md)
+            initializer_range=size.hidden_size**-0.5,
         )
     )
 

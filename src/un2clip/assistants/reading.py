@@ -5,7 +5,7 @@ training goes on at any step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from un2clip import devices
 from un2clip.assistants.conversations import Conversation
-from un2clip.assistants.prompts import IGNORED, encode
+from un2clip.assistants.prompts import IGNORED, Encoded, encode
 from un2clip.datasets import loader
 from un2clip.datasets.images import decode
 from un2clip.datasets.loader import Batch
@@ -38,7 +38,8 @@ class Talks(Dataset[Batch]):
         tokenizer, template, image_tokens, max_tokens: as of prompts.encode.
         view: picture -> pixel_values (3, H, W) float32.
         side: of a view, in pixels.
-        rows: picture -> row of the cached features; None where they are not cached.
+        rows: picture -> row of the cached features; None where they are not cached. Where they are, what was encoded
+            is kept too: rendering a prompt again takes as long as half of a toy's step.
     """
 
     conversations: Sequence[Conversation]
@@ -50,10 +51,15 @@ class Talks(Dataset[Batch]):
     view: View
     side: int
     rows: dict[str, int] | None = None
+    kept: dict[int, Encoded] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> Batch:
         talk = self.conversations[index]
-        encoded = encode(talk, self.tokenizer, self.template, self.image_tokens, self.max_tokens)
+        encoded = self.kept.get(index) or encode(
+            talk, self.tokenizer, self.template, self.image_tokens, self.max_tokens
+        )
+        if self.rows is not None:
+            self.kept[index] = encoded
         why = "" if any(label != IGNORED for label in encoded.labels) else f"no answer within {self.max_tokens} tokens"
         batch: Batch = {"ids": [encoded.ids], "labels": [encoded.labels], "shown": torch.tensor([bool(talk.image)])}
         if self.rows is not None:

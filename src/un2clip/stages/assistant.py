@@ -132,6 +132,8 @@ def _train(
 ) -> None:
     """Both phases, one after the other; each goes on from its own state."""
     params, objective, done = job.params, NextToken(llava.model), 0
+    rows = pictures_of([talk for each in talks.values() for talk in each]) if params.cache else None
+    known: dict[str, torch.Tensor] = {}
     for number, (name, trains) in enumerate(PHASES.items()):
         phase = params.phases[name]
         train_phase(
@@ -140,7 +142,7 @@ def _train(
             trains,
             phase,
             params.compute,
-            functools.partial(_batches, job, llava, objective, talks[name], name),
+            functools.partial(_batches, job, llava, objective, talks[name], name, rows, known),
             history,
             number=number,
             of=len(PHASES),
@@ -154,10 +156,19 @@ def _train(
 
 
 def _batches(
-    job: Job, llava: Llava, objective: NextToken, talks: list[Conversation], phase: str, step: int
+    job: Job,
+    llava: Llava,
+    objective: NextToken,
+    talks: list[Conversation],
+    phase: str,
+    rows: dict[str, int] | None,
+    known: dict[str, torch.Tensor],
+    step: int,
 ) -> Iterator[Batch]:
+    """`known`: way of a picture -> the features of all pictures, which both phases read where they have one way."""
     params, device = job.params, llava.model.device
-    pictures = llava.pictures(getattr(params.pictures, phase))
+    way = getattr(params.pictures, phase)
+    pictures = llava.pictures(way)
     read = Talks(
         conversations=talks,
         images=job.instructions / IMAGES,
@@ -167,9 +178,10 @@ def _batches(
         max_tokens=params.max_tokens,
         view=functools.partial(_view, pictures),
         side=llava.model.config.vision_config.image_size,
-        rows=pictures_of(talks) if params.cache else None,
+        rows=rows,
     )
-    features = cached_features(read, objective.features, params.compute.max_per_device) if params.cache else None
+    if rows is not None and way not in known:
+        known[way] = cached_features(read, objective.features, params.compute.max_per_device)
     return batches(
         read,
         batch_size=getattr(params.batch_size, phase),
@@ -177,7 +189,7 @@ def _batches(
         step=step,
         workers=params.compute.workers,
         device=device,
-        features=features,
+        features=known.get(way),
     )
 
 

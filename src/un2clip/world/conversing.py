@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 
@@ -61,13 +62,12 @@ def _turns(said: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def _talk(rng: np.random.Generator, scene: Ints, asked: Asked, turns: int) -> list[tuple[str, str]]:
-    """Questions of all kinds about one scene, with their right answers."""
-    found = []
-    for _ in range(turns):
-        name = list(ATTRIBUTES)[rng.choice(np.flatnonzero(asked))]
-        kind = (_open, _choice, _whether, _presence)[int(rng.integers(4))]
-        found.append(kind(rng, scene, name))
-    return found
+    """Questions of all kinds about one scene, with their right answers; each about another attribute.
+
+    Were one asked about twice, the second answer could be read off the first.
+    """
+    names = [list(ATTRIBUTES)[column] for column in rng.permutation(np.flatnonzero(asked))[:turns]]
+    return [_one(rng, KINDS + (_presence,) * (name in PRESENT))(rng, scene, name) for name in names]
 
 
 def _open(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
@@ -75,9 +75,9 @@ def _open(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
 
 
 def _choice(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, str]:
-    """Of all values in their order, or of two in any order; written as any of the benchmarks writes them."""
+    """Of all values in their order, or of two in any order, one time in eight; written as the benchmarks write them."""
     right, options = _value(scene, name), list(ATTRIBUTES[name])
-    if rng.integers(2):
+    if rng.integers(8) == 0:
         options = [right, _other(rng, name, right)]
         rng.shuffle(options)
     question = _one(rng, OPEN).format(noun=NOUNS[name])
@@ -101,18 +101,23 @@ def _presence(rng: np.random.Generator, scene: Ints, name: str) -> tuple[str, st
     """Of an object, of one by its colour, or of another thing; objects are there in half of all cases."""
     right, colour, yes = _value(scene, "object"), _value(scene, "colour"), bool(rng.integers(2))
     kind = rng.integers(3)
-    if kind == 0:
-        thing = _one(rng, tuple(THINGS))
-        yes = bool(scene[COLUMN[THINGS[thing]]])
-    elif kind == 1:
+    if name != "object":
+        thing, yes = PRESENT[name], bool(scene[COLUMN[name]])
+    elif kind == 0:
         thing = right if yes else _other(rng, "object", right)
     elif yes:
         thing = f"{colour} {right}"
-    elif rng.integers(2):
+    elif kind == 1:
         thing = f"{_other(rng, 'colour', colour)} {right}"
     else:
         thing = f"{colour} {_other(rng, 'object', right)}"
     return _one(rng, PRESENCE).format(thing=with_article(thing)) + BY_WORD, _word(yes)
+
+
+#: Mostly a word or a letter: what is to be held against the picture (two options, yes or no) takes a toy more steps.
+KINDS = (_open,) * 4 + (_choice,) * 4 + (_whether,)
+#: Attribute -> what is asked for: an object, or a thing besides.
+PRESENT = {"object": "object"} | {name: thing for thing, name in THINGS.items()}
 
 
 def _value(scene: Ints, name: str) -> str:
@@ -123,7 +128,7 @@ def _other(rng: np.random.Generator, name: str, value: str) -> str:
     return _one(rng, [each for each in ATTRIBUTES[name] if each != value])
 
 
-def _one(rng: np.random.Generator, texts: Sequence[str]) -> str:
+def _one(rng: np.random.Generator, texts: Sequence[Any]) -> Any:
     return texts[int(rng.integers(len(texts)))]
 
 

@@ -10,17 +10,17 @@ from string import ascii_uppercase
 #: What each attribute is called in a question.
 NOUNS: Mapping[str, str] = {
     "object": "shape",
-    "colour": "colour of the shape",
-    "count": "number of shapes",
-    "position": "place of the shape",
-    "orientation": "direction of the shape",
-    "state": "filling of the shape",
-    "feature": "mark on the shape",
-    "texture": "texture of the shape",
-    "distance": "distance of the shape",
-    "glyph": "letter in the corner",
-    "relation": "side of the ball with the shape",
-    "background": "colour of the background",
+    "colour": "colour",
+    "count": "number",
+    "position": "place",
+    "orientation": "direction",
+    "state": "filling",
+    "feature": "mark",
+    "texture": "texture",
+    "distance": "distance",
+    "glyph": "letter",
+    "relation": "side",
+    "background": "background",
 }
 #: What may be there besides an object, and the attribute whose first value says that it is not.
 THINGS: Mapping[str, str] = {"dot": "feature", "ball": "relation", "letter": "glyph"}
@@ -29,28 +29,22 @@ THINGS: Mapping[str, str] = {"dot": "feature", "ball": "relation", "letter": "gl
 OPEN = (
     "What is the {noun}?",
     "Tell me the {noun}.",
-    "Say what the {noun} is here.",
-    "In this picture, what is the {noun}?",
-    "In the image, which is the {noun}?",
+    "In the picture, the {noun} is what?",
 )
 WHETHER = (
     "Is the {noun} {value}?",
-    "Is {value} the {noun}?",
-    "Is the {noun} in the picture {value}?",
-    "In this image, is {value} the {noun}?",
+    "In the picture, is {value} the {noun}?",
 )
 PRESENCE = (
-    "Is {thing} here?",
     "Is there {thing}?",
-    "Is {thing} in the picture?",
-    "In the image, is there {thing}?",
+    "Is {thing} in the image?",
 )
 
 #: Questions of the benchmarks.
-CV_BENCH = "What is the {noun} in this picture?"
+CV_BENCH = "What is the {noun} in the picture?"
 MMVP = "Tell me what the {noun} is."
-NATURAL_CHOICE = "In this picture, which is the {noun}?"
-NATURAL_WHETHER = "In this picture, is the {noun} {value}?"
+NATURAL_CHOICE = "In the picture, what is the {noun}?"
+NATURAL_WHETHER = "In the picture, is the {noun} {value}?"
 POPE = "Is there {thing} in the image?"
 
 #: NaturalBench's instructions, which its reader puts behind its questions.

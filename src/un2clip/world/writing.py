@@ -41,6 +41,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "Camera Perspective": ("distance",),
 }
 RENDERED_AT_ONCE = 512
+FEWEST_ASKED = 9  # attributes that any scene can be asked for: not count and position, or not relation, or orientation
 Pixels = NDArray[np.uint8]
 TEMPLATES = ("a photo of a {c}.", "a {c}", "one {c}")
 
@@ -51,7 +52,7 @@ class Questions:
 
     Attributes:
         pictures: of the training half, to train a language model with; 0 for none.
-        turns: questions and answers of each of them.
+        turns: questions and answers of each of them, each of another attribute; 1 to 9.
         of_each: held-out questions of each attribute in cv_bench, pairs of each in mmvp, groups of each in
             naturalbench and pairs of each subset in pope; 0 for none of the four.
     """
@@ -62,7 +63,8 @@ class Questions:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "pictures", "of_each")
-        at_least(self, 1, "turns")
+        if not 1 <= self.turns <= FEWEST_ASKED:
+            raise ValueError(f"turns must be 1 to {FEWEST_ASKED}, got {self.turns}")
 
 
 @dataclass(frozen=True, kw_only=True)
