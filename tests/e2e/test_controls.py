@@ -74,7 +74,7 @@ def test_controls_from_nothing_to_their_tables(tmp_path: Path, monkeypatch, caps
         "compare: {resamples: 200}\n"
     )
     monkeypatch.setattr("un2clip.evidence.assistants.WIDTH", 200)  # so that no name is folded
-    overlays = ["tests/e2e/tiny.yaml", "configs/laptop-assistants.yaml", str(tmp_path / "few.yaml")]
+    overlays = ["configs/laptop-assistants.yaml", "tests/e2e/tiny.yaml", str(tmp_path / "few.yaml")]
     words = [f"--to={tmp_path / 'to'}", *(f"--overlay={each}" for each in overlays), "--seeds", "0", "1"]
     assert main(["controls", *words]) == 0
     printed = capsys.readouterr().out
