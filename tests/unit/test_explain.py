@@ -32,7 +32,7 @@ def test_mappings_sections_and_old_names():
     assert rate.startswith(
         "finetune.phases.tune.lr.encoder = 0.0003\n  learning rate of each part that a method trains"
     )
-    assert "  holds     diffusion_loss.images = 1000\n  holds     diffusion_loss.bins = 10\n" in explain(
+    assert "  holds     diffusion_loss.images = 500\n  holds     diffusion_loss.bins = 10\n" in explain(
         "diffusion_loss", PARAMS
     )
     renamed = explain("finetune.training.noise_level", PARAMS)

@@ -6,10 +6,9 @@ Nothing is skipped, as `ingest` does, because a benchmark with fewer images is a
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from un2clip.config import read_yaml
 from un2clip.datasets.images import decode
@@ -18,6 +17,9 @@ from un2clip.errors import UserError, cause
 from un2clip.files.texts import decode as decode_text
 from un2clip.files.texts import read_text
 from un2clip.hashes import file_sha256, files_below, folder_sha256
+
+if TYPE_CHECKING:  # `shapes` writes what is read here, and has no tensors
+    from torch import Tensor
 
 
 def data_sha256(folder: Path) -> str:
@@ -74,8 +76,10 @@ class Picture:
         return read_image(self.source, self.name)
 
 
-def read_pixels(preprocess: Callable[[Image.Image], Tensor], pictures: Iterable[Picture]) -> Tensor:
+def read_pixels(preprocess: "Callable[[Image.Image], Tensor]", pictures: Iterable[Picture]) -> "Tensor":
     """Pictures as an encoder reads them, (B, 3, H, W)."""
+    import torch
+
     return torch.stack([preprocess(picture.read()) for picture in pictures])
 
 
