@@ -12,10 +12,10 @@ CHANGES = {"un2clip": (-8.0, 0.5), "held": (0.0, 2.0), "other": (-4.0, -1.0), "u
 def lines(half: float | None) -> list[dict[str, object]]:
     """What seeds.summary says, as far as it is drawn; `half` an interval."""
     return [
-        {"benchmark": name, "method": method, "mean": mean}
+        {"benchmark": name, "unit": unit, "method": method, "mean": mean}
         | {"low": None if half is None else mean - half, "high": None if half is None else mean + half}
         for method, means in CHANGES.items()
-        for name, mean in zip("xy", means, strict=True)
+        for name, unit, mean in zip("xy", ("%", "dB"), means, strict=True)
     ]
 
 
@@ -29,7 +29,7 @@ def place(drawn: str, method: str) -> tuple[float, float]:
 def test_points_stand_where_the_numbers_say(half) -> None:
     """A point a method, none for another length; distances from the reference in proportion to the changes."""
     drawn = plot_changes(lines(half), "x", "y").decode()
-    assert "un2clip@50" not in drawn
+    assert "un2clip@50" not in drawn and "change of x, points<" in drawn and "change of y, dB<" in drawn
     x0, y0 = place(drawn, "reference")
     scale_x, scale_y = (place(drawn, "other")[0] - x0) / -4.0, (place(drawn, "other")[1] - y0) / -1.0
     assert scale_x > 0 > scale_y, "more is to the right and up, and SVG counts downwards"

@@ -4,6 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from un2clip.evidence.units import get_unit
+
 MARKERS = "osD^vP*Xhd"
 
 
@@ -38,12 +40,17 @@ def plot_changes(summary: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
                 marker=MARKERS[i % len(MARKERS)], markersize=5, linestyle="none", linewidth=1, capsize=2,
             )  # fmt: skip
             drawn.lines[0].set_gid(method)
-        axes.set(xlabel=f"change of {x}, points", ylabel=f"change of {y}, points")
+        axes.set(xlabel=_label(x, lines), ylabel=_label(y, lines))
         axes.grid(alpha=0.25, linewidth=0.5)
         figure.legend(loc="outside right upper", frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def _label(benchmark: str, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    units = {line["unit"] for (name, _), line in lines.items() if name == benchmark}
+    return f"change of {benchmark}, {get_unit(units.pop()).change}" if units else f"change of {benchmark}"
 
 
 def _bar(line: Mapping[str, Any]) -> list[list[float]] | None:
