@@ -142,11 +142,11 @@ def read_index(shards: Path) -> Index:
                 "run `un2clip ingest` to make it"
             )
     for split, listed in index.splits.items():
-        found = remote.entries(shards / split) if data is not None else {}
+        sizes = remote.entries(shards / split) if data is not None else {}
         for shard in listed:
             tar = shards / split / shard.name
-            there = tar in found if data is not None else tar.is_file()
-            if not there or (found[tar] if data is not None else tar.stat().st_size) != shard.bytes:
+            size = sizes.get(tar) if data is not None else tar.stat().st_size if tar.is_file() else None
+            if size != shard.bytes:
                 raise UserError(f"{tar} is absent or not the {shard.bytes} bytes of {path}; run `un2clip ingest` again")
     return index
 
